@@ -1,0 +1,59 @@
+"""The `ztok` command on the shipped checkpoint."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PASSAGE
+
+from ztok_rag import ZCompressor, ZSequence
+
+
+def ztok(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ztok_rag.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_compress_then_decompress(tmp_path: Path, compressor: ZCompressor) -> None:
+    source, codes, back = (tmp_path / name for name in ("in.txt", "out.zt", "back.txt"))
+    source.write_text(PASSAGE)
+    done = ztok("compress", str(source), "-o", str(codes), "--rate", "1")
+    assert done.returncode == 0, done.stderr
+    z = ZSequence.load(codes)
+    assert f"{z.source_tokens} tokens -> {len(z)} Z-tokens" in done.stdout
+    assert z.fingerprint == compressor.fingerprint
+    done = ztok("decompress", str(codes), "-o", str(back))
+    assert done.returncode == 0, done.stderr
+    assert "lighthouse" in back.read_text()
+
+
+@pytest.mark.parametrize("case", ["missing", "binary", "empty", "rate", "codes"])
+def test_errors_are_one_line_and_nothing_is_written(tmp_path: Path, case: str) -> None:
+    source, codes = tmp_path / "in.txt", tmp_path / "out.zt"
+    content = {"binary": b"\xff\xfe\x00", "empty": b" \n"}.get(case, b"Some words here.")
+    if case != "missing":
+        source.write_bytes(content)
+    if case == "codes":
+        done = ztok("decompress", str(source), "-o", str(codes))
+    else:
+        rate = "0" if case == "rate" else "4"
+        done = ztok("compress", str(source), "-o", str(codes), "--rate", rate)
+    assert done.returncode != 0
+    assert done.stderr.startswith("ztok: ") and len(done.stderr.strip().splitlines()) == 1
+    assert not codes.exists()
+
+
+def test_info_and_help() -> None:
+    done = ztok("info")
+    assert done.returncode == 0 and "SmolLM2-135M-Instruct" in done.stdout
+    assert "anchor codes" in done.stdout
+    done = ztok("train", "--help")
+    assert done.returncode == 0 and "--rates" in done.stdout

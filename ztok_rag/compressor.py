@@ -1,0 +1,188 @@
+"""`ZCompressor`: texts to Z-tokens, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ztok_rag.base import BaseLM
+from ztok_rag.errors import ZtokError
+from ztok_rag.model import ZModel
+from ztok_rag.sequence import ZSequence
+
+if TYPE_CHECKING:
+    from ztok_rag.reader import ZReader
+
+MAX_RATE = 64.0
+
+
+class ZCompressor:
+    """Compresses texts into discrete, variable-length `ZSequence`s.
+
+    Length and codes of a window come from one forward pass over the base's first layers; denser
+    text gets more Z-tokens. Texts of any length are split into windows, and nothing is cut off.
+    """
+
+    def __init__(self, model: ZModel) -> None:
+        self.model = model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str | Path | None = None,
+        *,
+        base: str | Path | BaseLM | None = None,
+        device: str | torch.device | None = None,
+    ) -> ZCompressor:
+        """Load a checkpoint.
+
+        Args:
+            checkpoint: folder of a checkpoint; `None` is the one shipped with the package.
+            base: the base LLM, its id or folder; `None` is the one the checkpoint names.
+            device: `None` is CUDA when there is one, else the CPU.
+
+        Raises:
+            CheckpointError: missing or damaged, or trained on another base.
+        """
+        return cls(ZModel.from_pretrained(checkpoint, base=base, device=device))
+
+    @property
+    def reader(self) -> ZReader:
+        """The reader on the same weights."""
+        from ztok_rag.reader import ZReader
+
+        return ZReader(self.model)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base's Hugging Face tokenizer."""
+        return self.model.base.tokenizer
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the checkpoint; codes of another mean something else."""
+        return self.model.fingerprint
+
+    @property
+    def depth(self) -> int:
+        """Codes per Z-token."""
+        return self.model.config.depth
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of the base LLM in a text."""
+        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def compress(
+        self, texts: Sequence[str], rate: float = 4.0, *, batch_tokens: int = 4096
+    ) -> list[ZSequence]:
+        """Compress texts.
+
+        Args:
+            texts: any number, of any length.
+            rate: source tokens per Z-token, 1 to 64; each window strays from it by a few per
+                cent, as its content asks.
+            batch_tokens: padded source tokens per forward pass.
+
+        Raises:
+            ZtokError: the rate is out of range, or a text is not a string or is empty.
+        """
+        if isinstance(texts, str):
+            raise ZtokError("compress takes a list of texts; put the text in a list.")
+        if not (math.isfinite(rate) and 1.0 <= rate <= MAX_RATE):
+            raise ZtokError(f"the rate must be from 1 to {MAX_RATE:.0f}, not {rate}.")
+        for index, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise ZtokError(f"text {index} has no words to compress; leave it out.")
+        if not texts:
+            return []
+        encoding = self.tokenizer(
+            list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        ids: list[list[int]] = encoding["input_ids"]
+        starts = [np.array([a for a, _ in row]) for row in encoding["offset_mapping"]]
+        cuts = [self._cut(text, start) for text, start in zip(texts, starts, strict=True)]
+        windows = [(i, a, b) for i, cut in enumerate(cuts) for a, b in cut]
+        encoded = self._encode(ids, windows, rate, batch_tokens)
+        results, position = [], 0
+        for i, text in enumerate(texts):
+            parts = [encoded[position + j] for j in range(len(cuts[i]))]
+            firsts = np.concatenate(
+                [
+                    starts[i][a + np.flatnonzero(np.diff(spans, prepend=-1))]
+                    for (a, _), (_, spans) in zip(cuts[i], parts, strict=True)
+                ]
+            )
+            firsts[0] = 0
+            results.append(
+                ZSequence(
+                    codes=np.concatenate([codes for codes, _ in parts]),
+                    spans=np.stack([firsts, np.append(firsts[1:], len(text))], axis=1),
+                    windows=tuple(len(codes) for codes, _ in parts),
+                    source_tokens=len(ids[i]),
+                    fingerprint=self.fingerprint,
+                )
+            )
+            position += len(parts)
+        return results
+
+    def decompress(self, zs: Sequence[ZSequence], *, batch_size: int = 8) -> list[str]:
+        """Write the texts that Z-tokens stand for, window by window, as the reader sees them.
+
+        Raises:
+            SequenceError: a sequence was made by another checkpoint.
+        """
+        return self.reader.decompress(zs, batch_size=batch_size)
+
+    def _cut(self, text: str, starts: np.ndarray) -> list[tuple[int, int]]:
+        """Windows `[a, b)` of about equal size, cut before a word where one is near."""
+        n = len(starts)
+        count = math.ceil(n / self.model.config.window)
+        edges = [0]
+        for k in range(1, count):
+            ideal = round(k * n / count)
+            edge = ideal
+            for candidate in range(ideal, max(edges[-1] + 1, ideal - 16), -1):
+                at = int(starts[candidate])
+                if text[at].isspace() or text[at - 1].isspace():
+                    edge = candidate
+                    break
+            edges.append(edge)
+        edges.append(n)
+        return list(zip(edges[:-1], edges[1:], strict=True))
+
+    @torch.inference_mode()
+    def _encode(
+        self,
+        ids: list[list[int]],
+        windows: list[tuple[int, int, int]],
+        rate: float,
+        batch_tokens: int,
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Codes and span indices of each window, computed with windows of like length together."""
+        results: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0), np.empty(0))] * len(windows)
+        sizes = [b - a for _, a, b in windows]
+        for batch in batches_by_size(sizes, batch_tokens):
+            token_ids = [ids[windows[j][0]][windows[j][1] : windows[j][2]] for j in batch]
+            out = self.model.encode(token_ids, rate)
+            codes = out.codes.cpu().numpy().astype(np.uint16)
+            split = np.split(codes, np.cumsum(out.counts)[:-1])
+            for j, window_codes, spans in zip(batch, split, out.spans, strict=True):
+                results[j] = (window_codes, spans)
+        return results
+
+
+def batches_by_size(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices grouped by like size; a group's padded size is within `budget` where it can be."""
+    batch: list[int] = []
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        if batch and (len(batch) + 1) * sizes[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

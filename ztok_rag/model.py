@@ -1,0 +1,256 @@
+"""`ZModel`: base LLM, adapters, gate and quantizer as one checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ztok_rag.base import BaseLM
+from ztok_rag.config import ZConfig
+from ztok_rag.errors import CheckpointError
+from ztok_rag.quantizer import ZQuantizer
+from ztok_rag.segment import FloatArray, IntArray, segment, select_anchors, target_count
+from ztok_rag.sequence import EMPTY
+
+DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "default"
+
+
+@dataclass
+class Encoded:
+    """The Z-tokens of a batch of windows, laid end to end.
+
+    Attributes:
+        embeddings: `[sum(counts), hidden]` reader inputs, in the base's dtype.
+        codes: int64 `[sum(counts), depth]`.
+        counts: Z-tokens of each window.
+        spans: span index of each token, `[n]` per window.
+        information: `[sum(n)]` predicted surprisal of the real tokens, in nats, with gradient.
+    """
+
+    embeddings: Tensor
+    codes: Tensor
+    counts: list[int]
+    spans: list[IntArray]
+    information: Tensor
+
+
+class ZModel(nn.Module):
+    """The trained parts of a checkpoint around a base LLM."""
+
+    def __init__(self, base: BaseLM, config: ZConfig) -> None:
+        super().__init__()
+        # The base is not a submodule: its weights are no part of the checkpoint.
+        object.__setattr__(self, "base", base)
+        self.base: BaseLM
+        self.config = config
+        self.gate = nn.Sequential(
+            nn.LayerNorm(base.hidden_size, elementwise_affine=False),
+            nn.Linear(base.hidden_size, 1),
+        )
+        self.quantizer = ZQuantizer(config, base.hidden_size)
+        for name in config.adapters:
+            layers = config.compressor_layers if name == "compress" else None
+            base.add_adapter(name, rank=config.rank, layers=layers)
+        self.to(base.device)
+        short = base.first_layers(config.compressor_layers)
+        object.__setattr__(self, "_short_decoder", short)
+        self._fingerprint: str | None = None
+
+    @classmethod
+    def create(cls, base: BaseLM, **settings: object) -> ZModel:
+        """A fresh, untrained model on `base`; `settings` are fields of `ZConfig`."""
+        defaults: dict[str, object] = {"compressor_layers": max(1, base.num_layers // 3)}
+        config = ZConfig(
+            base=base.name,
+            base_fingerprint=base.fingerprint(),
+            **{**defaults, **settings},  # type: ignore[arg-type]
+        )
+        return cls(base, config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str | Path | None = None,
+        *,
+        base: str | Path | BaseLM | None = None,
+        device: str | torch.device | None = None,
+    ) -> ZModel:
+        """Load a checkpoint and the base LLM it belongs to.
+
+        Args:
+            checkpoint: folder that `save_pretrained` wrote; `None` is the one shipped.
+            base: the base LLM, its id or folder; `None` is the one named in the checkpoint.
+            device: `None` is CUDA when there is one, else the CPU.
+
+        Raises:
+            CheckpointError: missing or damaged, or trained on another base.
+        """
+        folder = Path(checkpoint or DEFAULT_CHECKPOINT)
+        config = ZConfig.load(folder)
+        if not isinstance(base, BaseLM):
+            base = BaseLM.load(base or config.base, device=device)
+        if base.fingerprint() != config.base_fingerprint:
+            raise CheckpointError(
+                f"the checkpoint {folder} was trained on {config.base} and does not fit "
+                f"{base.name}; use that base, or train a checkpoint for this one with "
+                "`ztok train --base`."
+            )
+        model = cls(base, config)
+        try:
+            heads = load_file(folder / "heads.safetensors")
+            adapters = {name: load_file(folder / f"{name}.safetensors") for name in config.adapters}
+            model.load_state(heads, adapters)
+        except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+            raise CheckpointError(
+                f"the checkpoint {folder} is incomplete or damaged ({error}); "
+                "copy or install it again."
+            ) from error
+        return model.eval()
+
+    def load_state(self, heads: dict[str, Tensor], adapters: dict[str, dict[str, Tensor]]) -> None:
+        """Copy weights in, exactly those that the model has."""
+        self.load_state_dict({name: tensor.float() for name, tensor in heads.items()})
+        with torch.no_grad():
+            for name, tensors in adapters.items():
+                parameters = self.base.adapter_parameters(name)
+                if parameters.keys() != tensors.keys():
+                    raise KeyError(f"adapter {name} has other layers than the base")
+                for path, parameter in parameters.items():
+                    parameter.copy_(tensors[path])
+        self._fingerprint = None
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """Weights in bf16 on the CPU: the heads, and each adapter's by module path."""
+
+        def pack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {
+                path: (t.to(torch.bfloat16) if t.is_floating_point() else t).detach().cpu()
+                for path, t in tensors.items()
+            }
+
+        adapters = {
+            name: pack(dict(self.base.adapter_parameters(name))) for name in self.config.adapters
+        }
+        return pack(self.state_dict()), adapters
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config and weights to `folder`; a folder already there is replaced whole."""
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        heads, adapters = self.state()
+        self.config.save(temporary)
+        save_file(heads, temporary / "heads.safetensors")
+        for name, tensors in adapters.items():
+            save_file(tensors, temporary / f"{name}.safetensors")
+        temporary.chmod(0o755)
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(folder, old)
+            os.replace(temporary, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, folder)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of everything that decides what a code means."""
+        if self._fingerprint is None:
+            heads, adapters = self.state()
+            digest = hashlib.blake2b(self.config.base_fingerprint.encode(), digest_size=8)
+            for tensors in (heads, adapters["compress"]):
+                for name in sorted(tensors):
+                    digest.update(name.encode())
+                    digest.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def set_mean_information(self, value: float) -> None:
+        """Record the training text's mean predicted surprisal, in nats per token."""
+        self.config = dataclasses.replace(self.config, mean_information=value)
+
+    def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Compressor states `[batch, n, hidden]` of token ids `[batch, n]`, in one pass."""
+        with self.base.adapter("compress"):
+            out = self._short_decoder(  # type: ignore[operator]
+                inputs_embeds=self.base.embed(ids), attention_mask=mask, use_cache=False
+            )
+        return out.last_hidden_state  # type: ignore[no-any-return]
+
+    def encode(self, windows: list[list[int]], rate: float) -> Encoded:
+        """Compress windows of token ids in one forward pass.
+
+        Args:
+            windows: token ids, at least one each, padded here into one batch.
+            rate: source tokens per Z-token wanted.
+        """
+        device = self.base.device
+        lengths = [len(window) for window in windows]
+        ids = torch.zeros(len(windows), max(lengths), dtype=torch.long)
+        for row, window in enumerate(windows):
+            ids[row, : len(window)] = torch.tensor(window)
+        mask = torch.arange(ids.shape[1])[None] < torch.tensor(lengths)[:, None]
+        # Right padding is invisible to a causal model, so equal lengths need no mask.
+        hidden = self.hidden_states(ids.to(device), mask.to(device).long())
+        flat_hidden = hidden[mask.to(device)]
+        flat_ids = ids[mask].to(device)
+        scores = self.gate(flat_hidden.float()).squeeze(-1)
+        information = nn.functional.softplus(scores)
+
+        spans, picked, counts = [], [], []
+        offset = z_offset = 0
+        weights = information.detach().double().cpu().numpy() + 1e-3
+        for length in lengths:
+            window_spans, window_picked = self._allocate(weights[offset : offset + length], rate)
+            spans.append(window_spans)
+            picked.append(np.where(window_picked < 0, -1, window_picked + offset))
+            counts.append(int(window_spans[-1]) + 1)
+            offset += length
+            z_offset += counts[-1]
+        flat_picked = torch.from_numpy(np.concatenate(picked)).to(device)
+        anchors = flat_ids[flat_picked.clamp(min=0)].masked_fill(flat_picked < 0, -1)
+        anchors = self.quantizer.anchor_codes(anchors, self.base.embeddings.weight)  # type: ignore[arg-type]
+
+        codes = anchors.masked_fill(anchors < 0, EMPTY)
+        quantized = None
+        if self.config.residual_depth:
+            starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+            owner = torch.from_numpy(
+                np.concatenate([s + b for s, b in zip(spans, starts, strict=True)])
+            )
+            features = self._pool(flat_hidden, scores, owner.to(device), z_offset)
+            quantized, residual_codes = self.quantizer.encode_residual(features)
+            codes = torch.cat([codes, residual_codes], dim=1)
+        embeddings = self.quantizer.embed(anchors, self.base.embeddings, quantized)
+        return Encoded(embeddings, codes, counts, spans, information)
+
+    def _allocate(self, information: FloatArray, rate: float) -> tuple[IntArray, IntArray]:
+        """Spans and anchor positions of one window."""
+        config = self.config
+        count = target_count(information, rate, config.mean_information, config.elasticity)
+        spans = segment(information, count, config.max_span)
+        return spans, select_anchors(information, spans, config.anchors)
+
+    @staticmethod
+    def _pool(hidden: Tensor, scores: Tensor, owner: Tensor, n_z: int) -> Tensor:
+        """Span features `[n_z, 2 * hidden]`: the gate-weighted mean and the last state."""
+        hidden = hidden.float()
+        weight = (scores - scores.detach().max()).exp() + 1e-6
+        total = torch.zeros(n_z, device=hidden.device).index_add(0, owner, weight)
+        share = (weight / total[owner]).unsqueeze(-1)
+        pooled = torch.zeros(n_z, hidden.shape[1], device=hidden.device)
+        pooled = pooled.index_add(0, owner, hidden * share)
+        last = torch.searchsorted(owner, torch.arange(n_z, device=owner.device), right=True) - 1
+        return torch.cat([pooled, hidden[last]], dim=-1)

@@ -1,0 +1,185 @@
+"""`ZSequence`: the discrete, variable-length form of a text, and its file format."""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ztok_rag.errors import SequenceError
+
+EMPTY = 65535
+"""Code of an unused slot: the span had fewer tokens than the checkpoint has anchors."""
+
+_MAGIC = b"ZT1\n"
+_HEADER = struct.Struct("<4s8sIIHHI")  # magic, fingerprint, source tokens, n_z, depth, windows, crc
+
+
+@dataclass(frozen=True, eq=False)
+class ZSequence:
+    """A text as Z-tokens.
+
+    Attributes:
+        codes: uint16 `[n_z, depth]`; `EMPTY` marks an unused slot.
+        spans: int64 `[n_z, 2]`, half-open character offsets into the source text. Together the
+            spans cover the text in order.
+        windows: number of Z-tokens of each independently compressed window; sums to `n_z`.
+        source_tokens: number of base-LLM tokens in the source text.
+        fingerprint: 16 hex digits that identify the checkpoint whose codes these are.
+    """
+
+    codes: NDArray[np.uint16]
+    spans: NDArray[np.int64]
+    windows: tuple[int, ...]
+    source_tokens: int
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        if self.codes.ndim != 2 or self.codes.dtype != np.uint16 or not len(self.codes):
+            raise SequenceError("Z-token codes must be a non-empty uint16 array [n_z, depth].")
+        if self.spans.shape != (len(self.codes), 2):
+            raise SequenceError("Z-token spans must be an array [n_z, 2] of character offsets.")
+        if sum(self.windows) != len(self.codes) or min(self.windows) < 1:
+            raise SequenceError("the window lengths of a ZSequence must sum to its length.")
+        if len(self.fingerprint) != 16:
+            raise SequenceError("a checkpoint fingerprint has 16 hex digits.")
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ZSequence) and self.to_bytes() == other.to_bytes()
+
+    def __hash__(self) -> int:
+        return hash(self.to_bytes())
+
+    @property
+    def depth(self) -> int:
+        """Number of codes per Z-token."""
+        return int(self.codes.shape[1])
+
+    @property
+    def rate(self) -> float:
+        """Source tokens per Z-token."""
+        return self.source_tokens / len(self)
+
+    def split_windows(self) -> list[NDArray[np.uint16]]:
+        """The codes of each independently compressed window, `[n, depth]` each."""
+        return np.split(self.codes, np.cumsum(self.windows)[:-1])
+
+    def to_bytes(self) -> bytes:
+        """Compact, checksummed bytes. Equal sequences give equal bytes."""
+        # Codes slot by slot, low bytes apart from high bytes, compress best.
+        columns = np.ascontiguousarray(self.codes.T.astype("<u2"))
+        planes = columns.view(np.uint8).reshape(self.depth, -1, 2)
+        starts = np.diff(self.spans[:, 0], prepend=0)
+        gaps = self.spans[:, 1] - np.append(self.spans[1:, 0], self.spans[-1, 1])
+        offsets = _varints(np.concatenate([starts, -gaps, self.spans[-1:, 1], self.windows]))
+        body = zlib.compress(planes.transpose(0, 2, 1).tobytes() + offsets, 9)
+        head = (
+            _MAGIC,
+            bytes.fromhex(self.fingerprint),
+            self.source_tokens,
+            len(self),
+            self.depth,
+            len(self.windows),
+        )
+        crc = zlib.crc32(body, zlib.crc32(_HEADER.pack(*head, 0)))
+        return _HEADER.pack(*head, crc) + body
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ZSequence:
+        """Inverse of `to_bytes`.
+
+        Raises:
+            SequenceError: the bytes are not a Z-token sequence, or are truncated or altered.
+        """
+        if len(data) < _HEADER.size or data[:4] != _MAGIC:
+            raise SequenceError(
+                "these bytes are not a Z-token sequence; compress the source text again."
+            )
+        magic, fingerprint, source_tokens, n_z, depth, n_windows, crc = _HEADER.unpack_from(data)
+        body = data[_HEADER.size :]
+        head = _HEADER.pack(magic, fingerprint, source_tokens, n_z, depth, n_windows, 0)
+        if zlib.crc32(body, zlib.crc32(head)) != crc:
+            raise SequenceError(
+                "this Z-token sequence is truncated or altered (its checksum does not match); "
+                "compress the source text again."
+            )
+        raw = zlib.decompress(body)
+        planes = np.frombuffer(raw, np.uint8, 2 * n_z * depth).reshape(depth, 2, n_z)
+        codes = np.ascontiguousarray(planes.transpose(0, 2, 1)).view("<u2")[..., 0].T
+        numbers = _parse_varints(raw[2 * n_z * depth :])
+        if len(numbers) != 2 * n_z + 1 + n_windows:
+            raise SequenceError("this Z-token sequence has malformed offsets; compress again.")
+        starts = np.cumsum(numbers[:n_z])
+        ends = np.append(starts[1:], numbers[2 * n_z]) - numbers[n_z : 2 * n_z]
+        return cls(
+            codes=np.ascontiguousarray(codes, dtype=np.uint16),
+            spans=np.stack([starts, ends], axis=1),
+            windows=tuple(int(n) for n in numbers[2 * n_z + 1 :]),
+            source_tokens=source_tokens,
+            fingerprint=fingerprint.hex(),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write to `path` atomically: the file is whole or not there."""
+        write_atomic(Path(path), self.to_bytes())
+
+    @classmethod
+    def load(cls, path: str | Path) -> ZSequence:
+        """Read a file that `save` wrote.
+
+        Raises:
+            SequenceError: the file is missing, or is not an intact Z-token sequence.
+        """
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise SequenceError(f"cannot read {path}: {error.strerror}.") from error
+        try:
+            return cls.from_bytes(data)
+        except SequenceError as error:
+            raise SequenceError(f"{path}: {error}") from error
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path` by way of a temporary file in the same folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _varints(numbers: NDArray[np.int64]) -> bytes:
+    """LEB128 bytes of non-negative integers."""
+    out = bytearray()
+    for number in numbers.tolist():
+        while number >= 128:
+            out.append(number & 127 | 128)
+            number >>= 7
+        out.append(number)
+    return bytes(out)
+
+
+def _parse_varints(data: bytes) -> NDArray[np.int64]:
+    numbers, value, shift = [], 0, 0
+    for byte in data:
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            numbers.append(value)
+            value = shift = 0
+    return np.array(numbers, dtype=np.int64)

@@ -1,0 +1,1 @@
+"""Training: records to packed batches, the objective, and the loop."""

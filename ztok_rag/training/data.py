@@ -1,0 +1,387 @@
+"""Training records, and the packed batches made from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ztok_rag.errors import DataError
+from ztok_rag.prompts import REPEAT_PROMPT
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text and the questions asked of it (none for unlabelled text)."""
+
+    text: str
+    questions: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+def read_passages(path: str | Path) -> list[Passage]:
+    """Read training text.
+
+    Args:
+        path: JSON Lines of `{context, question, answers}` (rows of one context are gathered) or
+            of `{text}`; or a plain text file, each paragraph a passage; or a folder of these.
+
+    Raises:
+        DataError: the path is missing, or a record is malformed; names file and line.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in {".jsonl", ".txt", ".md"})
+        return [passage for file in files for passage in read_passages(file)]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path} as UTF-8 text ({error}).") from error
+    if path.suffix != ".jsonl":
+        return [Passage(part.strip()) for part in text.split("\n\n") if part.strip()]
+    gathered: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            context, question = _parse_record(json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}, line {number}: expected an object with `text`, or with `context`, "
+                f"`question` and a non-empty list `answers` ({error})."
+            ) from error
+        questions = gathered.setdefault(context, [])
+        if question is not None:
+            questions.append(question)
+    return [Passage(context, tuple(questions)) for context, questions in gathered.items()]
+
+
+def _parse_record(record: Any) -> tuple[str, tuple[str, tuple[str, ...]] | None]:
+    if "question" not in record:
+        text = record["text"] if "text" in record else record["context"]
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError("the text is empty")
+        return text, None
+    context, question, answers = record["context"], record["question"], record["answers"]
+    if not isinstance(context, str) or not context.strip() or not isinstance(question, str):
+        raise ValueError("`context` and `question` must be non-empty strings")
+    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
+        raise ValueError("`answers` must be a non-empty list of strings")
+    return context, (question, tuple(answers))
+
+
+@dataclass
+class Example:
+    """One packed row: a shared prefix of text and windows, then independent branches.
+
+    Attributes:
+        prefix: token ids, or a window to compress (`Window`), in order.
+        branches: `(prompt ids, target ids)`; each sees the prefix and itself only.
+    """
+
+    prefix: list[list[int] | Window]
+    branches: list[tuple[list[int], list[int]]]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Source token ids that the compressor turns into Z-tokens."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How passages become batches.
+
+    Attributes:
+        batch_tokens: source and branch tokens per batch, about.
+        max_source_tokens: longer passages are left out, or cut if they have no questions.
+        window: source tokens per window.
+        max_questions: questions per passage and step.
+        max_answer_tokens: longer answers are cut.
+        reconstruct: probability that a passage with questions is also reconstructed.
+        reconstruct_tokens: tokens reconstructed, from the start of the passage's first window.
+        pair: probability that two passages share a prefix, the other a distractor.
+        drop_context: probability that questions come without their passage.
+        templates: question prompts; the first is used half of the time.
+    """
+
+    batch_tokens: int = 1400
+    max_source_tokens: int = 512
+    window: int = 256
+    max_questions: int = 6
+    max_answer_tokens: int = 48
+    reconstruct: float = 0.3
+    reconstruct_tokens: int = 160
+    pair: float = 0.15
+    drop_context: float = 0.04
+    templates: tuple[str, ...] = ()
+
+
+class PackedBatches:
+    """Deterministic batches of packed examples: batch `i` depends on the seed and `i` alone."""
+
+    def __init__(
+        self, passages: Sequence[Passage], tokenizer: Any, settings: BatchSettings, seed: int
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.seed = seed
+        self.repeat = self._ids(REPEAT_PROMPT)
+        texts = [passage.text for passage in passages]
+        ids = (
+            tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        )
+        limit = settings.max_source_tokens
+        # A cut could take the answer away.
+        kept = [i for i, p in enumerate(passages) if len(ids[i]) <= limit or not p.questions]
+        if not kept:
+            raise DataError(
+                f"there is nothing to train on: the data holds no passage of at most {limit} tokens."
+            )
+        self.passages = [passages[i] for i in kept]
+        self.sources = [ids[i][:limit] for i in kept]
+        questions = [len(p.questions) for p in self.passages]
+        self.sizes = np.array(
+            [
+                len(source) + 24 * min(n, settings.max_questions)
+                for source, n in zip(self.sources, questions, strict=True)
+            ]
+        )
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+        self.batches_per_epoch = len(self._order(0))
+
+    def _order(self, epoch: int) -> list[list[int]]:
+        """Passage indices of each batch of an epoch: like lengths together, in random order."""
+        if self._epoch[0] != epoch:
+            rng = np.random.default_rng([self.seed, epoch])
+            jitter = self.sizes * rng.uniform(0.85, 1.15, len(self.sizes))
+            batches: list[list[int]] = [[]]
+            filled = 0
+            for index in np.argsort(jitter).tolist():
+                size = int(self.sizes[index])
+                if batches[-1] and filled + size > self.settings.batch_tokens:
+                    batches.append([])
+                    filled = 0
+                batches[-1].append(index)
+                filled += size
+            self._epoch = (epoch, [batches[i] for i in rng.permutation(len(batches))])
+        return self._epoch[1]
+
+    def __getitem__(self, index: int) -> tuple[list[Example], int]:
+        """The examples of batch `index`, and their source tokens."""
+        epoch, position = divmod(index, self.batches_per_epoch)
+        order = self._order(epoch)
+        members = order[position % len(order)]
+        rng = np.random.default_rng([self.seed, 1, index])
+        examples, queue = [], list(members)
+        while queue:
+            share = [queue.pop()]
+            if queue and rng.random() < self.settings.pair:
+                share.append(queue.pop())
+            examples.append(self._example(share, rng))
+        return examples, sum(len(self.sources[i]) for i in members)
+
+    def _example(self, members: list[int], rng: np.random.Generator) -> Example:
+        settings = self.settings
+        asked = [q for i in members for q in self.passages[i].questions]
+        context = self._context(members)
+        first = context[0]
+        assert isinstance(first, Window)
+        if not asked:
+            return Example([first], [self._repetition(first)])
+        # Reconstruction reads one window and nothing else, as `decompress` does.
+        repeats = len(context) == 1 and rng.random() < settings.reconstruct
+        template = settings.templates[0] if repeats else self._template(rng)
+        head, tail = template.split("{context}")
+        shared, _ = tail.split("{question}")
+        if not repeats and rng.random() < settings.drop_context:
+            context = []
+        prefix = [self._ids(head)] if head else []
+        prefix += context
+        if repeats:
+            branches = [self._repetition(first)]
+        else:
+            # What comes before every question is read once.
+            shared, tail = shared.rstrip(" "), tail[len(shared.rstrip(" ")) :]
+            prefix.append(self._ids(shared))
+            branches = []
+        for i in rng.permutation(len(asked))[: settings.max_questions].tolist():
+            branches.append(self._question(tail, *asked[i], rng))
+        return Example(prefix, branches)
+
+    def _repetition(self, window: Window) -> tuple[list[int], list[int]]:
+        target = list(window.ids[: self.settings.reconstruct_tokens])
+        if len(target) == len(window.ids):
+            target.append(self.tokenizer.eos_token_id)
+        return self.repeat, target
+
+    def _context(self, members: list[int]) -> list[list[int] | Window]:
+        """The windows of the passages, in order, with blank lines between passages."""
+        parts: list[list[int] | Window] = []
+        for i in members:
+            if parts:
+                parts.append(self._ids("\n\n"))
+            source, size = self.sources[i], self.settings.window
+            parts += [Window(tuple(source[j : j + size])) for j in range(0, len(source), size)]
+        return parts
+
+    def _question(
+        self, tail: str, question: str, answers: tuple[str, ...], rng: np.random.Generator
+    ) -> tuple[list[int], list[int]]:
+        prompt = tail.replace("{question}", question.strip())
+        answer = answers[int(rng.integers(len(answers)))].strip()
+        lead = "" if prompt[-1].isspace() else " "
+        target = self._ids(lead + answer)[: self.settings.max_answer_tokens]
+        return self._ids(prompt), [*target, self.tokenizer.eos_token_id]
+
+    def _template(self, rng: np.random.Generator) -> str:
+        templates = self.settings.templates
+        if len(templates) == 1 or rng.random() < 0.5:
+            return templates[0]
+        return templates[int(rng.integers(1, len(templates)))]
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[no-any-return]
+
+
+@dataclass
+class Packed:
+    """Reader inputs of a batch.
+
+    Attributes:
+        embeddings: `[rows, length, hidden]`.
+        mask: bool `[rows, 1, length, length]`, true where attention may look.
+        positions: int64 `[rows, length]`.
+        labels: int64 `[rows, length]`: the token to predict at each position, or `IGNORE`.
+        reconstructs: bool `[rows, length]`: the label belongs to a reconstruction.
+    """
+
+    embeddings: Tensor
+    mask: Tensor
+    positions: Tensor
+    labels: Tensor
+    reconstructs: Tensor
+
+
+@dataclass
+class _Row:
+    """One example, position by position; `parts` index the texts or are Z-token embeddings."""
+
+    parts: list[slice | Tensor]
+    branch: list[int]
+    positions: list[int]
+    labels: list[int]
+    reconstructs: list[bool]
+
+
+def pack(
+    examples: Sequence[Example],
+    embed: Callable[[Tensor], Tensor],
+    windows: Iterator[Tensor],
+    repeat: list[int],
+    *,
+    row_lengths: Sequence[int] = (256, 320, 384, 448, 512, 640),
+) -> Packed:
+    """Lay examples out as reader inputs, several to a row where they fit.
+
+    Args:
+        examples: of one batch.
+        embed: from token ids `[n]` to embeddings `[n, hidden]`.
+        windows: embeddings `[n_z, hidden]` of each `Window`, in order of appearance.
+        repeat: prompt ids that mark a branch as a reconstruction.
+        row_lengths: positions per row to choose from, for the least padding.
+    """
+    texts: list[int] = []
+    rows = [_lay_out(example, texts, windows, repeat) for example in examples]
+    sizes = [len(row.branch) for row in rows]
+    bins = min((_first_fit(sizes, n) for n in row_lengths), key=lambda b: _cost(b, sizes))
+    embedded = embed(torch.tensor(texts))
+    device = embedded.device
+    length = max(sum(len(rows[i].branch) for i in members) for members in bins)
+
+    def grid(values: Callable[[int], list[int]], fill: int) -> Tensor:
+        lines = [[v for i in members for v in values(i)] for members in bins]
+        padded = [line + [fill] * (length - len(line)) for line in lines]
+        return torch.tensor(padded, device=device)
+
+    branch = grid(lambda i: rows[i].branch, -1)
+    owner = grid(lambda i: [i] * len(rows[i].branch), -1)
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    own = branch[:, None, :] == branch[:, :, None]
+    same = owner[:, None, :] == owner[:, :, None]
+    mask = causal & same & (own | (branch[:, None, :] == 0))
+    vectors = [
+        torch.cat(
+            [p if isinstance(p, Tensor) else embedded[p] for i in members for p in rows[i].parts]
+        )
+        for members in bins
+    ]
+    return Packed(
+        embeddings=nn.utils.rnn.pad_sequence(vectors, batch_first=True),
+        mask=mask.unsqueeze(1),
+        positions=grid(lambda i: rows[i].positions, 0),
+        labels=grid(lambda i: rows[i].labels, IGNORE),
+        reconstructs=grid(lambda i: list(map(int, rows[i].reconstructs)), 0).bool(),
+    )
+
+
+def _lay_out(
+    example: Example, texts: list[int], windows: Iterator[Tensor], repeat: list[int]
+) -> _Row:
+    """One example's row; the ids of its text parts are appended to `texts`."""
+    row = _Row([], [], [], [], [])
+
+    def add_text(ids: list[int]) -> None:
+        row.parts.append(slice(len(texts), len(texts) + len(ids)))
+        texts.extend(ids)
+
+    for part in example.prefix:
+        if isinstance(part, Window):
+            vectors = next(windows)
+            row.parts.append(vectors)
+            row.branch += [0] * len(vectors)
+        else:
+            add_text(part)
+            row.branch += [0] * len(part)
+    start = len(row.branch)
+    row.positions += range(start)
+    row.labels += [IGNORE] * start
+    row.reconstructs += [False] * start
+    for number, (prompt, target) in enumerate(example.branches, start=1):
+        ids = prompt + target[:-1]
+        add_text(ids)
+        row.branch += [number] * len(ids)
+        row.positions += range(start, start + len(ids))
+        row.labels += [IGNORE] * (len(prompt) - 1) + target
+        row.reconstructs += [prompt == repeat] * len(ids)
+    return row
+
+
+def _cost(bins: list[list[int]], sizes: list[int]) -> float:
+    """Compute of a packing: its area, and attention that grows with the length of a row."""
+    length = max(sum(sizes[i] for i in members) for members in bins)
+    return len(bins) * length * (1 + length / 3000)
+
+
+def _first_fit(sizes: list[int], capacity: int) -> list[list[int]]:
+    """Indices grouped so that each group's sizes sum to at most the capacity, where they can."""
+    capacity = max(capacity, *sizes)
+    bins: list[tuple[int, list[int]]] = []
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        for position, (filled, members) in enumerate(bins):
+            if filled + sizes[index] <= capacity:
+                members.append(index)
+                bins[position] = (filled + sizes[index], members)
+                break
+        else:
+            bins.append((sizes[index], [index]))
+    return [members for _, members in bins]

@@ -1,0 +1,86 @@
+"""One training run from data files to a checkpoint: what `ztok train` calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ztok_rag.base import BaseLM
+from ztok_rag.errors import DataError
+from ztok_rag.model import ZModel
+from ztok_rag.prompts import training_templates
+from ztok_rag.training.data import BatchSettings, PackedBatches, Passage, read_passages
+from ztok_rag.training.trainer import Trainer, TrainSettings, fit_gate
+
+
+def load_data(specs: Sequence[str], seed: int) -> list[Passage]:
+    """Read training files.
+
+    Args:
+        specs: paths; `PATH:SHARE` takes that share of a path's passages, chosen by `seed`.
+
+    Raises:
+        DataError: a path is missing, a record malformed, or a share not in (0, 1].
+    """
+    passages: list[Passage] = []
+    for spec in specs:
+        path, _, share = spec.rpartition(":")
+        if not path or Path(spec).exists():
+            path, share = spec, "1"
+        try:
+            fraction = float(share)
+        except ValueError:
+            fraction = -1.0
+        if not 0 < fraction <= 1:
+            raise DataError(f"{spec}: the share after the colon must be above 0 and at most 1.")
+        found = read_passages(path)
+        count = max(1, round(len(found) * fraction)) if found else 0
+        chosen = np.random.default_rng([seed, 3]).permutation(len(found))[:count]
+        passages += [found[i] for i in sorted(chosen.tolist())]
+    return passages
+
+
+def run_training(
+    data: Sequence[str],
+    output: str | Path,
+    *,
+    base: str | None = None,
+    init: str | Path | None = None,
+    device: str | None = None,
+    model_settings: dict[str, Any] | None = None,
+    batch_settings: BatchSettings | None = None,
+    settings: TrainSettings | None = None,
+    progress: bool = True,
+) -> Path:
+    """Train, or go on with the run in `output`, and return the checkpoint's folder.
+
+    Args:
+        data: see `load_data`.
+        output: folder of the run.
+        base: base LLM for a fresh checkpoint.
+        init: checkpoint to start from instead of a fresh one.
+        device: `cpu`, `cuda`, …; `None` is CUDA when there is one.
+        model_settings: fields of `ZConfig` for a fresh checkpoint.
+        batch_settings: see `BatchSettings`; templates default to `training_templates()`.
+        settings: see `TrainSettings`.
+        progress: show a bar.
+    """
+    settings = settings or TrainSettings()
+    batch_settings = batch_settings or BatchSettings(templates=training_templates())
+    torch.manual_seed(settings.seed)
+    passages = load_data(data, settings.seed)
+    if init is not None:
+        model = ZModel.from_pretrained(init, base=base, device=device)
+    else:
+        model = ZModel.create(BaseLM.load(base, device=device), **(model_settings or {}))
+    batches = PackedBatches(passages, model.base.tokenizer, batch_settings, settings.seed)
+    trainer = Trainer(model, batches, settings, output)
+    if not trainer.resume() and init is None:
+        sample = np.random.default_rng([settings.seed, 4]).permutation(len(batches.sources))[:48]
+        fit_gate(model, [batches.sources[i][: batch_settings.window] for i in sample.tolist()])
+    trainer.train(progress=progress)
+    return Path(output) / "checkpoint"
