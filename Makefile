@@ -3,7 +3,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint setup clean
+# Folder of evaluation data, with squad/dev.jsonl in it.
+DATA ?= data
+
+.PHONY: demo test lint bench setup clean
 
 setup: $(STAMP)
 
@@ -24,6 +27,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 1 --rates 4 \
+		--arms none,text,ztok --limit 200 --output benchmarks/results/squad_dev
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -146,7 +146,7 @@ def test_sequence_of_another_checkpoint_is_refused(
 ) -> None:
     (z,) = compressor.compress([PASSAGE])
     foreign = ZSequence(z.codes, z.spans, z.windows, z.source_tokens, "0" * 16)
-    with pytest.raises(SequenceError, match="another|made by checkpoint"):
+    with pytest.raises(SequenceError, match="made by checkpoint"):
         reader.generate([[foreign, " Why?"]])
     with pytest.raises(SequenceError, match="compress the text again"):
         compressor.decompress([foreign])

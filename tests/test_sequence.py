@@ -59,10 +59,10 @@ def test_file_round_trip_and_errors(tmp_path: Path) -> None:
     z.save(path)
     assert ZSequence.load(path) == z
     assert [p.name for p in path.parent.iterdir()] == ["text.zt"]
-    with pytest.raises(SequenceError, match="missing.zt"):
+    with pytest.raises(SequenceError, match=r"missing\.zt"):
         ZSequence.load(tmp_path / "missing.zt")
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(SequenceError, match="text.zt.*truncated"):
+    with pytest.raises(SequenceError, match=r"text\.zt.*truncated"):
         ZSequence.load(path)
 
 

@@ -132,8 +132,15 @@ def test_batches_depend_on_seed_and_index_alone(records: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["{", '{"context": "a"  "b"}', '{"context": "a", "question": "b"}', '{"question": "b"}', "[]"]
-    + ['{"context": "a", "question": "b", "answers": []}', '{"text": ""}'],
+    [
+        "{",
+        "[]",
+        '{"text": ""}',
+        '{"question": "b"}',
+        '{"context": "a"  "b"}',
+        '{"context": "a", "question": "b"}',
+        '{"context": "a", "question": "b", "answers": []}',
+    ],
 )
 def test_malformed_record_names_file_and_line(tmp_path: Path, line: str) -> None:
     path = tmp_path / "bad.jsonl"

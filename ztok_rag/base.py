@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -232,12 +233,15 @@ class BaseLM:
         config = LoraConfig(
             r=rank, lora_alpha=2 * rank, target_modules=sorted(linear), task_type="CAUSAL_LM"
         )
-        if self.peft is None:
-            self.peft = get_peft_model(
-                self.model, config, adapter_name=name, autocast_adapter_dtype=False
-            )
-        else:
-            self.peft.add_adapter(name, config, autocast_adapter_dtype=False)
+        with warnings.catch_warnings():
+            # peft asks transformers for an attribute that warns of its renaming.
+            warnings.simplefilter("ignore", FutureWarning)
+            if self.peft is None:
+                self.peft = get_peft_model(
+                    self.model, config, adapter_name=name, autocast_adapter_dtype=False
+                )
+            else:
+                self.peft.add_adapter(name, config, autocast_adapter_dtype=False)
         for parameter in self.adapter_parameters(name).values():
             parameter.requires_grad_(False)
 

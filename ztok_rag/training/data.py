@@ -145,7 +145,8 @@ class PackedBatches:
         kept = [i for i, p in enumerate(passages) if len(ids[i]) <= limit or not p.questions]
         if not kept:
             raise DataError(
-                f"there is nothing to train on: the data holds no passage of at most {limit} tokens."
+                f"there is nothing to train on: no passage has at most {limit} tokens; "
+                "give other data or a higher --max-source-tokens."
             )
         self.passages = [passages[i] for i in kept]
         self.sources = [ids[i][:limit] for i in kept]
