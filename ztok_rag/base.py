@@ -68,7 +68,7 @@ def _convert_gguf(source: Path, target: Path, *, progress: bool) -> None:
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         bar = tqdm(total=3, desc=f"Converting {DEFAULT_BASE}", disable=not progress, leave=False)
-        with _quiet_transformers():
+        with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
             bar.update()
             quantized = AutoModelForCausalLM.from_pretrained(
@@ -89,7 +89,7 @@ def _convert_gguf(source: Path, target: Path, *, progress: bool) -> None:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No library progress bars or notices while a model loads."""
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
@@ -152,7 +152,7 @@ class BaseLM:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = dtype or fastest_dtype(device)
         try:
-            with _quiet_transformers():
+            with quiet_transformers():
                 tokenizer = AutoTokenizer.from_pretrained(path)
                 model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
         except (OSError, ValueError) as error:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ztok_rag.base import _quiet_transformers
+from ztok_rag.base import quiet_transformers
 from ztok_rag.errors import ZtokError
 
 if TYPE_CHECKING:
@@ -43,5 +43,5 @@ def default_embedding() -> HuggingFaceEmbedding:
     path = default_embedding_path()
     from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
-    with _quiet_transformers():
+    with quiet_transformers():
         return HuggingFaceEmbedding(model_name=str(path))

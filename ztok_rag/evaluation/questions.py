@@ -1,0 +1,178 @@
+"""Arms, questions, and the records they come from."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ztok_rag.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+ARM_NAMES = ("none", "text", "text-reader", "ztok")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to give a model its context.
+
+    Attributes:
+        name: one of `ARM_NAMES`.
+        rate: source tokens per context position: 1 for raw text, `None` for no context.
+        adapter: the reader's adapter; `None` is the plain base LLM.
+    """
+
+    name: str
+    rate: float | None
+    adapter: str | None
+
+    @property
+    def label(self) -> str:
+        """The name, with the rate where there may be several."""
+        return f"{self.name} {self.rate:g}x" if self.name == "ztok" else self.name
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its prompt around the context, and how an answer to it is scored.
+
+    Attributes:
+        id: unique within its task.
+        before: prompt text before the context.
+        after: prompt text after it.
+        text: the question as a report shows it.
+        answers: reference answers, as a report shows them.
+        score: metric name to score, 0 to 1, of a prediction.
+        gold: the paragraph known to hold the answer, if one is.
+        chat: whether a plain base LLM that has a chat format is asked in it. Trained adapters
+            never are.
+    """
+
+    id: str
+    task: str
+    before: str
+    after: str
+    text: str
+    answers: tuple[str, ...]
+    max_new_tokens: int
+    score: Callable[[str], Mapping[str, float]] = field(repr=False)
+    gold: str | None = field(default=None, repr=False)
+    chat: bool = True
+
+
+def make_arms(names: Sequence[str], rates: Sequence[float], adapters: Sequence[str]) -> list[Arm]:
+    """The arms asked for, `ztok` once per rate.
+
+    An arm whose adapter the checkpoint lacks is left out, with a warning.
+
+    Args:
+        adapters: of the checkpoint.
+
+    Raises:
+        DataError: an unknown arm, a rate below 1, or no arm left.
+    """
+    arms = []
+    for name in dict.fromkeys(names):
+        if name == "none":
+            arms.append(Arm(name, None, "read"))
+        elif name == "text":
+            arms.append(Arm(name, 1.0, None))
+        elif name == "text-reader":
+            if "text" in adapters:
+                arms.append(Arm(name, 1.0, "text"))
+            else:
+                logger.warning(
+                    "warning: the arm text-reader is left out: "
+                    "this checkpoint has no adapter trained on raw text."
+                )
+        elif name == "ztok":
+            arms += [Arm(name, float(rate), "read") for rate in dict.fromkeys(rates)]
+        else:
+            raise DataError(f"unknown arm {name!r}; the arms are {', '.join(ARM_NAMES)}.")
+    if bad := [rate for rate in rates if not rate >= 1]:
+        raise DataError(f"a rate is at least 1 source token per Z-token, not {bad[0]:g}.")
+    if not arms:
+        raise DataError(f"no arm is left to run; the arms are {', '.join(ARM_NAMES)}.")
+    return arms
+
+
+def split_template(template: str, **fields: str) -> tuple[str, str]:
+    """The texts before and after `{context}` in a format string, its other fields filled in.
+
+    Raises:
+        DataError: `{context}` is not there exactly once, or another field is not given.
+    """
+    parts = template.split("{context}")
+    if len(parts) != 2:
+        raise DataError("a prompt template must hold {context} exactly once.")
+    try:
+        before, after = (part.format(**fields) for part in parts)
+    except (KeyError, IndexError, ValueError) as error:
+        raise DataError(
+            f"a prompt template has a field that is not one of {', '.join(fields)} ({error})."
+        ) from error
+    return before, after
+
+
+def read_jsonl(
+    path: Path,
+    required: Mapping[str, type],
+    check: Callable[[dict[str, Any]], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Records of a JSON Lines file, empty lines left out.
+
+    Args:
+        required: fields that each record must have, with their types; `list` means a non-empty
+            list of strings.
+        check: raises `ValueError` with the cause if a record is malformed in another way.
+
+    Raises:
+        DataError: the file cannot be read, or a record is malformed; names file, line, cause.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path} ({error}); give a JSON Lines file.") from error
+    records = []
+    # Only "\n" ends a record: other line separators may stand inside JSON strings.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError("it is not a JSON object")
+            for name, kind in required.items():
+                _check_field(record, name, kind)
+            if check is not None:
+                check(record)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: {error}.") from error
+        records.append(record)
+    if not records:
+        raise DataError(f"{path} holds no records.")
+    return records
+
+
+def _check_field(record: Mapping[str, Any], name: str, kind: type) -> None:
+    if name not in record:
+        raise ValueError(f"field {name!r} is missing")
+    value: Any = record[name]
+    if not isinstance(value, kind):
+        raise ValueError(f"field {name!r} is not a {kind.__name__}")
+    if isinstance(value, list) and not (value and all(isinstance(item, str) for item in value)):
+        raise ValueError(f"field {name!r} is not a non-empty list of strings")
+
+
+def sample(items: Sequence[Any], limit: int | None, seed: int) -> list[Any]:
+    """`limit` items in their own order, drawn so that a larger limit keeps those of a smaller."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    order = np.random.default_rng(seed).permutation(len(items))[:limit]
+    return [items[i] for i in sorted(order)]

@@ -1,0 +1,338 @@
+"""Scores with intervals, and `results.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ztok_rag.errors import DataError
+from ztok_rag.evaluation.log import PredictionLog
+from ztok_rag.evaluation.questions import Arm, Question
+from ztok_rag.sequence import write_atomic
+
+
+@dataclass
+class Row:
+    """One line of `results.json`; scores are 0 to 100, costs are means per question."""
+
+    benchmark: str
+    task: str
+    arm: str
+    rate: float | None
+    k: int
+    metric: str
+    score: float
+    ci95: tuple[float, float]
+    n: int
+    context_tokens: float | None = None
+    bytes_per_source_token: float | None = None
+    prefill_ms: float | None = None
+    ttft_ms: float | None = None
+    kv_bytes: float | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, those of `extra` beside them, with floats cut to 4 decimals."""
+        fields = asdict(self)
+        fields.update(fields.pop("extra"))
+        return {name: _rounded(value) for name, value in fields.items()}
+
+
+def bootstrap_ci(
+    scores: Sequence[float], seed: int = 0, *, samples: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean, in the scores' own unit."""
+    return stratified_ci([scores], seed, samples=samples, level=level)
+
+
+def stratified_ci(
+    groups: Sequence[Sequence[float]], seed: int = 0, *, samples: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """As `bootstrap_ci`, of the mean of the groups' means, drawn within each group."""
+    generator = np.random.default_rng(seed)
+    means = np.zeros(samples)
+    for group in groups:
+        values = np.asarray(group, dtype=np.float64)
+        drawn = generator.integers(0, len(values), size=(samples, len(values)))
+        means += values[drawn].mean(axis=1) / len(groups)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def summarize(
+    benchmark: str,
+    tasks: Mapping[str, Sequence[Question]],
+    arms: Sequence[Arm],
+    log: PredictionLog,
+    *,
+    k: int,
+    seed: int = 0,
+) -> list[Row]:
+    """A row per task, arm and metric, and the mean over tasks where there are several.
+
+    Raises:
+        DataError: the log lacks a question.
+    """
+    rows = []
+    for arm in arms:
+        groups: list[list[float]] = []
+        means: list[Row] = []
+        for task, questions in tasks.items():
+            records = _records(questions, arm, log)
+            for index, (metric, scores) in enumerate(_scores(questions, records).items()):
+                row = Row(
+                    benchmark=benchmark,
+                    task=task,
+                    arm=arm.name,
+                    rate=arm.rate,
+                    k=k if arm.rate is not None else 0,
+                    metric=metric,
+                    score=float(np.mean(scores)),
+                    ci95=bootstrap_ci(scores, seed),
+                    n=len(scores),
+                    **_costs(records),
+                )
+                rows.append(row)
+                if index == 0:
+                    groups.append(scores)
+                    means.append(row)
+        if len(tasks) > 1:
+            rows.append(_mean_row(means, stratified_ci(groups, seed)))
+    return rows
+
+
+def paired_difference(
+    questions: Sequence[Question],
+    arm: Arm,
+    other: Arm,
+    log: PredictionLog,
+    metric: str,
+    *,
+    benchmark: str,
+    k: int,
+    seed: int = 0,
+) -> Row:
+    """The row of `arm`'s score minus `other`'s on the same questions, with its interval."""
+    records = _records(questions, arm, log)
+    ours = _scores(questions, records)[metric]
+    theirs = _scores(questions, _records(questions, other, log))[metric]
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    return Row(
+        benchmark=benchmark,
+        task=questions[0].task,
+        arm=arm.name,
+        rate=arm.rate,
+        k=k,
+        metric=f"{metric}_minus_{other.name}",
+        score=float(np.mean(differences)),
+        ci95=bootstrap_ci(differences, seed),
+        n=len(differences),
+        **_costs(records),
+    )
+
+
+def _records(questions: Sequence[Question], arm: Arm, log: PredictionLog) -> list[dict[str, Any]]:
+    records = []
+    for question in questions:
+        record = log.get(question, arm)
+        if record is None:
+            raise DataError(f"{log.path} lacks question {question.id}; run the same command again.")
+        records.append(record)
+    return records
+
+
+def _scores(
+    questions: Sequence[Question], records: Sequence[Mapping[str, Any]]
+) -> dict[str, list[float]]:
+    """Scores by metric, 0 to 100, computed from the predictions."""
+    scores: dict[str, list[float]] = {}
+    for question, record in zip(questions, records, strict=True):
+        for name, value in question.score(record["prediction"]).items():
+            scores.setdefault(name, []).append(100 * value)
+    return scores
+
+
+def _costs(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Cost fields of a row."""
+
+    def mean(name: str) -> float | None:
+        values = [record[name] for record in records if name in record]
+        return float(np.mean(values)) if values else None
+
+    positions = sum(record["context_tokens"] for record in records)
+    tokens = sum(record["source_tokens"] for record in records)
+    stored = sum(record["stored_bytes"] for record in records)
+    return {
+        "context_tokens": mean("context_tokens"),
+        "bytes_per_source_token": stored / tokens if tokens else None,
+        "prefill_ms": mean("prefill_ms"),
+        "ttft_ms": mean("ttft_ms"),
+        "kv_bytes": mean("kv_bytes"),
+        "extra": {
+            "source_tokens": mean("source_tokens"),
+            "source_tokens_per_position": tokens / positions if positions else None,
+            "truncated": sum(record["truncated"] for record in records),
+            "measured": sum("prefill_ms" in record for record in records),
+        }
+        | ({"gold_retrieved": share} if (share := mean("gold_retrieved")) is not None else {}),
+    }
+
+
+def _mean_row(rows: Sequence[Row], interval: tuple[float, float]) -> Row:
+    """The unweighted mean over tasks of one arm."""
+
+    def mean(name: str) -> float | None:
+        values = [getattr(row, name) for row in rows]
+        return None if None in values else float(np.mean(values))
+
+    first = rows[0]
+    return Row(
+        benchmark=first.benchmark,
+        task="average",
+        arm=first.arm,
+        rate=first.rate,
+        k=first.k,
+        metric="mean",
+        score=float(np.mean([row.score for row in rows])),
+        ci95=interval,
+        n=sum(row.n for row in rows),
+        context_tokens=mean("context_tokens"),
+        bytes_per_source_token=mean("bytes_per_source_token"),
+        prefill_ms=mean("prefill_ms"),
+        ttft_ms=mean("ttft_ms"),
+        kv_bytes=mean("kv_bytes"),
+        extra={"truncated": sum(row.extra["truncated"] for row in rows)},
+    )
+
+
+def machine_info(device: str | None = None) -> dict[str, Any]:
+    """The machine and the versions that timings and scores depend on."""
+    names = ("torch", "transformers", "peft")
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "device": device,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in names},
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout this package runs from, `+` after it if files differ."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_results(
+    folder: Path,
+    rows: Sequence[Row],
+    *,
+    seed: int,
+    checkpoint: str,
+    device: str | None = None,
+    command: Sequence[str] | None = None,
+    **extra: Any,
+) -> dict[str, Any]:
+    """Write `results.json` into `folder`, atomically, and return what it holds.
+
+    Args:
+        command: `None` is this process's own.
+        extra: further fields beside `rows`.
+    """
+    results = {
+        "command": shlex.join(command or sys.argv),
+        "commit": git_commit(),
+        "machine": machine_info(device),
+        "seed": seed,
+        "checkpoint": checkpoint,
+        **extra,
+        "rows": [row.to_dict() for row in rows],
+    }
+    write_atomic(folder / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+    return results
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """The rows as aligned text."""
+    header = (
+        "task", "arm", "metric", "score", "95% interval", "n", "context tokens",
+        "bytes/source token", "prefill ms", "first token ms", "KV MiB",
+    )  # fmt: skip
+    lines = [header, *(_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    out = []
+    for line in lines:
+        cells = [
+            cell.ljust(width) if i < 3 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        out.append("  ".join(cells).rstrip())
+    out.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(out)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    def number(value: float | None, digits: int) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    arm = Arm(row.arm, row.rate, None).label
+    return (
+        row.task,
+        arm,
+        row.metric,
+        number(row.score, 1),
+        f"{row.ci95[0]:.1f} to {row.ci95[1]:.1f}",
+        str(row.n),
+        number(row.context_tokens, 0),
+        number(row.bytes_per_source_token, 2),
+        number(row.prefill_ms, 0),
+        number(row.ttft_ms, 0),
+        number(None if row.kv_bytes is None else row.kv_bytes / 2**20, 2),
+    )
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 4)
+    return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value

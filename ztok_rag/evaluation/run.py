@@ -1,0 +1,221 @@
+"""Answering questions by every arm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ztok_rag.evaluation.log import PredictionLog
+from ztok_rag.evaluation.questions import Arm, Question, sample
+from ztok_rag.sequence import ZSequence
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from ztok_rag.compressor import ZCompressor
+
+JOIN = "\n\n"
+"""Stands between two retrieved chunks, as text or as Z-tokens."""
+
+Segments = list[str | ZSequence]
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A prompt with the cost of its context."""
+
+    segments: Segments
+    context_tokens: int
+    source_tokens: int
+    stored_bytes: int
+    truncated: bool
+
+
+def evaluate(
+    questions: Sequence[Question],
+    arms: Sequence[Arm],
+    *,
+    compressor: ZCompressor,
+    retrieve: Callable[[Sequence[Question]], Sequence[Sequence[str]]],
+    log: PredictionLog,
+    batch_size: int = 8,
+    measured: int = 8,
+    seed: int = 0,
+    bar: tqdm[Any] | None = None,
+) -> None:
+    """Answer every question by every arm, into `log`; what `log` already holds is not run again.
+
+    Args:
+        questions: of one task.
+        retrieve: the chunks of each question, in the order in which they are read.
+        batch_size: most prompts in one batch.
+        measured: number of questions per arm whose prefill is timed.
+        bar: progress bar, moved by one per answer, answers already there included.
+    """
+    reader = compressor.reader
+    timed = {question.id for question in sample(questions, measured, seed)}
+    todo = {arm: [q for q in questions if log.get(q, arm) is None] for arm in arms}
+    with_context = {q.id: q for arm in arms if arm.rate is not None for q in todo[arm]}
+
+    def show(state: str) -> None:
+        if bar is not None:
+            bar.set_postfix_str(f"{questions[0].task}: {state}")
+
+    show("retrieving")
+    found = retrieve(list(with_context.values())) if with_context else []
+    chunks = dict(zip(with_context, found, strict=True))
+
+    for arm in arms:
+        if bar is not None:
+            bar.update(len(questions) - len(todo[arm]))
+        compressed: dict[str, ZSequence] = {}
+        if arm.name == "ztok" and todo[arm]:
+            texts = list(dict.fromkeys(text for q in todo[arm] for text in chunks[q.id]))
+            for start in range(0, len(texts), 64):
+                show(f"compressing at {arm.rate:g}x, {start} of {len(texts)} chunks done")
+                part = texts[start : start + 64]
+                compressed |= zip(part, compressor.compress(part, rate=arm.rate), strict=True)
+        show(arm.label)
+        prompts = {
+            q.id: _build(q, arm, chunks.get(q.id, ()), compressed, compressor) for q in todo[arm]
+        }
+        warm = False
+        for batch in _batches(todo[arm], prompts, reader, batch_size):
+            outputs = reader.generate(
+                [prompts[q.id].segments for q in batch],
+                max_new_tokens=batch[0].max_new_tokens,
+                adapter=arm.adapter,
+                batch_size=batch_size,
+            )
+            records = []
+            for question, output in zip(batch, outputs, strict=True):
+                record = _record(question, arm, prompts[question.id], output)
+                if question.gold is not None and arm.rate is not None:
+                    record["gold_retrieved"] = question.gold in chunks[question.id]
+                if question.id in timed:
+                    segments = prompts[question.id].segments
+                    if not warm:
+                        reader.measure(segments, adapter=arm.adapter)
+                        warm = True
+                    cost = reader.measure(segments, adapter=arm.adapter)
+                    record |= {
+                        "prefill_ms": round(cost.prefill_ms, 3),
+                        "ttft_ms": round(cost.ttft_ms, 3),
+                        "kv_bytes": cost.kv_bytes,
+                    }
+                records.append(record)
+            log.append(records)
+            if bar is not None:
+                bar.update(len(batch))
+
+
+def _record(question: Question, arm: Arm, prompt: _Prompt, output: str) -> dict[str, Any]:
+    return {
+        "task": question.task,
+        "arm": arm.name,
+        "rate": arm.rate,
+        "id": question.id,
+        "prediction": output,
+        "answers": list(question.answers),
+        "scores": {name: round(value, 6) for name, value in question.score(output).items()},
+        "context_tokens": prompt.context_tokens,
+        "source_tokens": prompt.source_tokens,
+        "stored_bytes": prompt.stored_bytes,
+        "truncated": prompt.truncated,
+    }
+
+
+def _batches(
+    questions: Sequence[Question], prompts: Mapping[str, _Prompt], reader: Any, batch_size: int
+) -> list[list[Question]]:
+    """Questions by falling prompt length, so that little is padded and the worst comes first."""
+    most_positions = 2 * int(reader.max_positions)
+    lengths = {q.id: reader.count_tokens(prompts[q.id].segments) for q in questions}
+    batches: list[list[Question]] = []
+    for question in sorted(questions, key=lambda q: -lengths[q.id]):
+        batch = batches[-1] if batches else []
+        if (
+            not batch
+            or len(batch) == batch_size
+            or (len(batch) + 1) * lengths[batch[0].id] > most_positions
+        ):
+            batches.append([question])
+        else:
+            batch.append(question)
+    return batches
+
+
+def _build(
+    question: Question,
+    arm: Arm,
+    chunks: Sequence[str],
+    compressed: Mapping[str, ZSequence],
+    compressor: ZCompressor,
+) -> _Prompt:
+    """The prompt of an arm, with the middle of the context left out where it is too long."""
+    reader = compressor.reader
+    # A few positions are kept back: texts cut apart may take more tokens than together.
+    room = reader.max_positions - question.max_new_tokens - 8
+    before, after = question.before, question.after
+    if question.chat and arm.adapter is None:
+        head, tail = chat_frame(compressor.tokenizer)
+        before, after = head + before, after + tail
+    whole = before, after
+    if reader.count_tokens(before + after) > room:
+        before, _ = cut_middle(before, room // 4, compressor.tokenizer)
+        after, _ = cut_middle(after, room - room // 4 - 8, compressor.tokenizer)
+    cut = (before, after) != whole
+    room = max(0, room - reader.count_tokens(before + after))
+
+    if arm.rate is None:
+        return _Prompt([before + after], 0, 0, 0, cut)
+    if arm.name != "ztok":
+        text, text_cut = cut_middle(JOIN.join(chunks), room, compressor.tokenizer)
+        tokens = reader.count_tokens(text) if text else 0
+        stored = len(text.encode("utf-8", "surrogatepass"))
+        return _Prompt([before + text + after], tokens, tokens, stored, cut or text_cut)
+
+    kept = [compressed[chunk] for chunk in chunks]
+    joint = reader.count_tokens(JOIN)
+    while kept and sum(len(z) + joint for z in kept) > room:
+        del kept[len(kept) // 2]
+        cut = True
+    segments: Segments = []
+    for z in kept:
+        segments += [JOIN, z] if segments else [z]
+    return _Prompt(
+        [before, *segments, after],
+        reader.count_tokens(segments) if segments else 0,
+        sum(z.source_tokens for z in kept),
+        sum(len(z.to_bytes()) for z in kept),
+        cut,
+    )
+
+
+def chat_frame(tokenizer: Any) -> tuple[str, str]:
+    """What a chat model's format puts before and after a user's message; empty without one."""
+    if not getattr(tokenizer, "chat_template", None):
+        return "", ""
+    place = "{message}"
+    framed = tokenizer.apply_chat_template(
+        [{"role": "user", "content": place}], tokenize=False, add_generation_prompt=True
+    )
+    head, _, tail = framed.partition(place)
+    return head, tail
+
+
+def cut_middle(text: str, limit: int, tokenizer: Any) -> tuple[str, bool]:
+    """The text's first and last `limit // 2` tokens, and whether anything was cut.
+
+    A text of at most `limit` tokens stays whole.
+    """
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+        "offset_mapping"
+    ]
+    if len(offsets) <= limit:
+        return text, False
+    half = limit // 2
+    if not half:
+        return "", True
+    return text[: offsets[half - 1][1]] + text[offsets[-half][0] :], True
