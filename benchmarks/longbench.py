@@ -247,7 +247,7 @@ def _check_record(metric: str, record: Mapping[str, Any]) -> None:
 def load_config(
     folder: Path, templates: Path | None, tasks: Sequence[str]
 ) -> tuple[dict[str, str], dict[str, int]]:
-    """Prompt template and answer length of each task.
+    """Prompt template and answer length by task, for at least `tasks`.
 
     Args:
         templates: read in place of the folder's `dataset2prompt.json`.
@@ -273,7 +273,7 @@ def _load_json(path: Path, kind: type, tasks: Sequence[str]) -> dict[str, Any]:
     for task in tasks:
         if not isinstance(values, dict) or not isinstance(values.get(task), kind):
             raise DataError(f"{path} has no entry of type {kind.__name__} for the task {task}.")
-    return {task: values[task] for task in tasks}
+    return dict(values)
 
 
 def download() -> Path:

@@ -231,6 +231,15 @@ def test_an_interrupted_run_resumes(
     assert len(compressor.reader.calls) == asked
 
 
+def test_a_run_grows_by_tasks_rates_and_questions(
+    compressor: StandInCompressor, data: Path, tmp_path: Path
+) -> None:
+    run(data, tmp_path / "out", "--tasks", "hotpotqa", "--rates", "4", "--limit", "2")
+    assert sum(len(prompts) for _, prompts in compressor.reader.calls) == 3 * 2
+    run(data, tmp_path / "out", "--rates", "4,8", "--limit", "4")
+    assert sum(len(prompts) for _, prompts in compressor.reader.calls) == 4 * (4 + 1)
+
+
 def test_other_settings_are_refused(
     compressor: StandInCompressor, data: Path, tmp_path: Path
 ) -> None:
@@ -302,7 +311,7 @@ def test_missing_files_are_named(data: Path, tmp_path: Path) -> None:
         longbench.load_config(data, None, ["lcc"])
     own = tmp_path / "own.json"
     own.write_text(json.dumps(TEMPLATES))
-    assert longbench.load_config(data, own, ["lcc"]) == ({"lcc": "{context}Next:"}, {"lcc": 64})
+    assert longbench.load_config(data, own, ["lcc"])[0] == TEMPLATES
     with pytest.raises(DataError, match="no entry of type str for the task qasper"):
         longbench.load_config(data, own, ["qasper"])
 
