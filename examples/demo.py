@@ -152,7 +152,7 @@ def main() -> None:
             cells = [question]
             for engine in (raw, z):
                 answer, tokens, ms = ask(engine, question)
-                cells += [answer, str(tokens), f"{ms:.0f}"]
+                cells += [" ".join(answer.split()), str(tokens), f"{ms:.0f}"]
             table.add_row(*cells)
         console.print(table)
 

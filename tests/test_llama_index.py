@@ -186,8 +186,10 @@ def test_async_query(
 
 def test_streamed_answer_is_the_answer(llm: ZTokenLLM, postprocessor: ZTokenPostprocessor) -> None:
     question = "Who built the lighthouse?"
-    whole = str(query_engine(llm, postprocessor, *DOCUMENTS).query(question))
-    streaming = query_engine(llm, postprocessor, *DOCUMENTS, streaming=True).query(question)
+    # One document: the order of equally good ones differs from index to index.
+    document = DOCUMENTS[0]
+    whole = str(query_engine(llm, postprocessor, document).query(question))
+    streaming = query_engine(llm, postprocessor, document, streaming=True).query(question)
     pieces = list(streaming.response_gen)
     assert "".join(pieces) == whole
     assert whole == whole.strip()

@@ -76,7 +76,10 @@ def _convert_gguf(source: Path, target: Path, *, progress: bool) -> None:
             )
             bar.update()
             # A model loaded from GGUF cannot be saved; a fresh one with its state can.
-            model = type(quantized)(quantized.config).to(torch.bfloat16)
+            config = quantized.config
+            if hasattr(config, "quantization_config"):
+                del config.quantization_config
+            model = type(quantized)(config).to(torch.bfloat16)
             model.load_state_dict(quantized.state_dict())
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
@@ -124,7 +127,7 @@ class BaseLM:
         self.model: Any = model.requires_grad_(False).eval()
         self.decoder: Any = model.get_decoder()
         self.head: nn.Module = model.get_output_embeddings()
-        self.embeddings: nn.Module = model.get_input_embeddings()
+        self.embeddings: nn.Embedding = model.get_input_embeddings()
         self.lock = threading.RLock()
         self.peft: PeftModel | None = None
 
@@ -165,19 +168,19 @@ class BaseLM:
 
     @property
     def device(self) -> torch.device:
-        return self.embeddings.weight.device  # type: ignore[no-any-return, union-attr]
+        return self.embeddings.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embeddings.weight.dtype  # type: ignore[no-any-return, union-attr]
+        return self.embeddings.weight.dtype
 
     @property
     def hidden_size(self) -> int:
-        return int(self.embeddings.weight.shape[1])  # type: ignore[union-attr, operator]
+        return int(self.embeddings.weight.shape[1])
 
     @property
     def vocab_size(self) -> int:
-        return int(self.embeddings.weight.shape[0])  # type: ignore[union-attr, operator]
+        return int(self.embeddings.weight.shape[0])
 
     @property
     def num_layers(self) -> int:

@@ -93,8 +93,8 @@ class ZQuantizer(nn.Module):
         Returns:
             `[n, hidden]` in the base's dtype.
         """
-        vectors = embeddings(anchors.clamp(min=0))
-        z = vectors[:, 0].float()
+        vectors: Tensor = embeddings(anchors.clamp(min=0))
+        z: Tensor = vectors[:, 0].float()
         for slot, linear in enumerate(self.maps, start=1):
             z = z + linear(vectors[:, slot].float()) * (anchors[:, slot : slot + 1] >= 0)
         if quantized is not None:

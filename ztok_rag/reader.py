@@ -295,7 +295,7 @@ class ZReader:
                 return
 
 
-class _StopStrings(StoppingCriteria):
+class _StopStrings(StoppingCriteria):  # type: ignore[misc]
     """Ends each row of a batch once its text holds a stop string."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:

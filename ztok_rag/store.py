@@ -165,9 +165,10 @@ class ZStore:
                     if self._contains(_key(fingerprint, rate, text)):
                         known[text] = self.get(fingerprint, rate, text)
                 missing = [text for text in missing if known[text] is None]
-                for text, z in zip(missing, compressor.compress(missing, rate), strict=True):
-                    known[text] = z
-                    self.put(fingerprint, rate, text, z)
+                made = compressor.compress(missing, rate)
+                for text, sequence in zip(missing, made, strict=True):
+                    known[text] = sequence
+                    self.put(fingerprint, rate, text, sequence)
                 compressed = len(missing)
                 self._count(compressed=compressed)
         return [z for text in texts if (z := known[text]) is not None], compressed

@@ -70,7 +70,7 @@ def evaluate(
         if bar is not None:
             bar.update(len(questions) - len(todo[arm]))
         compressed: dict[str, ZSequence] = {}
-        if arm.name == "ztok" and todo[arm]:
+        if arm.name == "ztok" and arm.rate is not None and todo[arm]:
             texts = list(dict.fromkeys(text for q in todo[arm] for text in chunks[q.id]))
             for start in range(0, len(texts), 64):
                 show(f"compressing at {arm.rate:g}x, {start} of {len(texts)} chunks done")

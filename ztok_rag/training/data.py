@@ -206,7 +206,7 @@ class PackedBatches:
         shared, _ = tail.split("{question}")
         if not repeats and rng.random() < settings.drop_context:
             context = []
-        prefix = [self._ids(head)] if head else []
+        prefix: list[list[int] | Window] = [self._ids(head)] if head else []
         prefix += context
         if repeats:
             branches = [self._repetition(first)]
@@ -216,7 +216,8 @@ class PackedBatches:
             prefix.append(self._ids(shared))
             branches = []
         for i in rng.permutation(len(asked))[: settings.max_questions].tolist():
-            branches.append(self._question(tail, *asked[i], rng))
+            question, answers = asked[i]
+            branches.append(self._question(tail, question, answers, rng))
         return Example(prefix, branches)
 
     def _repetition(self, window: Window) -> tuple[list[int], list[int]]:

@@ -108,7 +108,7 @@ class Objective:
         z_tokens = sum(map(len, windows))
         if rate > 1 and windows:
             encoded = model.encode(windows, rate)
-            parts: Iterator[Tensor] = iter(encoded.embeddings.split(encoded.counts))
+            parts: Iterator[Tensor] = iter(torch.split(encoded.embeddings, encoded.counts))
             z_tokens = sum(encoded.counts)
             if distil:
                 target = surprisal(model, windows)
@@ -191,8 +191,10 @@ def fit_gate(model: ZModel, windows: Sequence[Sequence[int]], *, ridge: float = 
     bias = wanted.mean()
     gram = x.T @ x + ridge * torch.eye(x.shape[1], device=x.device)
     weight = torch.linalg.solve(gram, x.T @ (wanted - bias))
-    model.gate[1].weight.copy_(weight[None])
-    model.gate[1].bias.copy_(bias[None])
+    linear = model.gate[1]
+    assert isinstance(linear, nn.Linear)
+    linear.weight.copy_(weight[None])
+    linear.bias.copy_(bias[None])
     estimate = nn.functional.softplus(x @ weight + bias)
     model.set_mean_information(float(estimate.mean()))
     return float(torch.corrcoef(torch.stack([estimate, y]))[0, 1])
@@ -383,7 +385,7 @@ class Trainer:
             losses = self.objective(examples, rate, distil=distil)
             if not torch.isfinite(losses.total):
                 raise DataError(f"the loss is not finite at step {self.step}; lower --lr.")
-            (losses.total / settings.accumulate).backward()
+            torch.autograd.backward(losses.total / settings.accumulate)
             answers.append(losses.answer)
             reconstructions.append(losses.reconstruction)
             gates.append(losses.gate)
