@@ -30,7 +30,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 1 --rates 4 \
-		--arms none,text,ztok --limit 200 --output benchmarks/results/squad_dev
+		--arms none,ztok,text --limit 200 --output benchmarks/results/squad_dev
 
 clean:
 	rm -rf .venv build dist *.egg-info
