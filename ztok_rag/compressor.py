@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +14,8 @@ import torch
 from ztok_rag.base import BaseLM
 from ztok_rag.errors import ZtokError
 from ztok_rag.model import ZModel
+from ztok_rag.reader import ZReader
 from ztok_rag.sequence import ZSequence
-
-if TYPE_CHECKING:
-    from ztok_rag.reader import ZReader
 
 MAX_RATE = 64.0
 
@@ -55,8 +53,6 @@ class ZCompressor:
     @property
     def reader(self) -> ZReader:
         """The reader on the same weights."""
-        from ztok_rag.reader import ZReader
-
         return ZReader(self.model)
 
     @property

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +20,6 @@ from ztok_rag.errors import SequenceError, ZtokError
 from ztok_rag.model import ZModel
 from ztok_rag.prompts import REPEAT_PROMPT
 from ztok_rag.sequence import ZSequence
-
-if TYPE_CHECKING:
-    from ztok_rag.compressor import ZCompressor
 
 Segment = str | ZSequence
 Prompt = str | Sequence[Segment]
@@ -65,13 +62,6 @@ class ZReader:
     ) -> ZReader:
         """Load a checkpoint; arguments and errors as `ZCompressor.from_pretrained`."""
         return cls(ZModel.from_pretrained(checkpoint, base=base, device=device))
-
-    @property
-    def compressor(self) -> ZCompressor:
-        """The compressor on the same weights."""
-        from ztok_rag.compressor import ZCompressor
-
-        return ZCompressor(self.model)
 
     @property
     def tokenizer(self) -> Any:
