@@ -202,7 +202,6 @@ class ZModel(nn.Module):
         for row, window in enumerate(windows):
             ids[row, : len(window)] = torch.tensor(window)
         mask = torch.arange(ids.shape[1])[None] < torch.tensor(lengths)[:, None]
-        # Right padding is invisible to a causal model, so equal lengths need no mask.
         hidden = self.hidden_states(ids.to(device), mask.to(device).long())
         flat_hidden = hidden[mask.to(device)]
         flat_ids = ids[mask].to(device)
