@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ from ztok_rag.evaluation import (
     PredictionLog,
     Question,
     Row,
+    adapters_digest,
     evaluate,
     format_table,
     make_arms,
@@ -177,7 +176,7 @@ def run(
         "benchmark": benchmark,
         "checkpoint": checkpoint,
         "fingerprint": compressor.fingerprint,
-        "adapters": _adapters_digest(compressor),
+        "adapters": adapters_digest(compressor),
         "base": options.base,
         "k": options.k,
         "seed": options.seed,
@@ -216,23 +215,6 @@ def run(
     )
     write_report(output / "report.html", results, tasks, arms, log)
     print(f"{note}\nWritten: {output}/results.json, report.html, predictions.jsonl")
-
-
-def _adapters_digest(compressor: ZCompressor) -> str:
-    """16 hex digits of the weights of all adapters, the reader's included."""
-    _, adapters = compressor.model.state()
-    total = hashlib.blake2b(digest_size=8)
-    for name in sorted(adapters):
-        for path in sorted(adapters[name]):
-            total.update(f"{name}.{path}".encode())
-            total.update(adapters[name][path].float().contiguous().numpy().tobytes())
-    return total.hexdigest()
-
-
-def digest(value: Any) -> str:
-    """16 hex digits of anything that JSON can hold."""
-    data = json.dumps(value, sort_keys=True, ensure_ascii=True).encode()
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 def embed_texts(texts: Sequence[str]) -> NDArray[np.float32]:

@@ -26,7 +26,6 @@ import numpy as np
 
 from common import (
     chunk_size,
-    digest,
     embed_queries,
     embed_texts,
     load_compressor,
@@ -40,6 +39,7 @@ from ztok_rag import metrics
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation import (
     Question,
+    digest,
     read_jsonl,
     sample,
     split_template,

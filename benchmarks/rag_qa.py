@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from common import (
-    digest,
     embed_queries,
     embed_texts,
     load_compressor,
@@ -24,20 +23,20 @@ from common import (
     run_script,
 )
 from ztok_rag.evaluation import (
+    QUESTION_FIELDS,
     Arm,
     PredictionLog,
     Question,
     Row,
+    check_question,
+    digest,
+    make_question,
     paired_difference,
     read_jsonl,
     sample,
-    split_template,
     summarize,
 )
-from ztok_rag.metrics import exact_match, token_f1
 from ztok_rag.prompts import QA_TEMPLATE
-
-FIELDS = {"context": str, "question": str, "answers": list}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--max-new-tokens", type=positive, default=32, metavar="N", help="length of an answer"
     )
     options = parser.parse_args(arguments)
-    records = read_jsonl(options.data, FIELDS, _check_record)
+    records = read_jsonl(options.data, QUESTION_FIELDS, check_question)
     task = f"{options.data.resolve().parent.name}/{options.data.stem}"
     chosen = sample(list(enumerate(records)), options.limit, options.seed)
     questions = [
@@ -72,36 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         compressor=compressor,
         retrieve=Retriever(passages, options.k),
         summarize=partial(_rows, questions, options.k, options.seed),
-    )
-
-
-def _check_record(record: dict[str, Any]) -> None:
-    for name in ("context", "question"):
-        if not record[name].strip():
-            raise ValueError(f"field {name!r} is empty")
-
-
-def make_question(task: str, number: int, record: dict[str, Any], max_new_tokens: int) -> Question:
-    """The question of record `number`, counted from 0."""
-    before, after = split_template(QA_TEMPLATE, question=record["question"])
-    answers = record["answers"]
-
-    def score(prediction: str) -> dict[str, float]:
-        return {
-            "f1": token_f1(prediction, answers),
-            "exact_match": exact_match(prediction, answers),
-        }
-
-    return Question(
-        id=str(number),
-        task=task,
-        before=before,
-        after=after,
-        text=record["question"],
-        answers=tuple(answers),
-        max_new_tokens=max_new_tokens,
-        score=score,
-        gold=record["context"],
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from ztok_rag import metrics
+from ztok_rag import ZtokError, metrics
 
 
 def test_normalize_drops_case_punctuation_and_articles() -> None:
@@ -36,6 +38,39 @@ def test_rouge_l_and_bleu() -> None:
     assert metrics.bleu4("one two three four five", ["one two three four five"]) == 1
     assert metrics.bleu4("", ["one"]) == 0
     assert 0 < metrics.bleu4("one two three four six", ["one two three four five"]) < 1
+
+
+def test_verbatim_match_is_letter_by_letter() -> None:
+    assert metrics.verbatim_match("\n A red house. ", ["barn", "A red house."]) == 1
+    assert metrics.verbatim_match("a red house.", ["A red house."]) == 0
+    assert metrics.verbatim_match("A red  house.", ["A red house."]) == 0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "expected"),
+    [
+        ("a red house", ["a red house"], 0.0),
+        ("now a red house there", ["a red house"], 0.0),
+        ("a red", ["a red house"], 6 / 11),
+        ("A red house", ["a red house"], 1 / 11),
+        ("badc", ["abcd"], 0.5),
+        ("", ["abcd"], 1.0),
+        ("", [""], 0.0),
+        ("xyz", ["abcd", "xyzw"], 0.25),
+        ("b" * 300 + "a" * 300, ["a" * 400 + "b" * 300], 400 / 700),
+    ],
+)
+def test_characters_lost(prediction: str, answers: list[str], expected: float) -> None:
+    assert metrics.characters_lost(prediction, answers) == pytest.approx(expected)
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics.require_bench()
+    monkeypatch.setitem(sys.modules, "nltk.translate.bleu_score", None)
+    with pytest.raises(ZtokError, match=r"nltk.*pip install ztok-rag\[bench\]"):
+        metrics.require_bench()
+    with pytest.raises(ZtokError, match="nltk"):
+        metrics.bleu4("one", ["one"])
 
 
 @pytest.mark.parametrize(

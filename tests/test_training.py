@@ -67,14 +67,14 @@ def test_loss_falls_and_a_killed_run_resumes_exactly(
 
     from ztok_rag.training import trainer
 
-    original = trainer.Trainer._train_step
+    original = trainer.Trainer.train_step
 
     def killed_at_three(self: trainer.Trainer) -> dict[str, object]:
         if self.step == 3:
             raise KeyboardInterrupt
         return original(self)
 
-    monkeypatch.setattr(trainer.Trainer, "_train_step", killed_at_three)
+    monkeypatch.setattr(trainer.Trainer, "train_step", killed_at_three)
     with pytest.raises(KeyboardInterrupt):
         train(records, tmp_path / "parts", 6)
     monkeypatch.undo()

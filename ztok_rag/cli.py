@@ -33,16 +33,33 @@ def _floats(text: str) -> tuple[float, ...]:
 @app.command()
 def train(
     data: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(help="JSON Lines, text file or folder; PATH:0.2 takes a fifth. Repeatable."),
-    ],
-    output: Annotated[Path, typer.Option(help="Folder of the run; an interrupted one resumes.")],
+    ] = None,
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of documents, to adapt a checkpoint to. Repeatable."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Folder of the run; an interrupted one resumes.")
+    ] = Path("ztok-run"),
     base: Annotated[str | None, typer.Option(help="Base LLM: Hugging Face id or folder.")] = None,
-    init: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint to start from; with only a corpus: the one shipped."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if any.")] = None,
-    steps: Annotated[int, typer.Option(help="Optimizer steps in all.")] = 1000,
-    text_steps: Annotated[int, typer.Option(help="First steps, on raw text.")] = 100,
-    ramp_steps: Annotated[int, typer.Option(help="Steps over which the rate rises.")] = 150,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps in all; default: 1000, or 300 on a corpus.")
+    ] = None,
+    text_steps: Annotated[
+        int | None,
+        typer.Option(help="First steps, of the raw-text reader; default: 200, or 0 with --init."),
+    ] = None,
+    ramp_steps: Annotated[
+        int | None,
+        typer.Option(help="Steps over which the rate rises; default: 150, or 0 with --init."),
+    ] = None,
     rates: Annotated[str, typer.Option(help="Rates drawn afterwards.")] = "1,2,4,4,4,4,8,16",
     batch_tokens: Annotated[int, typer.Option(help="Tokens per batch, about.")] = 1400,
     max_source_tokens: Annotated[int, typer.Option(help="Longest passage trained on.")] = 512,
@@ -52,21 +69,45 @@ def train(
     rank: Annotated[int, typer.Option(help="LoRA rank.")] = 32,
     anchors: Annotated[int, typer.Option(help="Anchor codes per Z-token.")] = 3,
     residual_depth: Annotated[int, typer.Option(help="Residual codes per Z-token.")] = 1,
+    distillation: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the loss that is distilled from the raw-text reader; default: 0, or "
+            "0.5 on a corpus."
+        ),
+    ] = None,
+    question_weight: Annotated[float, typer.Option(help="Loss weight of question words.")] = 0.0,
+    reconstruction_weight: Annotated[float, typer.Option(help="Loss weight of repeating.")] = 0.3,
+    reconstruct: Annotated[float, typer.Option(help="Share of passages repeated.")] = 0.3,
     seed: Annotated[int, typer.Option(help="Of data order, rates and weights.")] = 0,
     save_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
+    snapshot_every: Annotated[
+        int | None, typer.Option(help="Keep the checkpoint of every so many steps.")
+    ] = None,
 ) -> None:
-    """Train a compressor and its reader."""
+    """Train a compressor and its reader, or adapt the shipped ones to documents."""
+    if not data and not corpus:
+        raise DataError("there is nothing to train on; give --data or --corpus.")
+    from ztok_rag.model import DEFAULT_CHECKPOINT
     from ztok_rag.prompts import training_templates
     from ztok_rag.training.data import BatchSettings
     from ztok_rag.training.run import run_training
     from ztok_rag.training.trainer import TrainSettings
 
+    if not data and init is None and base is None:
+        init = DEFAULT_CHECKPOINT
+    fresh = init is None
+    if steps is None:
+        steps = 1000 if data else 300
+    if distillation is None:
+        distillation = 0.0 if data else 0.5
     model_settings = {"rank": rank, "anchors": anchors, "residual_depth": residual_depth}
     if layers is not None:
         model_settings["compressor_layers"] = layers
     folder = run_training(
-        data,
+        data or [],
         output,
+        corpus=corpus or [],
         base=base,
         init=init,
         device=device,
@@ -74,18 +115,23 @@ def train(
         batch_settings=BatchSettings(
             batch_tokens=batch_tokens,
             max_source_tokens=max_source_tokens,
+            reconstruct=reconstruct,
             templates=training_templates(),
         ),
         settings=TrainSettings(
             steps=steps,
-            text_steps=text_steps,
-            ramp_steps=ramp_steps,
+            text_steps=text_steps if text_steps is not None else 200 * fresh,
+            ramp_steps=ramp_steps if ramp_steps is not None else 150 * fresh,
             rates=_floats(rates),
             accumulate=accumulate,
             lr=lr,
+            distillation=distillation,
+            question_weight=question_weight,
+            reconstruction_weight=reconstruction_weight,
             seed=seed,
             save_minutes=save_minutes,
         ),
+        snapshot_every=snapshot_every,
     )
     typer.echo(f"checkpoint: {folder}")
 
@@ -137,6 +183,65 @@ def decompress(
         write_atomic(output, text.encode())
 
 
+@app.command("eval")
+def evaluate(
+    data: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DATA.jsonl",
+            help="JSON Lines of {context, question, answers} or of {text}.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option(help="Folder of the results; an interrupted evaluation resumes.")
+    ],
+    rates: Annotated[str, typer.Option(help="Source tokens per Z-token.")] = "4,8,16",
+    limit: Annotated[
+        int | None, typer.Option(help="Records per file, drawn by --seed; default: all.")
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Of qa,reconstruction; default: all that the records allow."),
+    ] = None,
+    arms: Annotated[
+        str, typer.Option(help="Of none,text,text-reader,ztok; how questions get their context.")
+    ] = "none,text-reader,ztok",
+    checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base LLM: Hugging Face id or folder.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if any.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw and of the intervals.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Prompts or texts in one batch.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 32,
+    max_text_tokens: Annotated[
+        int, typer.Option(help="Longer texts are cut to this before they are reconstructed.")
+    ] = 256,
+) -> None:
+    """Score a checkpoint: answers from Z-tokens, and texts reconstructed from them."""
+    from ztok_rag.evaluation import format_table
+    from ztok_rag.evaluation.checkpoint import EvalSettings, evaluate_checkpoint, read_datasets
+
+    datasets = read_datasets(data, None if tasks is None else _names(tasks))
+    settings = EvalSettings(
+        rates=_numbers(rates),
+        arms=_names(arms),
+        limit=limit,
+        seed=seed,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        max_text_tokens=max_text_tokens,
+    )
+    from ztok_rag.compressor import ZCompressor
+
+    compressor = ZCompressor.from_pretrained(checkpoint, base=base, device=device)
+    name = str(checkpoint or "default")
+    try:
+        rows, note = evaluate_checkpoint(compressor, datasets, output, settings, checkpoint=name)
+    except KeyboardInterrupt:
+        typer.echo("ztok: stopped; the same command goes on from here.", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"{format_table(rows)}\n{note}\nWritten: {output}/results.json, predictions.jsonl")
+
+
 @app.command()
 def info(
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
@@ -168,6 +273,18 @@ def info(
     }
     for name, value in rows.items():
         typer.echo(f"{name:18} {value}")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """The parts of a list separated by commas."""
+    return tuple(name for part in text.split(",") if (name := part.strip()))
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, _names(text)))
+    except ValueError as error:
+        raise DataError(f"expected numbers separated by commas, got {text!r}.") from error
 
 
 def _read_text(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""Answer metrics: SQuAD-style F1 and exact match, ROUGE-L, BLEU-4, and LongBench's others.
+"""Metrics of answers and of reconstructed texts: F1, ROUGE-L, BLEU-4, and LongBench's others.
 
 Every metric takes a prediction and its reference answers, and is the best score over those
 answers, from 0 to 1.
@@ -12,10 +12,25 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
+from ztok_rag.errors import ZtokError
+
+_BLEU = "nltk.translate.bleu_score"
+_ROUGE = "rouge_score.rouge_scorer"
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def require_bench() -> None:
+    """Check that the packages of `bleu4` and `rouge_l`, the extra `bench`, are there.
+
+    Raises:
+        ZtokError: one is not installed.
+    """
+    for module in (_BLEU, _ROUGE):
+        _import_bench(module)
 
 
 def normalize(text: str) -> str:
@@ -38,8 +53,29 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
     return _best(lambda a, b: float(normalize(a) == normalize(b)), prediction, answers)
 
 
+def verbatim_match(prediction: str, answers: Sequence[str]) -> float:
+    """1 if the prediction is an answer, letter by letter but for white space at the ends."""
+    return _best(lambda p, a: float(p.strip() == a.strip()), prediction, answers)
+
+
+def characters_lost(prediction: str, answers: Sequence[str]) -> float:
+    """Share of an answer's characters that are not in the prediction; 0 is best.
+
+    The characters that are there are those of a longest common subsequence of the two texts, so
+    those lost are what the shortest edit by insertions and deletions inserts to make the answer
+    from the prediction. Case and white space count; what the prediction adds does not. With
+    several answers, the least share counts. Two English passages on unlike matters already
+    have some four tenths of their characters in common.
+    """
+    return min((_characters_lost(prediction, answer) for answer in answers), default=0.0)
+
+
 def rouge_l(prediction: str, answers: Sequence[str]) -> float:
-    """F-measure of ROUGE-L as `rouge-score` computes it: over the whole text, case folded."""
+    """F-measure of ROUGE-L as `rouge-score` computes it: over the whole text, case folded.
+
+    Raises:
+        ZtokError: the extra `bench` is not installed.
+    """
     scorer = _rouge_scorer()
     return _best(lambda p, a: scorer.score(a, p)["rougeL"].fmeasure, prediction, answers)
 
@@ -57,16 +93,18 @@ def bleu4(prediction: str, answers: Sequence[str]) -> float:
     """Sentence BLEU over 1- to 4-grams of words, add-epsilon smoothed.
 
     With several answers, each is scored alone and the best score counts.
-    """
-    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
-    smoothing = SmoothingFunction().method1
+    Raises:
+        ZtokError: the extra `bench` is not installed.
+    """
+    bleu = _import_bench(_BLEU)
+    smoothing = bleu.SmoothingFunction().method1
 
     def score(prediction: str, answer: str) -> float:
         words, reference = prediction.split(), answer.split()
         if not words or not reference:
             return float(words == reference)
-        return float(sentence_bleu([reference], words, smoothing_function=smoothing))
+        return float(bleu.sentence_bleu([reference], words, smoothing_function=smoothing))
 
     return _best(score, prediction, answers)
 
@@ -130,9 +168,41 @@ def _number_share(prediction: str, number: str) -> float:
 
 @lru_cache(maxsize=1)
 def _rouge_scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
+    return _import_bench(_ROUGE).RougeScorer(["rougeL"])
 
-    return RougeScorer(["rougeL"])
+
+def _import_bench(module: str) -> Any:
+    """A module of the extra `bench`."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0].replace("_", "-")
+        raise ZtokError(
+            f"BLEU and ROUGE need the package {package}, which cannot be imported; "
+            "run `pip install ztok-rag[bench]`."
+        ) from error
+
+
+def _characters_lost(prediction: str, answer: str) -> float:
+    if not answer:
+        return 0.0
+    return 1 - _common_length(answer, prediction) / len(answer)
+
+
+def _common_length(text: str, other: str) -> int:
+    """Length of a longest common subsequence, by Hyyrö's bit-parallel recurrence.
+
+    A zero bit of `row` marks a character of `text` at which the length, over what was read of
+    `other`, grows by one.
+    """
+    places: dict[str, int] = {}
+    for index, character in enumerate(text):
+        places[character] = places.get(character, 0) | 1 << index
+    row = full = (1 << len(text)) - 1
+    for character in other:
+        matched = row & places.get(character, 0)
+        row = ((row + matched) | (row - matched)) & full
+    return len(text) - row.bit_count()
 
 
 def _rouge_l_union(prediction: str, answer: str) -> float:

@@ -23,6 +23,9 @@ from ztok_rag.quantizer import ZQuantizer
 from ztok_rag.segment import FloatArray, IntArray, segment, select_anchors, target_count
 from ztok_rag.sequence import EMPTY
 
+QUESTION_SHARE = 0.3
+"""Worth of a token that a question names, beside one that is part of an answer."""
+
 DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "default"
 
 
@@ -36,6 +39,8 @@ class Encoded:
         counts: Z-tokens of each window.
         spans: span index of each token, `[n]` per window.
         information: `[sum(n)]` predicted surprisal of the real tokens, in nats, with gradient.
+        uses: `[sum(n), 2]` logits that a token is part of an answer, and that a question names
+            it, with gradient.
     """
 
     embeddings: Tensor
@@ -43,6 +48,7 @@ class Encoded:
     counts: list[int]
     spans: list[IntArray]
     information: Tensor
+    uses: Tensor
 
 
 class ZModel(nn.Module):
@@ -56,7 +62,7 @@ class ZModel(nn.Module):
         self.config = config
         self.gate = nn.Sequential(
             nn.LayerNorm(base.hidden_size, elementwise_affine=False),
-            nn.Linear(base.hidden_size, 1),
+            nn.Linear(base.hidden_size, 3),
         )
         self.quantizer = ZQuantizer(config, base.hidden_size)
         for name in config.adapters:
@@ -118,16 +124,31 @@ class ZModel(nn.Module):
             ) from error
         return model.eval()
 
+    def add_text_adapter(self) -> None:
+        """Add the untrained adapter `text`, for a reader of raw text, if there is none."""
+        if "text" not in self.config.adapters:
+            self.base.add_adapter("text", rank=self.config.rank)
+            adapters = (*self.config.adapters, "text")
+            self.config = dataclasses.replace(self.config, adapters=adapters)
+
     def load_state(self, heads: dict[str, Tensor], adapters: dict[str, dict[str, Tensor]]) -> None:
         """Copy weights in, exactly those that the model has."""
         self.load_state_dict({name: tensor.float() for name, tensor in heads.items()})
-        with torch.no_grad():
-            for name, tensors in adapters.items():
-                parameters = self.base.adapter_parameters(name)
-                if parameters.keys() != tensors.keys():
-                    raise KeyError(f"adapter {name} has other layers than the base")
-                for path, parameter in parameters.items():
-                    parameter.copy_(tensors[path])
+        for name, tensors in adapters.items():
+            self.load_adapter(name, tensors)
+
+    @torch.no_grad()
+    def load_adapter(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Copy one adapter's weights in.
+
+        Raises:
+            KeyError: they are not of the layers that the adapter has.
+        """
+        parameters = self.base.adapter_parameters(name)
+        if parameters.keys() != tensors.keys():
+            raise KeyError(f"adapter {name} has other layers than the base")
+        for path, parameter in parameters.items():
+            parameter.copy_(tensors[path])
         self._fingerprint = None
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
@@ -205,42 +226,70 @@ class ZModel(nn.Module):
         hidden = self.hidden_states(ids.to(device), mask.to(device).long())
         flat_hidden = hidden[mask.to(device)]
         flat_ids = ids[mask].to(device)
-        scores = self.gate(flat_hidden.float()).squeeze(-1)
+        gate = self.gate(flat_hidden.float())
+        scores, uses = gate[:, 0], gate[:, 1:]
         information = nn.functional.softplus(scores)
 
-        spans, picked, counts = [], [], []
-        offset = z_offset = 0
-        weights = information.detach().double().cpu().numpy() + 1e-3
+        spans, picked, owners, counts = [], [], [], []
+        offset = 0
+        nats, weights = self._weigh(windows, information, uses)
         for length in lengths:
-            window_spans, window_picked = self._allocate(weights[offset : offset + length], rate)
+            here = slice(offset, offset + length)
+            window_spans, window_picked = self._allocate(nats[here], weights[here], rate)
             spans.append(window_spans)
+            owners.append(window_spans + sum(counts))
             picked.append(np.where(window_picked < 0, -1, window_picked + offset))
             counts.append(int(window_spans[-1]) + 1)
             offset += length
-            z_offset += counts[-1]
         flat_picked = torch.from_numpy(np.concatenate(picked)).to(device)
         anchors = flat_ids[flat_picked.clamp(min=0)].masked_fill(flat_picked < 0, -1)
         anchors = self.quantizer.anchor_codes(anchors, self.base.embeddings.weight)  # type: ignore[arg-type]
+        owner = torch.from_numpy(np.concatenate(owners)).to(device)
+        embeddings, codes = self._embed_spans(anchors, flat_hidden, scores, owner)
+        return Encoded(embeddings, codes, counts, spans, information, uses)
 
+    def _weigh(
+        self, windows: list[list[int]], information: Tensor, uses: Tensor
+    ) -> tuple[FloatArray, FloatArray]:
+        """The surprisal of all tokens, `[sum(n)]` nats, and what the spans share out.
+
+        The latter is the square of how likely the token is to be asked for: what nobody asks for
+        is summed up in long spans.
+        """
+        nats = information.detach().double().cpu().numpy() + 1e-3
+        answer, question = uses.detach().double().sigmoid().cpu().numpy().T
+        return nats, (answer + QUESTION_SHARE * question) ** 2 + 1e-4
+
+    def _embed_spans(
+        self, anchors: Tensor, hidden: Tensor, scores: Tensor, owner: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings `[n_z, hidden]` and codes `[n_z, depth]` of spans.
+
+        Args:
+            anchors: `[n_z, anchors]` codes, -1 where empty.
+            hidden: `[n, hidden]` compressor states of the tokens.
+            scores: `[n]` of the gate.
+            owner: `[n]` span of each token.
+        """
         codes = anchors.masked_fill(anchors < 0, EMPTY)
+        several = torch.bincount(owner, minlength=len(anchors)) > 1
         quantized = None
         if self.config.residual_depth:
-            starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-            owner = torch.from_numpy(
-                np.concatenate([s + b for s, b in zip(spans, starts, strict=True)])
-            )
-            features = self._pool(flat_hidden, scores, owner.to(device), z_offset)
-            quantized, residual_codes = self.quantizer.encode_residual(features)
-            codes = torch.cat([codes, residual_codes], dim=1)
-        embeddings = self.quantizer.embed(anchors, self.base.embeddings, quantized)
-        return Encoded(embeddings, codes, counts, spans, information)
+            features = self._pool(hidden, scores, owner, len(anchors))
+            quantized, residual = self.quantizer.encode_residual(features)
+            residual = residual.masked_fill(~several.unsqueeze(-1), EMPTY)
+            codes = torch.cat([codes, residual], dim=1)
+        embeddings = self.quantizer.embed(anchors, self.base.embeddings, quantized, several)
+        return embeddings, codes
 
-    def _allocate(self, information: FloatArray, rate: float) -> tuple[IntArray, IntArray]:
+    def _allocate(
+        self, nats: FloatArray, weights: FloatArray, rate: float
+    ) -> tuple[IntArray, IntArray]:
         """Spans and anchor positions of one window."""
         config = self.config
-        count = target_count(information, rate, config.mean_information, config.elasticity)
-        spans = segment(information, count, config.max_span)
-        return spans, select_anchors(information, spans, config.anchors)
+        count = target_count(nats, rate, config.mean_information, config.elasticity)
+        spans = segment(weights, count, config.max_span)
+        return spans, select_anchors(weights, spans, config.anchors)
 
     @staticmethod
     def _pool(hidden: Tensor, scores: Tensor, owner: Tensor, n_z: int) -> Tensor:

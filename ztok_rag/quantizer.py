@@ -22,9 +22,9 @@ class ZQuantizer(nn.Module):
 
         z = E[c_0] + sum_l T_l E[c_l] + D(residual codes)
 
-    with `E` the base's embeddings, one linear map `T_l` per further anchor so that order is
-    kept, and a decoder `D` that starts at zero. A span of one token is exactly that token's
-    embedding, so at rate 1 the Z-tokens are the raw text.
+    with `E` the base's embeddings, the span's most informative token first, one linear map
+    `T_l` per further anchor, and a decoder `D` that starts at zero. A span of one token has no
+    residual and is exactly that token's embedding, so at rate 1 the Z-tokens are the raw text.
     """
 
     def __init__(self, config: ZConfig, hidden_size: int) -> None:
@@ -34,10 +34,10 @@ class ZQuantizer(nn.Module):
             nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(config.anchors - 1)
         )
         for slot, linear in enumerate(self.maps, start=1):
-            # Nearly the token as it is, which the base can read at once; later slots fainter.
+            # The first anchor stays what the base reads; the others are faint beside it.
             rotation = nn.init.orthogonal_(torch.empty(hidden_size, hidden_size))
             identity = torch.eye(hidden_size)
-            linear.weight = nn.Parameter(0.85**slot * identity + 0.15 * rotation)
+            linear.weight = nn.Parameter((0.3 * identity + 0.1 * rotation) / slot)
         if config.residual_depth:
             width, levels = config.residual_width, list(config.residual_levels)
             self.encoder = nn.Sequential(
@@ -82,13 +82,20 @@ class ZQuantizer(nn.Module):
         quantized, codes = self.residual(latent.unsqueeze(0))
         return quantized.squeeze(0), codes.squeeze(0)
 
-    def embed(self, anchors: Tensor, embeddings: nn.Module, quantized: Tensor | None) -> Tensor:
+    def embed(
+        self,
+        anchors: Tensor,
+        embeddings: nn.Module,
+        quantized: Tensor | None,
+        several: Tensor,
+    ) -> Tensor:
         """Input embeddings of Z-tokens.
 
         Args:
             anchors: int64 `[n, anchors]` codes, -1 where empty.
             embeddings: the base's embedding module.
             quantized: `[n, dims]` residual vector, or `None` without residual codes.
+            several: bool `[n]`: the span has more than one token.
 
         Returns:
             `[n, hidden]` in the base's dtype.
@@ -98,8 +105,7 @@ class ZQuantizer(nn.Module):
         for slot, linear in enumerate(self.maps, start=1):
             z = z + linear(vectors[:, slot].float()) * (anchors[:, slot : slot + 1] >= 0)
         if quantized is not None:
-            several = anchors[:, 1:2] >= 0 if anchors.shape[1] > 1 else 1
-            z = z + self.decoder(quantized) * several
+            z = z + self.decoder(quantized) * several.unsqueeze(-1)
         return z.to(vectors.dtype)
 
     def embed_codes(self, codes: Tensor, embeddings: nn.Module) -> Tensor:
@@ -111,8 +117,10 @@ class ZQuantizer(nn.Module):
         """
         anchors = codes[:, : self.config.anchors]
         anchors = anchors.masked_fill(anchors == EMPTY, -1)
-        quantized = None
+        quantized, several = None, torch.ones_like(anchors[:, 0], dtype=torch.bool)
         if self.config.residual_depth:
-            indices = codes[:, self.config.anchors :].unsqueeze(0)
+            residual = codes[:, self.config.anchors :]
+            several = residual[:, 0] != EMPTY
+            indices = residual.masked_fill(~several.unsqueeze(-1), 0).unsqueeze(0)
             quantized = self.residual.get_output_from_indices(indices).squeeze(0)
-        return self.embed(anchors, embeddings, quantized)
+        return self.embed(anchors, embeddings, quantized, several)

@@ -76,7 +76,7 @@ def _fill(information: FloatArray, budget: float, max_span: int) -> IntArray:
 
 
 def select_anchors(information: FloatArray, spans: IntArray, anchors: int) -> IntArray:
-    """Pick each span's most informative tokens, in reading order.
+    """Pick each span's most informative tokens, the most informative first.
 
     Args:
         information: `[n]` weight of each token.
@@ -91,7 +91,6 @@ def select_anchors(information: FloatArray, spans: IntArray, anchors: int) -> In
     rank = np.empty(n, dtype=np.int64)
     rank[np.lexsort((-information, spans))] = np.arange(n) - starts[spans]
     kept = np.flatnonzero(rank < anchors)
-    slot = np.arange(len(kept)) - np.searchsorted(spans[kept], np.arange(n_spans))[spans[kept]]
     picked = np.full((n_spans, anchors), -1, dtype=np.int64)
-    picked[spans[kept], slot] = kept
+    picked[spans[kept], rank[kept]] = kept
     return picked

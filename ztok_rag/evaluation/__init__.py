@@ -1,11 +1,15 @@
 """What every evaluation shares: arms and questions, running them, and results."""
 
-from ztok_rag.evaluation.log import PredictionLog
+from ztok_rag.evaluation.log import PredictionLog, adapters_digest, digest
 from ztok_rag.evaluation.questions import (
     ARM_NAMES,
+    QUESTION_FIELDS,
     Arm,
     Question,
+    check_field,
+    check_question,
     make_arms,
+    make_question,
     read_jsonl,
     sample,
     split_template,
@@ -16,27 +20,39 @@ from ztok_rag.evaluation.results import (
     format_table,
     machine_info,
     paired_difference,
+    paired_share,
+    ratio_ci,
     stratified_ci,
     summarize,
     write_results,
 )
-from ztok_rag.evaluation.run import chat_frame, cut_middle, evaluate
+from ztok_rag.evaluation.run import chat_frame, cut_end, cut_middle, evaluate, reconstruct
 
 __all__ = [
     "ARM_NAMES",
+    "QUESTION_FIELDS",
     "Arm",
     "PredictionLog",
     "Question",
     "Row",
+    "adapters_digest",
     "bootstrap_ci",
     "chat_frame",
+    "check_field",
+    "check_question",
+    "cut_end",
     "cut_middle",
+    "digest",
     "evaluate",
     "format_table",
     "machine_info",
     "make_arms",
+    "make_question",
     "paired_difference",
+    "paired_share",
+    "ratio_ci",
     "read_jsonl",
+    "reconstruct",
     "sample",
     "split_template",
     "stratified_ci",

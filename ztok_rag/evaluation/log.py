@@ -1,16 +1,20 @@
-"""The prediction log, by which an interrupted evaluation resumes."""
+"""The prediction log, by which an interrupted evaluation resumes, and digests for its settings."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation.questions import Arm, Question
 from ztok_rag.sequence import write_atomic
+
+if TYPE_CHECKING:
+    from ztok_rag.compressor import ZCompressor
 
 
 class PredictionLog:
@@ -95,6 +99,23 @@ class PredictionLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def digest(value: Any) -> str:
+    """16 hex digits of anything that JSON can hold."""
+    data = json.dumps(value, sort_keys=True, ensure_ascii=True).encode()
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def adapters_digest(compressor: ZCompressor) -> str:
+    """16 hex digits of the weights of all adapters, the reader's included."""
+    _, adapters = compressor.model.state()
+    total = hashlib.blake2b(digest_size=8)
+    for name in sorted(adapters):
+        for path in sorted(adapters[name]):
+            total.update(f"{name}.{path}".encode())
+            total.update(adapters[name][path].float().contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 def _key(record: Mapping[str, Any]) -> tuple[str, str, float | None, str]:

@@ -12,10 +12,15 @@ from typing import Any
 import numpy as np
 
 from ztok_rag.errors import DataError
+from ztok_rag.metrics import exact_match, token_f1
+from ztok_rag.prompts import QA_TEMPLATE
 
 logger = logging.getLogger(__name__)
 
 ARM_NAMES = ("none", "text", "text-reader", "ztok")
+
+QUESTION_FIELDS: Mapping[str, type] = {"context": str, "question": str, "answers": list}
+"""Fields of a record of SQuAD's kind, as `read_jsonl` requires them."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,48 @@ def make_arms(names: Sequence[str], rates: Sequence[float], adapters: Sequence[s
     return arms
 
 
+def make_question(
+    task: str, number: int, record: Mapping[str, Any], max_new_tokens: int
+) -> Question:
+    """The question of a record of SQuAD's kind, scored by token F1 and exact match.
+
+    Args:
+        number: of the record in its file, from 0; the question's id.
+        record: has the `QUESTION_FIELDS`.
+    """
+    before, after = split_template(QA_TEMPLATE, question=record["question"])
+    answers = record["answers"]
+
+    def score(prediction: str) -> dict[str, float]:
+        return {
+            "f1": token_f1(prediction, answers),
+            "exact_match": exact_match(prediction, answers),
+        }
+
+    return Question(
+        id=str(number),
+        task=task,
+        before=before,
+        after=after,
+        text=record["question"],
+        answers=tuple(answers),
+        max_new_tokens=max_new_tokens,
+        score=score,
+        gold=record["context"],
+    )
+
+
+def check_question(record: Mapping[str, Any]) -> None:
+    """Check that a record with the `QUESTION_FIELDS` has words in them.
+
+    Raises:
+        ValueError: the context or the question is empty.
+    """
+    for name in ("context", "question"):
+        if not record[name].strip():
+            raise ValueError(f"field {name!r} is empty")
+
+
 def split_template(template: str, **fields: str) -> tuple[str, str]:
     """The texts before and after `{context}` in a format string, its other fields filled in.
 
@@ -149,7 +196,7 @@ def read_jsonl(
             if not isinstance(record, dict):
                 raise ValueError("it is not a JSON object")
             for name, kind in required.items():
-                _check_field(record, name, kind)
+                check_field(record, name, kind)
             if check is not None:
                 check(record)
         except ValueError as error:
@@ -160,7 +207,12 @@ def read_jsonl(
     return records
 
 
-def _check_field(record: Mapping[str, Any], name: str, kind: type) -> None:
+def check_field(record: Mapping[str, Any], name: str, kind: type) -> None:
+    """Check one field of a record, as the `required` of `read_jsonl` do.
+
+    Raises:
+        ValueError: the field is missing or of another type.
+    """
     if name not in record:
         raise ValueError(f"field {name!r} is missing")
     value: Any = record[name]

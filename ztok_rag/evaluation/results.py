@@ -70,6 +70,31 @@ def stratified_ci(
     return float(low), float(high)
 
 
+def ratio_ci(
+    above: Sequence[float],
+    below: Sequence[float],
+    seed: int = 0,
+    *,
+    samples: int = 2000,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of `mean(above) / mean(below)`, the pairs drawn together.
+
+    Draws in which the divisor is 0 are left out.
+
+    Args:
+        above: at least one number; as many as `below`.
+        below: numbers of at least 0, not all of them 0.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(0, len(below), size=(samples, len(below)))
+    dividends = np.asarray(above, dtype=np.float64)[drawn].mean(axis=1)
+    divisors = np.asarray(below, dtype=np.float64)[drawn].mean(axis=1)
+    ratios = dividends[divisors > 0] / divisors[divisors > 0]
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def summarize(
     benchmark: str,
     tasks: Mapping[str, Sequence[Question]],
@@ -138,6 +163,42 @@ def paired_difference(
         score=float(np.mean(differences)),
         ci95=bootstrap_ci(differences, seed),
         n=len(differences),
+        **_costs(records),
+    )
+
+
+def paired_share(
+    questions: Sequence[Question],
+    arm: Arm,
+    other: Arm,
+    log: PredictionLog,
+    metric: str,
+    *,
+    benchmark: str,
+    k: int,
+    seed: int = 0,
+) -> Row | None:
+    """The row of `arm`'s mean score in per cent of `other`'s on the same questions.
+
+    The interval is that of the ratio of the means, questions drawn in pairs. `None` if `other`
+    scores 0.
+    """
+    records = _records(questions, arm, log)
+    ours = _scores(questions, records)[metric]
+    theirs = _scores(questions, _records(questions, other, log))[metric]
+    if not any(theirs):
+        return None
+    low, high = ratio_ci(ours, theirs, seed)
+    return Row(
+        benchmark=benchmark,
+        task=questions[0].task,
+        arm=arm.name,
+        rate=arm.rate,
+        k=k,
+        metric=f"share_of_{other.name}".replace("-", "_"),
+        score=float(100 * np.mean(ours) / np.mean(theirs)),
+        ci95=(100 * low, 100 * high),
+        n=len(ours),
         **_costs(records),
     )
 

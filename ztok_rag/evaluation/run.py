@@ -1,4 +1,4 @@
-"""Answering questions by every arm."""
+"""Answering questions by every arm, and reconstructing texts at every rate."""
 
 from __future__ import annotations
 
@@ -110,6 +110,49 @@ def evaluate(
                 bar.update(len(batch))
 
 
+def reconstruct(
+    texts: Sequence[Question],
+    rates: Sequence[float],
+    *,
+    compressor: ZCompressor,
+    log: PredictionLog,
+    batch_size: int = 8,
+    bar: tqdm[Any] | None = None,
+) -> None:
+    """Compress and decompress every text, into `log`; what `log` already holds is not run again.
+
+    The records are of the arm `ztok`.
+
+    Args:
+        texts: each has the text to reconstruct as its only answer; where its `text` is another,
+            that is the whole of which this is a cut.
+        rates: source tokens per Z-token.
+        batch_size: most texts in one batch.
+        bar: progress bar, moved by one per text and rate, those already there left out.
+    """
+    for rate in rates:
+        arm = Arm("ztok", rate, "read")
+        todo = [text for text in texts if log.get(text, arm) is None]
+        todo.sort(key=lambda text: -len(text.answers[0]))
+        for start in range(0, len(todo), batch_size):
+            batch = todo[start : start + batch_size]
+            if bar is not None:
+                bar.set_postfix_str(f"{batch[0].task}: {arm.label}")
+            zs = compressor.compress([text.answers[0] for text in batch], rate=rate)
+            outputs = compressor.decompress(zs, batch_size=batch_size)
+            log.append(
+                _record(text, arm, _whole(text, z), output)
+                for text, z, output in zip(batch, zs, outputs, strict=True)
+            )
+            if bar is not None:
+                bar.update(len(batch))
+
+
+def _whole(text: Question, z: ZSequence) -> _Prompt:
+    """A text's Z-tokens, as a prompt of nothing else."""
+    return _Prompt([z], len(z), z.source_tokens, len(z.to_bytes()), text.answers[0] != text.text)
+
+
 def _record(question: Question, arm: Arm, prompt: _Prompt, output: str) -> dict[str, Any]:
     return {
         "task": question.task,
@@ -203,6 +246,24 @@ def chat_frame(tokenizer: Any) -> tuple[str, str]:
     )
     head, _, tail = framed.partition(place)
     return head, tail
+
+
+def cut_end(text: str, limit: int, tokenizer: Any) -> tuple[str, bool]:
+    """The text's first whole words of together at most `limit` tokens, and whether it was longer.
+
+    A text of at most `limit` tokens stays whole; a first word that is longer is cut.
+    """
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+        "offset_mapping"
+    ]
+    if len(offsets) <= limit:
+        return text, False
+    end = offsets[limit][0]
+    kept = text[:end].rstrip()
+    words = kept.rsplit(maxsplit=1)
+    if len(kept) == end and not text[end].isspace() and len(words) == 2:
+        kept = words[0]
+    return kept, True
 
 
 def cut_middle(text: str, limit: int, tokenizer: Any) -> tuple[str, bool]:

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ztok_rag.errors import DataError
 from ztok_rag.prompts import REPEAT_PROMPT
 
-IGNORE = -100
+_WORD = re.compile(r"\w+")
+
+
+class Kind(IntEnum):
+    """What a predicted token belongs to."""
+
+    ANSWER = 0
+    QUESTION = 1
+    RECONSTRUCTION = 2
+    CONTINUATION = 3
 
 
 @dataclass(frozen=True)
@@ -77,24 +90,35 @@ def _parse_record(record: Any) -> tuple[str, tuple[str, tuple[str, ...]] | None]
     return context, (question, tuple(answers))
 
 
-@dataclass
-class Example:
-    """One packed row: a shared prefix of text and windows, then independent branches.
+@dataclass(frozen=True)
+class Window:
+    """Source tokens that the compressor turns into Z-tokens.
 
     Attributes:
-        prefix: token ids, or a window to compress (`Window`), in order.
-        branches: `(prompt ids, target ids)`; each sees the prefix and itself only.
+        ids: of the tokens.
+        uses: of each token, whether it is part of an answer, and whether a question names it;
+            `None` where there are no questions.
     """
 
-    prefix: list[list[int] | Window]
-    branches: list[tuple[list[int], list[int]]]
+    ids: tuple[int, ...]
+    uses: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)
-class Window:
-    """Source token ids that the compressor turns into Z-tokens."""
+class Branch:
+    """Token ids of a prompt and of what should follow it."""
 
-    ids: tuple[int, ...]
+    prompt: list[int]
+    target: list[int]
+    kind: Kind
+
+
+@dataclass
+class Example:
+    """A shared prefix of text and windows, then branches that see the prefix and themselves."""
+
+    prefix: list[list[int] | Window]
+    branches: list[Branch]
 
 
 @dataclass(frozen=True)
@@ -109,6 +133,9 @@ class BatchSettings:
         max_answer_tokens: longer answers are cut.
         reconstruct: probability that a passage with questions is also reconstructed.
         reconstruct_tokens: tokens reconstructed, from the start of the passage's first window.
+        continuation: probability that unlabelled text is cut, to be repeated up to there and
+            continued; otherwise its first window is repeated.
+        continuation_tokens: tokens predicted after the cut.
         pair: probability that two passages share a prefix, the other a distractor.
         drop_context: probability that questions come without their passage.
         templates: question prompts; the first is used half of the time.
@@ -121,6 +148,8 @@ class BatchSettings:
     max_answer_tokens: int = 48
     reconstruct: float = 0.3
     reconstruct_tokens: int = 160
+    continuation: float = 0.5
+    continuation_tokens: int = 96
     pair: float = 0.15
     drop_context: float = 0.04
     templates: tuple[str, ...] = ()
@@ -137,9 +166,10 @@ class PackedBatches:
         self.seed = seed
         self.repeat = self._ids(REPEAT_PROMPT)
         texts = [passage.text for passage in passages]
-        ids = (
-            tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        encoding = tokenizer(
+            texts or [""], add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
+        ids = encoding["input_ids"]
         limit = settings.max_source_tokens
         # A cut could take the answer away.
         kept = [i for i, p in enumerate(passages) if len(ids[i]) <= limit or not p.questions]
@@ -150,6 +180,8 @@ class PackedBatches:
             )
         self.passages = [passages[i] for i in kept]
         self.sources = [ids[i][:limit] for i in kept]
+        uses = find_uses(passages)
+        self.uses = [_by_token(uses[i], encoding["offset_mapping"][i][:limit]) for i in kept]
         questions = [len(p.questions) for p in self.passages]
         self.sizes = np.array(
             [
@@ -186,7 +218,8 @@ class PackedBatches:
         examples, queue = [], list(members)
         while queue:
             share = [queue.pop()]
-            if queue and rng.random() < self.settings.pair:
+            labelled = [bool(self.passages[i].questions) for i in [*share, *queue[-1:]]]
+            if len(labelled) == 2 and all(labelled) and rng.random() < self.settings.pair:
                 share.append(queue.pop())
             examples.append(self._example(share, rng))
         return examples, sum(len(self.sources[i]) for i in members)
@@ -198,7 +231,7 @@ class PackedBatches:
         first = context[0]
         assert isinstance(first, Window)
         if not asked:
-            return Example([first], [self._repetition(first)])
+            return self._unlabelled(self.sources[members[0]], rng)
         # Reconstruction reads one window and nothing else, as `decompress` does.
         repeats = len(context) == 1 and rng.random() < settings.reconstruct
         template = settings.templates[0] if repeats else self._template(rng)
@@ -220,11 +253,24 @@ class PackedBatches:
             branches.append(self._question(tail, question, answers, rng))
         return Example(prefix, branches)
 
-    def _repetition(self, window: Window) -> tuple[list[int], list[int]]:
+    def _unlabelled(self, source: list[int], rng: np.random.Generator) -> Example:
+        """A window of a text, to be repeated and, by chance, continued."""
+        settings = self.settings
+        cut = settings.window
+        if rng.random() < settings.continuation:
+            cut = min(cut, max(len(source) - settings.continuation_tokens, 32))
+        window = Window(tuple(source[:cut]))
+        branches = [self._repetition(window)]
+        rest = source[cut : cut + settings.continuation_tokens]
+        if len(rest) > 1:
+            branches.append(Branch(rest[:1], rest[1:], Kind.CONTINUATION))
+        return Example([window], branches)
+
+    def _repetition(self, window: Window) -> Branch:
         target = list(window.ids[: self.settings.reconstruct_tokens])
         if len(target) == len(window.ids):
             target.append(self.tokenizer.eos_token_id)
-        return self.repeat, target
+        return Branch(self.repeat, target, Kind.RECONSTRUCTION)
 
     def _context(self, members: list[int]) -> list[list[int] | Window]:
         """The windows of the passages, in order, with blank lines between passages."""
@@ -233,17 +279,27 @@ class PackedBatches:
             if parts:
                 parts.append(self._ids("\n\n"))
             source, size = self.sources[i], self.settings.window
-            parts += [Window(tuple(source[j : j + size])) for j in range(0, len(source), size)]
+            parts += [self._window(i, j) for j in range(0, len(source), size)]
         return parts
+
+    def _window(self, index: int, start: int) -> Window:
+        part = slice(start, start + self.settings.window)
+        uses = self.uses[index]
+        return Window(tuple(self.sources[index][part]), uses and uses[part])
+
+    def sample_windows(self, count: int) -> list[Window]:
+        """First windows of `count` passages, drawn by the seed."""
+        order = np.random.default_rng([self.seed, 4]).permutation(len(self.sources))[:count]
+        return [self._window(i, 0) for i in order.tolist()]
 
     def _question(
         self, tail: str, question: str, answers: tuple[str, ...], rng: np.random.Generator
-    ) -> tuple[list[int], list[int]]:
+    ) -> Branch:
         prompt = tail.replace("{question}", question.strip())
         answer = answers[int(rng.integers(len(answers)))].strip()
         lead = "" if prompt[-1].isspace() else " "
         target = self._ids(lead + answer)[: self.settings.max_answer_tokens]
-        return self._ids(prompt), [*target, self.tokenizer.eos_token_id]
+        return Branch(self._ids(prompt), [*target, self.tokenizer.eos_token_id], Kind.ANSWER)
 
     def _template(self, rng: np.random.Generator) -> str:
         templates = self.settings.templates
@@ -255,23 +311,78 @@ class PackedBatches:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[no-any-return]
 
 
+def find_uses(
+    passages: Sequence[Passage], *, common: float = 0.05
+) -> list[NDArray[np.int8] | None]:
+    """What the questions of each passage use of its text.
+
+    An answer is marked where it stands; one that is not in the text word for word, by its words.
+    A question marks its words. Words in more than a share `common` of the passages mark nothing.
+
+    Returns:
+        `[characters, 2]` of 0 or 1 for each passage: part of an answer, named by a question;
+        `None` for a passage without questions.
+    """
+    words = [Counter(_WORD.findall(p.text.lower())) for p in passages]
+    frequency = Counter(word for counts in words for word in counts)
+    limit = max(2.0, common * len(passages))
+
+    def mark(text: str, wanted: str, column: NDArray[np.int8]) -> None:
+        names = {w for w in _WORD.findall(wanted.lower()) if frequency[w] <= limit}
+        for match in _WORD.finditer(text):
+            if match.group().lower() in names:
+                column[match.start() : match.end()] = 1
+
+    found: list[NDArray[np.int8] | None] = []
+    for passage in passages:
+        if not passage.questions:
+            found.append(None)
+            continue
+        uses = np.zeros((len(passage.text), 2), dtype=np.int8)
+        for question, answers in passage.questions:
+            mark(passage.text, question, uses[:, 1])
+            for answer in dict.fromkeys(answers):
+                at = passage.text.find(answer)
+                if at >= 0:
+                    uses[at : at + len(answer), 0] = 1
+                else:
+                    mark(passage.text, answer, uses[:, 0])
+        found.append(uses)
+    return found
+
+
+def _by_token(
+    uses: NDArray[np.int8] | None, offsets: Sequence[tuple[int, int]]
+) -> tuple[tuple[int, int], ...] | None:
+    """Uses of tokens, by their character offsets."""
+    if uses is None:
+        return None
+    rows = [uses[a:b].max(axis=0) if b > a else uses[:0].any(axis=0) for a, b in offsets]
+    return tuple((int(answer), int(question)) for answer, question in rows)
+
+
 @dataclass
 class Packed:
-    """Reader inputs of a batch.
+    """Reader inputs of a batch, and what to predict from them.
 
     Attributes:
         embeddings: `[rows, length, hidden]`.
         mask: bool `[rows, 1, length, length]`, true where attention may look.
         positions: int64 `[rows, length]`.
-        labels: int64 `[rows, length]`: the token to predict at each position, or `IGNORE`.
-        reconstructs: bool `[rows, length]`: the label belongs to a reconstruction.
+        index: int64 `[n]`: flat position (`row * length + column`) of each prediction, in the
+            order of examples and branches, whatever the rows they were laid in.
+        labels: int64 `[n]` token to predict there.
+        kinds: int64 `[n]`, of `Kind`.
+        examples: int64 `[n]`, the example that each belongs to.
     """
 
     embeddings: Tensor
     mask: Tensor
     positions: Tensor
+    index: Tensor
     labels: Tensor
-    reconstructs: Tensor
+    kinds: Tensor
+    examples: Tensor
 
 
 @dataclass
@@ -281,16 +392,15 @@ class _Row:
     parts: list[slice | Tensor]
     branch: list[int]
     positions: list[int]
-    labels: list[int]
-    reconstructs: list[bool]
+    predicted: list[tuple[int, int, Kind]]  # position, label, kind
 
 
 def pack(
     examples: Sequence[Example],
     embed: Callable[[Tensor], Tensor],
     windows: Iterator[Tensor],
-    repeat: list[int],
     *,
+    questions: bool = False,
     row_lengths: Sequence[int] = (256, 320, 384, 448, 512, 640),
 ) -> Packed:
     """Lay examples out as reader inputs, several to a row where they fit.
@@ -299,16 +409,16 @@ def pack(
         examples: of one batch.
         embed: from token ids `[n]` to embeddings `[n, hidden]`.
         windows: embeddings `[n_z, hidden]` of each `Window`, in order of appearance.
-        repeat: prompt ids that mark a branch as a reconstruction.
+        questions: whether the words of questions are predicted too.
         row_lengths: positions per row to choose from, for the least padding.
     """
     texts: list[int] = []
-    rows = [_lay_out(example, texts, windows, repeat) for example in examples]
+    rows = [_lay_out(example, texts, windows, questions) for example in examples]
     sizes = [len(row.branch) for row in rows]
     bins = min((_first_fit(sizes, n) for n in row_lengths), key=lambda b: _cost(b, sizes))
     embedded = embed(torch.tensor(texts))
     device = embedded.device
-    length = max(sum(len(rows[i].branch) for i in members) for members in bins)
+    length = max(sum(sizes[i] for i in members) for members in bins)
 
     def grid(values: Callable[[int], list[int]], fill: int) -> Tensor:
         lines = [[v for i in members for v in values(i)] for members in bins]
@@ -327,20 +437,33 @@ def pack(
         )
         for members in bins
     ]
+    starts = [0] * len(rows)
+    for number, members in enumerate(bins):
+        start = number * length
+        for i in members:
+            starts[i], start = start, start + sizes[i]
+    predicted = [
+        (start + position, label, kind, number)
+        for number, (start, row) in enumerate(zip(starts, rows, strict=True))
+        for position, label, kind in row.predicted
+    ]
+    index, labels, kinds, owners = torch.tensor(predicted, device=device).reshape(-1, 4).unbind(1)
     return Packed(
         embeddings=nn.utils.rnn.pad_sequence(vectors, batch_first=True),
         mask=mask.unsqueeze(1),
         positions=grid(lambda i: rows[i].positions, 0),
-        labels=grid(lambda i: rows[i].labels, IGNORE),
-        reconstructs=grid(lambda i: list(map(int, rows[i].reconstructs)), 0).bool(),
+        index=index,
+        labels=labels,
+        kinds=kinds,
+        examples=owners,
     )
 
 
 def _lay_out(
-    example: Example, texts: list[int], windows: Iterator[Tensor], repeat: list[int]
+    example: Example, texts: list[int], windows: Iterator[Tensor], questions: bool
 ) -> _Row:
     """One example's row; the ids of its text parts are appended to `texts`."""
-    row = _Row([], [], [], [], [])
+    row = _Row([], [], [], [])
 
     def add_text(ids: list[int]) -> None:
         row.parts.append(slice(len(texts), len(texts) + len(ids)))
@@ -356,15 +479,19 @@ def _lay_out(
             row.branch += [0] * len(part)
     start = len(row.branch)
     row.positions += range(start)
-    row.labels += [IGNORE] * start
-    row.reconstructs += [False] * start
-    for number, (prompt, target) in enumerate(example.branches, start=1):
-        ids = prompt + target[:-1]
+    for number, branch in enumerate(example.branches, start=1):
+        ids = branch.prompt + branch.target[:-1]
+        first = len(row.branch)
         add_text(ids)
         row.branch += [number] * len(ids)
         row.positions += range(start, start + len(ids))
-        row.labels += [IGNORE] * (len(prompt) - 1) + target
-        row.reconstructs += [prompt == repeat] * len(ids)
+        if questions and branch.kind is Kind.ANSWER:
+            row.predicted += [
+                (first + i - 1, branch.prompt[i], Kind.QUESTION)
+                for i in range(1, len(branch.prompt))
+            ]
+        after = first + len(branch.prompt) - 1
+        row.predicted += [(after + i, token, branch.kind) for i, token in enumerate(branch.target)]
     return row
 
 

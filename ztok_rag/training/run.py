@@ -13,6 +13,8 @@ from ztok_rag.base import BaseLM
 from ztok_rag.errors import DataError
 from ztok_rag.model import ZModel
 from ztok_rag.prompts import training_templates
+from ztok_rag.reader import ZReader
+from ztok_rag.training.corpus import ask_questions, cut_passages, read_documents
 from ztok_rag.training.data import BatchSettings, PackedBatches, Passage, read_passages
 from ztok_rag.training.trainer import Trainer, TrainSettings, fit_gate
 
@@ -48,12 +50,14 @@ def run_training(
     data: Sequence[str],
     output: str | Path,
     *,
+    corpus: Sequence[str | Path] = (),
     base: str | None = None,
     init: str | Path | None = None,
     device: str | None = None,
     model_settings: dict[str, Any] | None = None,
     batch_settings: BatchSettings | None = None,
     settings: TrainSettings | None = None,
+    snapshot_every: int | None = None,
     progress: bool = True,
 ) -> Path:
     """Train, or go on with the run in `output`, and return the checkpoint's folder.
@@ -61,26 +65,65 @@ def run_training(
     Args:
         data: see `load_data`.
         output: folder of the run.
+        corpus: folders of documents without questions; see `adaptation_passages`.
         base: base LLM for a fresh checkpoint.
         init: checkpoint to start from instead of a fresh one.
         device: `cpu`, `cuda`, …; `None` is CUDA when there is one.
         model_settings: fields of `ZConfig` for a fresh checkpoint.
         batch_settings: see `BatchSettings`; templates default to `training_templates()`.
         settings: see `TrainSettings`.
+        snapshot_every: see `Trainer`.
         progress: show a bar.
     """
     settings = settings or TrainSettings()
     batch_settings = batch_settings or BatchSettings(templates=training_templates())
     torch.manual_seed(settings.seed)
     passages = load_data(data, settings.seed)
+    documents = [text for folder in corpus for text in read_documents(folder)]
     if init is not None:
         model = ZModel.from_pretrained(init, base=base, device=device)
     else:
         model = ZModel.create(BaseLM.load(base, device=device), **(model_settings or {}))
+    if documents:
+        passages += adaptation_passages(
+            ZReader(model), documents, Path(output), batch_settings, progress=progress
+        )
+    if settings.text_steps:
+        model.add_text_adapter()
     batches = PackedBatches(passages, model.base.tokenizer, batch_settings, settings.seed)
-    trainer = Trainer(model, batches, settings, output)
+    trainer = Trainer(
+        model, batches, settings, output, fresh=init is None, snapshot_every=snapshot_every
+    )
     if not trainer.resume() and init is None:
-        sample = np.random.default_rng([settings.seed, 4]).permutation(len(batches.sources))[:48]
-        fit_gate(model, [batches.sources[i][: batch_settings.window] for i in sample.tolist()])
+        fit_gate(model, batches.sample_windows(160))
     trainer.train(progress=progress)
     return Path(output) / "checkpoint"
+
+
+def adaptation_passages(
+    reader: ZReader,
+    documents: Sequence[str],
+    output: Path,
+    settings: BatchSettings,
+    *,
+    progress: bool = True,
+) -> list[Passage]:
+    """What to train on where there are documents and nothing else.
+
+    Each document is cut twice: into windows, about which the raw-text reader asks and answers
+    questions (kept in `output/questions.jsonl`), and into longer pieces, of which a window is
+    compressed, repeated and continued.
+
+    Args:
+        reader: of the checkpoint to train from.
+        documents: texts of any length.
+        output: folder of the run.
+        settings: for the sizes of windows and continuations.
+        progress: show a bar.
+    """
+    window = settings.window
+    windows = [piece for text in documents for piece in cut_passages(text, reader, window - 8)]
+    asked = ask_questions(reader, windows, output / "questions.jsonl", progress=progress)
+    longer = window + settings.continuation_tokens
+    pieces = [piece for text in documents for piece in cut_passages(text, reader, longer)]
+    return [p for p in asked if p.questions] + [Passage(piece) for piece in pieces]

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ztok_rag.errors import CheckpointError, DataError
 from ztok_rag.model import ZModel
-from ztok_rag.training.data import IGNORE, Example, PackedBatches, Window, pack
+from ztok_rag.training.data import Example, Kind, Packed, PackedBatches, Window, pack
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,19 @@ class TrainSettings:
 
     Attributes:
         steps: optimizer steps in all.
-        text_steps: first steps, on raw text (rate 1): the reader learns the task.
+        text_steps: first steps, on raw text: the `text` adapter learns the task, and a fresh
+            reader starts as a copy of it.
         ramp_steps: next steps, in which the highest rate rises from 1 to the median of `rates`.
         rates: afterwards each step's rate is drawn from these; repeat one to weigh it.
         accumulate: batches per optimizer step.
         lr: peak learning rate of the adapters; `heads_lr` of gate and quantizer.
         warmup: steps of linear warm-up; then a cosine to a tenth of the peak.
         reconstruction_weight: of the reconstruction loss beside the answer loss.
+        question_weight: of the loss on the words of the questions; 0 leaves them out.
+        continuation_weight: of the loss on what follows a compressed window.
+        distillation: share of the loss on answers, questions and continuations that is the
+            divergence from the raw-text model's next-token distribution; the rest is the
+            cross-entropy of the labels.
         gate_every: distil surprisal into the gate every this many steps.
         clip: gradient norm limit.
         seed: of data order, rates and initial weights.
@@ -52,6 +58,9 @@ class TrainSettings:
     heads_lr: float = 3e-4
     warmup: int = 20
     reconstruction_weight: float = 0.3
+    question_weight: float = 0.0
+    continuation_weight: float = 0.3
+    distillation: float = 0.0
     gate_every: int = 8
     clip: float = 1.0
     seed: int = 0
@@ -77,77 +86,170 @@ class TrainSettings:
 
 
 @dataclass
-class Losses:
-    """Parts of the objective for one batch, in nats; `total` carries the gradient."""
+class Predictions:
+    """What a reader makes of a batch, for each of `n` tokens to predict.
 
-    total: Tensor
-    answer: float
-    reconstruction: float
-    gate: float
+    Attributes:
+        nats: `[n]` cross-entropy, with gradient.
+        divergence: `[n]` nats from the raw-text model's distribution, with gradient; `None`
+            without distillation.
+        right: bool `[n]`: the likeliest token is the label.
+        kinds: int64 `[n]`, of `Kind`.
+        examples: int64 `[n]`, the example of the batch that each belongs to.
+        gate: the gate's loss.
+        z_tokens: Z-tokens read.
+        positions: reader positions computed, padding included.
+        work: compute of a training step on it, in positions sent forward through the whole base;
+            a backward pass counts as much as a forward one.
+    """
+
+    nats: Tensor
+    divergence: Tensor | None
+    right: Tensor
+    kinds: Tensor
+    examples: Tensor
+    gate: Tensor
     z_tokens: int
     positions: int
+    work: float
+
+    def mean(self, kind: Kind, values: Tensor | None = None) -> Tensor:
+        """Mean of `values` (by default the nats) over the tokens of a kind; nan without any."""
+        return (self.nats if values is None else values)[self.kinds == kind].mean()
 
 
 class Objective:
     """Self-expressive autoencoding: read Z-tokens back as text, and as answers.
 
     The paper's reconstruction and task losses over quantized codes with a straight-through
-    gradient, plus two terms for the gate: distillation of the base's own surprisal, and a
-    length regularizer that keeps its mean where the requested rate is met.
+    gradient; distillation of the model that reads the raw text; and two terms for the gate:
+    distillation of the base's own surprisal, and a length regularizer that keeps its mean where
+    the requested rate is met.
     """
 
-    def __init__(self, model: ZModel, repeat: list[int], settings: TrainSettings) -> None:
+    def __init__(self, model: ZModel, settings: TrainSettings) -> None:
         self.model = model
-        self.repeat = repeat
         self.settings = settings
+        self.teacher = "text" if "text" in model.config.adapters else None
+        layers = sum(parameter.numel() for parameter in model.base.decoder.layers.parameters())
+        embedding = model.base.embeddings.weight.numel()
+        # Of the output head, as a share of the layers'.
+        self.head_cost = embedding / layers
 
-    def __call__(self, examples: Sequence[Example], rate: float, *, distil: bool) -> Losses:
+    def predict(
+        self,
+        examples: Sequence[Example],
+        rate: float,
+        *,
+        adapter: str = "read",
+        fit_gate: bool = False,
+        distil: bool = False,
+    ) -> Predictions:
+        """Read a batch.
+
+        Args:
+            examples: the batch.
+            rate: source tokens per Z-token; at 1 the text itself is read.
+            adapter: the reader's.
+            fit_gate: compute the gate's loss.
+            distil: compute the divergence from the raw-text model.
+        """
         model, base = self.model, self.model.base
         windows = [list(p.ids) for e in examples for p in e.prefix if isinstance(p, Window)]
-        gate_loss = torch.zeros((), device=base.device)
-        z_tokens = sum(map(len, windows))
+        gate = torch.zeros((), device=base.device)
+        raw = [self._embed(torch.tensor(window)) for window in windows]
+        parts = raw
+        z_tokens = tokens = sum(map(len, windows))
+        work = 0.0
         if rate > 1 and windows:
             encoded = model.encode(windows, rate)
-            parts: Iterator[Tensor] = iter(torch.split(encoded.embeddings, encoded.counts))
+            parts = list(torch.split(encoded.embeddings, encoded.counts))
             z_tokens = sum(encoded.counts)
-            if distil:
+            work += 2 * tokens * model.config.compressor_layers / base.num_layers
+            if fit_gate:
+                work += tokens * (1 + self.head_cost)
                 target = surprisal(model, windows)
                 mean = model.config.mean_information
                 length = (encoded.information.mean() / mean - target.mean() / mean) ** 2
-                gate_loss = nn.functional.smooth_l1_loss(encoded.information, target) + length
-        else:
-            parts = iter([base.embed(torch.tensor(w, device=base.device)) for w in windows])
+                gate = nn.functional.smooth_l1_loss(encoded.information, target) + length
+            asked = [p for e in examples for p in e.prefix if isinstance(p, Window)]
+            gate = gate + use_loss(encoded.uses, asked)
 
-        packed = pack(examples, self._embed, parts, self.repeat)
-        with base.adapter("read"):
+        questions = self.settings.question_weight > 0
+        packed = pack(examples, self._embed, iter(parts), questions=questions)
+        logits = self._logits(packed, packed.index, adapter)
+        nats = nn.functional.cross_entropy(logits, packed.labels, reduction="none")
+        work += 2 * (packed.positions.numel() + self.head_cost * len(nats))
+        divergence = None
+        if distil and rate > 1:
+            divergence = torch.zeros_like(nats)
+            soft = packed.kinds != Kind.RECONSTRUCTION
+            if bool(soft.any()):
+                with torch.no_grad():
+                    text = pack(examples, self._embed, iter(raw), questions=questions)
+                    wanted = self._logits(text, text.index[soft], self.teacher).log_softmax(-1)
+                got = logits[soft].log_softmax(-1)
+                kl = nn.functional.kl_div(got, wanted, reduction="none", log_target=True).sum(-1)
+                divergence = divergence.masked_scatter(soft, kl)
+                work += text.positions.numel() + self.head_cost * len(kl)
+        return Predictions(
+            nats=nats,
+            divergence=divergence,
+            right=logits.detach().argmax(-1) == packed.labels,
+            kinds=packed.kinds,
+            examples=packed.examples,
+            gate=gate,
+            z_tokens=z_tokens,
+            positions=packed.positions.numel(),
+            work=work,
+        )
+
+    def total(self, predictions: Predictions) -> Tensor:
+        """The loss to minimize."""
+        settings = self.settings
+        weights = {
+            Kind.ANSWER: 1.0,
+            Kind.QUESTION: settings.question_weight,
+            Kind.RECONSTRUCTION: settings.reconstruction_weight,
+            Kind.CONTINUATION: settings.continuation_weight,
+        }
+        mixed = predictions.nats
+        if predictions.divergence is not None:
+            share = settings.distillation
+            mixed = (1 - share) * mixed + share * predictions.divergence
+            hard = predictions.kinds == Kind.RECONSTRUCTION
+            mixed = torch.where(hard, predictions.nats, mixed)
+        total = 0.1 * predictions.gate
+        for kind, weight in weights.items():
+            if weight and bool((predictions.kinds == kind).any()):
+                total = total + weight * predictions.mean(kind, mixed)
+        return total
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        return self.model.base.embed(ids.to(self.model.base.device))
+
+    def _logits(self, packed: Packed, index: Tensor, adapter: str | None) -> Tensor:
+        """fp32 logits `[n, vocabulary]` at flat positions `index`."""
+        base = self.model.base
+        with base.adapter(adapter):
             hidden = base.decoder(
                 inputs_embeds=packed.embeddings,
                 attention_mask=packed.mask,
                 position_ids=packed.positions,
                 use_cache=False,
             ).last_hidden_state
-        chosen = packed.labels != IGNORE
-        logits = base.head(hidden[chosen])
-        loss = nn.functional.cross_entropy(logits.float(), packed.labels[chosen], reduction="none")
-        repeats = packed.reconstructs[chosen]
-        answer = _mean(loss[~repeats])
-        reconstruction = _mean(loss[repeats])
-        total = answer + self.settings.reconstruction_weight * reconstruction + 0.1 * gate_loss
-        return Losses(
-            total,
-            float(answer.detach()) if bool((~repeats).any()) else math.nan,
-            float(reconstruction.detach()) if bool(repeats.any()) else math.nan,
-            float(gate_loss.detach()),
-            z_tokens,
-            int(packed.labels.numel()),
-        )
-
-    def _embed(self, ids: Tensor) -> Tensor:
-        return self.model.base.embed(ids.to(self.model.base.device))
+        logits: Tensor = base.head(hidden.flatten(0, 1)[index])
+        return logits.float()
 
 
-def _mean(losses: Tensor) -> Tensor:
-    return losses.mean() if losses.numel() else losses.sum()
+def use_loss(logits: Tensor, windows: Sequence[Window]) -> Tensor:
+    """Cross-entropy of the gate's `[sum(n), 2]` logits over the windows that have questions."""
+    wanted = torch.tensor([use for w in windows for use in w.uses or ((-1, -1),) * len(w.ids)])
+    wanted = wanted.to(logits.device, torch.float32)
+    known = wanted[:, 0] >= 0
+    if not bool(known.any()):
+        return logits.new_zeros(())
+    return nn.functional.binary_cross_entropy_with_logits(logits[known], wanted[known])
 
 
 @torch.no_grad()
@@ -172,8 +274,11 @@ def surprisal(model: ZModel, windows: Sequence[Sequence[int]]) -> Tensor:
 
 
 @torch.no_grad()
-def fit_gate(model: ZModel, windows: Sequence[Sequence[int]], *, ridge: float = 10.0) -> float:
-    """Start the gate as the least-squares estimate of surprisal from the compressor's states.
+def fit_gate(model: ZModel, windows: Sequence[Window], *, ridge: float = 10.0) -> float:
+    """Start the gate as linear estimates from the compressor's states.
+
+    Its surprisal is fitted by least squares, and the uses of tokens by logistic regression on
+    the windows that have questions; without any, all tokens count alike.
 
     Returns:
         Correlation of the gate's estimate with the surprisal it was fitted to.
@@ -181,9 +286,9 @@ def fit_gate(model: ZModel, windows: Sequence[Sequence[int]], *, ridge: float = 
     states, targets = [], []
     for i in range(0, len(windows), 8):
         batch = windows[i : i + 8]
-        targets.append(surprisal(model, batch))
+        targets.append(surprisal(model, [w.ids for w in batch]))
         for window in batch:
-            ids = torch.tensor([window], device=model.base.device)
+            ids = torch.tensor([window.ids], device=model.base.device)
             hidden = model.hidden_states(ids, torch.ones_like(ids))[0]
             states.append(model.gate[0](hidden.float()))
     x, y = torch.cat(states), torch.cat(targets)
@@ -193,11 +298,31 @@ def fit_gate(model: ZModel, windows: Sequence[Sequence[int]], *, ridge: float = 
     weight = torch.linalg.solve(gram, x.T @ (wanted - bias))
     linear = model.gate[1]
     assert isinstance(linear, nn.Linear)
-    linear.weight.copy_(weight[None])
-    linear.bias.copy_(bias[None])
+    linear.weight.zero_()
+    linear.bias.zero_()
+    linear.weight[0], linear.bias[0] = weight, bias
+    _fit_uses(linear, x, windows)
     estimate = nn.functional.softplus(x @ weight + bias)
     model.set_mean_information(float(estimate.mean()))
     return float(torch.corrcoef(torch.stack([estimate, y]))[0, 1])
+
+
+@torch.enable_grad()
+def _fit_uses(linear: nn.Linear, states: Tensor, windows: Sequence[Window]) -> None:
+    """Logistic regression of the gate's outputs for uses, in place."""
+    weight, bias = torch.zeros_like(linear.weight[1:]), torch.zeros_like(linear.bias[1:])
+    parameters = [weight.requires_grad_(), bias.requires_grad_()]
+    optimizer = torch.optim.LBFGS(parameters, max_iter=60)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = use_loss(states @ weight.T + bias, windows) + 1e-3 * weight.pow(2).sum()
+        torch.autograd.backward(value)
+        return value
+
+    optimizer.step(loss)
+    with torch.no_grad():
+        linear.weight[1:], linear.bias[1:] = weight, bias
 
 
 class MasterWeights:
@@ -239,6 +364,14 @@ class MasterWeights:
                     parameter.copy_(self.masters[name])
         return float(norm)
 
+    @torch.no_grad()
+    def copy(self, source: str, target: str) -> None:
+        """Set the weights whose names start with `target` to those that start with `source`."""
+        for name, master in self.masters.items():
+            if name.startswith(target):
+                master.copy_(self.masters[source + name.removeprefix(target)])
+                self.parameters[name].copy_(master)
+
     def state(self) -> dict[str, Tensor]:
         """Masters and moments by name, for a checkpoint."""
         tensors = {}
@@ -266,7 +399,7 @@ class Trainer:
     """Trains a `ZModel` on packed batches, and can be killed at any moment.
 
     `output` holds the checkpoint in the form `ZModel.from_pretrained` loads, `log.jsonl` with a
-    line per step, and `state/`, from which the same settings resume exactly.
+    line per step, `state/`, from which the same settings resume exactly, and `snapshots/`.
     """
 
     def __init__(
@@ -275,16 +408,27 @@ class Trainer:
         batches: PackedBatches,
         settings: TrainSettings,
         output: str | Path,
+        *,
+        fresh: bool = True,
+        snapshot_every: int | None = None,
     ) -> None:
+        """See the class.
+
+        Args:
+            fresh: the reader is untrained, and starts from the text reader.
+            snapshot_every: keep the checkpoint of every so many steps, for a learning curve.
+        """
         self.model = model
         self.batches = batches
         self.settings = settings
         self.output = Path(output)
-        self.objective = Objective(model, batches.repeat, settings)
+        self.fresh = fresh
+        self.snapshot_every = snapshot_every
+        self.objective = Objective(model, settings)
         base = model.base
         adapters = {
             f"{name}.{path}": parameter
-            for name in ("compress", "read")
+            for name in ("compress", "read", *(("text",) if settings.text_steps else ()))
             for path, parameter in base.adapter_parameters(name).items()
         }
         for parameter in adapters.values():
@@ -348,11 +492,14 @@ class Trainer:
         try:
             while self.step < settings.steps:
                 started = time.monotonic()
-                record = self._train_step()
+                record = self.train_step()
                 self.seconds += time.monotonic() - started
                 record |= {"step": self.step, "seconds": round(self.seconds, 2)}
                 log.write(json.dumps(record) + "\n")
                 log.flush()
+                if self.snapshot_every and self.step % self.snapshot_every == 0:
+                    name = f"step-{self.step:06d}"
+                    self.model.save_pretrained(self.output / "snapshots" / name)
                 bar.update()
                 bar.set_postfix(
                     loss=f"{record['answer'] or 0:.3f}",
@@ -375,35 +522,48 @@ class Trainer:
         path.write_text("".join(lines[: self.step]), encoding="utf-8")
         return path.open("a", encoding="utf-8")
 
-    def _train_step(self) -> dict[str, Any]:
+    def train_step(self) -> dict[str, Any]:
+        """One optimizer step; returns its line of the log."""
         settings, rate = self.settings, self.settings.rate(self.step)
-        answers, reconstructions, gates = [], [], []
+        on_text = self.step < settings.text_steps
+        if self.step == settings.text_steps > 0 and self.fresh:
+            self.weights.copy("text.", "read.")
+        means: dict[str, list[float]] = {kind.name.lower(): [] for kind in Kind}
+        gates = []
         tokens = z_tokens = positions = 0
+        work = 0.0
         for i in range(settings.accumulate):
             examples, source = self.batches[self.step * settings.accumulate + i]
-            distil = self.step % settings.gate_every == 0
-            losses = self.objective(examples, rate, distil=distil)
-            if not torch.isfinite(losses.total):
+            predictions = self.objective.predict(
+                examples,
+                rate,
+                adapter="text" if on_text else "read",
+                fit_gate=self.step % settings.gate_every == 0,
+                distil=settings.distillation > 0,
+            )
+            total = self.objective.total(predictions)
+            if not torch.isfinite(total):
                 raise DataError(f"the loss is not finite at step {self.step}; lower --lr.")
-            torch.autograd.backward(losses.total / settings.accumulate)
-            answers.append(losses.answer)
-            reconstructions.append(losses.reconstruction)
-            gates.append(losses.gate)
+            torch.autograd.backward(total / settings.accumulate)
+            for kind in Kind:
+                means[kind.name.lower()].append(float(predictions.mean(kind).detach()))
+            gates.append(float(predictions.gate.detach()))
             tokens += source
-            z_tokens += losses.z_tokens
-            positions += losses.positions
+            z_tokens += predictions.z_tokens
+            positions += predictions.positions
+            work += predictions.work
         norm = self.weights.step(settings.schedule(self.step), settings.clip)
         self.step += 1
         self.source_tokens += tokens
         return {
             "rate": round(rate, 3),
-            "answer": _average(answers),
-            "reconstruction": _average(reconstructions),
+            **{name: _average(values) for name, values in means.items()},
             "gate": _average(gates),
             "grad_norm": round(norm, 4),
             "source_tokens": tokens,
             "z_tokens": z_tokens,
             "positions": positions,
+            "work": round(work),
         }
 
 

@@ -1,0 +1,308 @@
+"""Ablations: variants trained on the same compute, from the same text reader, and compared.
+
+    python benchmarks/ablations.py --data DIR --reader CHECKPOINT --output DIR
+
+`DIR` holds the training and development files; the text reader comes from a checkpoint with the
+adapter `text`. Each variant starts as a fresh compressor and a reader that is a copy of the text
+reader, and trains until its compute, counted in positions sent through the base, is spent. Then
+it is scored on development data by what it predicts token by token, given what came before:
+answers on SQuAD, and the text itself on Wikipedia passages that training has not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from common import Parser, names, positive, run_script
+from variants import (
+    BothModel,
+    ComposedModel,
+    ContinuousModel,
+    MeanPoolModel,
+    MemoryTokenModel,
+    SurprisalModel,
+    UniformModel,
+)
+from ztok_rag.base import BaseLM
+from ztok_rag.config import ZConfig
+from ztok_rag.errors import DataError
+from ztok_rag.evaluation import Row, format_table, write_results
+from ztok_rag.model import ZModel
+from ztok_rag.prompts import training_templates
+from ztok_rag.sequence import write_atomic
+from ztok_rag.training.data import BatchSettings, Kind, PackedBatches, Passage, read_passages
+from ztok_rag.training.held_out import held_out_batches, score_tokens
+from ztok_rag.training.run import load_data
+from ztok_rag.training.trainer import Trainer, TrainSettings, fit_gate
+
+RATE = 4.0
+FIXED = {"text_steps": 0, "ramp_steps": 0, "rates": (RATE,)}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the ablation table.
+
+    Attributes:
+        group: the question that it helps to answer.
+        what: in a few words, what is different.
+        model: class of the model.
+        config: fields of `ZConfig`.
+        train: fields of `TrainSettings`.
+        batch: fields of `BatchSettings`.
+    """
+
+    group: str
+    what: str
+    model: type[ZModel] = ZModel
+    config: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    batch: dict[str, Any] = field(default_factory=dict)
+
+
+VARIANTS = {
+    "default": Variant(
+        "all", "10 layers; 1 anchor + 1 residual code; learned allocation; rate 4 throughout"
+    ),
+    "layers-20": Variant("layers", "20 layers", config={"compressor_layers": 20}),
+    "layers-30": Variant("layers", "30 layers", config={"compressor_layers": 30}),
+    "continuous": Variant("span vector", "1 anchor + continuous residual", ContinuousModel),
+    "mean-pool": Variant("span vector", "mean pool + continuous residual", MeanPoolModel),
+    "memory": Variant("span vector", "memory tokens, continuous", MemoryTokenModel),
+    "composed": Variant(
+        "span vector", "3 anchors + a network over them", ComposedModel, config={"anchors": 3}
+    ),
+    "uniform": Variant("allocation", "uniform", UniformModel),
+    "surprisal": Variant("allocation", "surprisal", SurprisalModel),
+    "both": Variant("allocation", "learned, times surprisal", BothModel),
+    "depth-1": Variant("depth", "1 anchor", config={"residual_depth": 0}),
+    "depth-2": Variant("depth", "2 anchors", config={"anchors": 2, "residual_depth": 0}),
+    "depth-3": Variant("depth", "2 anchors + 1 residual code", config={"anchors": 2}),
+    "depth-4": Variant("depth", "3 anchors + 1 residual code", config={"anchors": 3}),
+    "depth-8": Variant(
+        "depth", "4 anchors + 4 residual codes", config={"anchors": 4, "residual_depth": 4}
+    ),
+    "curriculum": Variant("curriculum", "rate raised from 1 over half of the steps"),
+    "answers": Variant("losses", "answers only", batch={"reconstruct": 0.0}),
+    "questions": Variant("losses", "+ words of questions", train={"question_weight": 0.2}),
+    "distil": Variant("losses", "answers half distilled", train={"distillation": 0.5}),
+    "distil-all": Variant(
+        "losses",
+        "all distilled, with questions",
+        train={"distillation": 1.0, "question_weight": 0.2},
+    ),
+    "reconstruct": Variant(
+        "losses",
+        "reconstruction weighs 1",
+        train={"reconstruction_weight": 1.0},
+        batch={"reconstruct": 0.6},
+    ),
+    "rank-96": Variant("adapters", "rank 96", config={"rank": 96}),
+    "lr-1e-3": Variant("optimizer", "peak learning rate 1e-3", train={"lr": 1e-3}),
+}
+
+METRICS = {
+    "answer_nats": (Kind.ANSWER, "nats"),
+    "answer_accuracy": (Kind.ANSWER, "right"),
+    "reconstruction_nats": (Kind.RECONSTRUCTION, "nats"),
+    "reconstruction_accuracy": (Kind.RECONSTRUCTION, "right"),
+    "continuation_nats": (Kind.CONTINUATION, "nats"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the ablations that have no result yet, and write the table."""
+    options = _parse(arguments)
+    passages = load_data(
+        [f"{options.data}/squad/train.jsonl", f"{options.data}/text/wiki_passages.jsonl:0.1"],
+        options.seed,
+    )
+    answered = _some(read_passages(options.data / "squad" / "dev.jsonl"), options.dev, seed=0)
+    wiki = read_passages(options.data / "text" / "wiki_passages.jsonl")
+    trained = {passage.text for passage in passages}
+    repeated = _some([p for p in wiki if p.text not in trained], options.dev, seed=0)
+    runs: dict[str, Any] = {}
+    path = options.output / "runs.json"
+    if path.exists():
+        runs = json.loads(path.read_text(encoding="utf-8"))
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name in options.variants:
+        if name in runs:
+            continue
+        print(f"{name}: {VARIANTS[name].what}", flush=True)
+        runs[name] = _run(name, passages, answered + repeated, options)
+        write_atomic(path, json.dumps(runs).encode())
+        print(json.dumps({metric: round(_score(runs[name], metric), 3) for metric in METRICS}))
+    rows = _rows(runs, options.seed)
+    print(format_table(rows))
+    write_results(
+        options.output,
+        rows,
+        seed=options.seed,
+        checkpoint=str(options.reader),
+        device=str(options.device or "auto"),
+        work=options.work,
+        note="Token-by-token predictions, teacher-forced, by passage; nats are per token.",
+    )
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(description="Compare variants of the model and its training.")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--reader", type=Path, required=True, metavar="CHECKPOINT")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--variants", type=names, default=list(VARIANTS), metavar="A,B", help="default: all"
+    )
+    parser.add_argument(
+        "--work", type=positive, default=100_000, metavar="N",
+        help="compute per variant, in positions sent through the base (default: 100000)",
+    )  # fmt: skip
+    parser.add_argument("--dev", type=positive, default=48, metavar="N", help="passages of each")
+    parser.add_argument("--batch-tokens", type=positive, default=1000, metavar="N")
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.variants if name not in VARIANTS]:
+        raise DataError(f"unknown variant {unknown[0]!r}; there are {', '.join(VARIANTS)}.")
+    return options
+
+
+def _some(passages: Sequence[Passage], count: int, *, seed: int) -> list[Passage]:
+    chosen = np.random.default_rng(seed).permutation(len(passages))[:count]
+    return [passages[i] for i in sorted(chosen.tolist())]
+
+
+def _run(
+    name: str, passages: Sequence[Passage], dev: Sequence[Passage], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Train one variant and score it."""
+    variant = VARIANTS[name]
+    torch.manual_seed(options.seed)
+    base = BaseLM.load(device=options.device)
+    config = {"compressor_layers": base.num_layers // 3, **variant.config}
+    model = variant.model(
+        base,
+        ZConfig(
+            base=base.name,
+            base_fingerprint=base.fingerprint(),
+            adapters=("compress", "read", "text"),
+            **config,
+        ),
+    )
+    text = load_file(options.reader / "text.safetensors")
+    for adapter in ("read", "text"):
+        model.load_adapter(adapter, _with_rank(text, model.config.rank))
+    batch_settings = dataclasses.replace(
+        BatchSettings(
+            batch_tokens=options.batch_tokens,
+            max_source_tokens=256 + 96,
+            continuation=1.0,
+            templates=training_templates(),
+        ),
+        **variant.batch,
+    )
+    batches = PackedBatches(passages, base.tokenizer, batch_settings, options.seed)
+    fit_gate(model, batches.sample_windows(96))
+    settings = TrainSettings(steps=10**6, seed=options.seed, **{**FIXED, **variant.train})
+    folder = options.output / ".run"
+    shutil.rmtree(folder, ignore_errors=True)
+    trainer = Trainer(model, batches, settings, folder)
+    work, started = 0.0, time.monotonic()
+    for _ in range(4):
+        work += trainer.train_step()["work"]
+    # The schedule needs the number of steps that the compute allows.
+    steps = round(options.work / (work / 4))
+    trainer.settings = dataclasses.replace(settings, steps=steps)
+    if name == "curriculum":
+        trainer.settings = dataclasses.replace(trainer.settings, ramp_steps=steps // 2)
+    losses = []
+    while work < options.work:
+        record = trainer.train_step()
+        work += record["work"]
+        losses.append(record["answer"])
+        print(f"\r{work / options.work:4.0%} {record['answer']}", end="", flush=True)
+    print()
+    shutil.rmtree(folder, ignore_errors=True)
+    scores = score_tokens(trainer.objective, held_out_batches(dev, base.tokenizer), RATE)
+    return {
+        "group": variant.group,
+        "what": variant.what,
+        "steps": trainer.step,
+        "work": round(work),
+        "seconds": round(time.monotonic() - started),
+        "source_tokens": trainer.source_tokens,
+        "training_answer_nats": [round(x, 4) for x in losses if x is not None],
+        "scores": {
+            kind.name: {key: np.round(value, 3).tolist() for key, value in vars(part).items()}
+            for kind, part in scores.items()
+        },
+    }
+
+
+def _with_rank(adapter: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """A LoRA adapter of a higher rank that computes the same."""
+    padded = {}
+    for name, tensor in adapter.items():
+        first = "lora_A" in name
+        more = rank - tensor.shape[0 if first else 1]
+        if first:
+            added = tensor.float().std() * torch.randn(more, tensor.shape[1])
+        else:
+            added = torch.zeros(tensor.shape[0], more)
+        padded[name] = torch.cat([tensor.float(), added], dim=0 if first else 1)
+    return padded
+
+
+def _totals(run: dict[str, Any], metric: str) -> np.ndarray:
+    """`[2, passages]`: the metric's sum over each passage's tokens, and the tokens."""
+    kind, key = METRICS[metric]
+    scores = run["scores"][kind.name]
+    scale = 100.0 if key == "right" else 1.0
+    return np.array([scale * np.array(scores[key]), scores["tokens"]])
+
+
+def _score(run: dict[str, Any], metric: str) -> float:
+    total, tokens = _totals(run, metric).sum(axis=1)
+    return float(total / tokens)
+
+
+def _rows(runs: dict[str, Any], seed: int) -> list[Row]:
+    """Each variant's scores, and its paired differences from the default."""
+    rows = []
+    for name, run in runs.items():
+        for metric in METRICS:
+            own = _totals(run, metric)
+            n = own.shape[1]
+            drawn = np.random.default_rng(seed).integers(0, n, size=(2000, n))
+            ratio = own[0][drawn].sum(1) / own[1][drawn].sum(1)
+            samples = {metric: (_score(run, metric), ratio)}
+            if name != "default" and "default" in runs:
+                other = _totals(runs["default"], metric)
+                difference = ratio - other[0][drawn].sum(1) / other[1][drawn].sum(1)
+                score = _score(run, metric) - _score(runs["default"], metric)
+                samples[f"{metric}_minus_default"] = (score, difference)
+            for label, (score, values) in samples.items():
+                low, high = np.quantile(values, [0.025, 0.975])
+                rows.append(
+                    Row("ablations", run["group"], name, RATE, 0, label, score,
+                        (float(low), float(high)), n, extra={"what": run["what"]})
+                )  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    run_script(main)

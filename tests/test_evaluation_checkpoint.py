@@ -1,0 +1,297 @@
+"""`ztok eval`: scores of a checkpoint, on the real default model with very short texts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PASSAGE
+
+from ztok_rag import ZCompressor, ZReader, cli
+from ztok_rag.errors import DataError, ZtokError
+from ztok_rag.evaluation import Arm, PredictionLog, cut_end, make_question, paired_share, ratio_ci
+from ztok_rag.evaluation.checkpoint import (
+    Dataset,
+    EvalSettings,
+    evaluate_checkpoint,
+    read_datasets,
+)
+
+MILL = "The mill on Reed Lane was built in 1902."
+FERRY = "The ferry to Elm Island leaves at nine."
+ANSWERS = {"When was the mill built?": "1902", "When does the ferry leave?": "nine"}
+QUESTIONS = [
+    {"context": MILL, "question": "When was the mill built?", "answers": ["1902", "in 1902"]},
+    {"context": MILL, "question": "Where is the mill?", "answers": ["Reed Lane"]},
+    {"context": FERRY, "question": "When does the ferry leave?", "answers": ["nine"]},
+]
+TEXTS = [{"text": "Rain fell all night."}, {"text": PASSAGE}]
+SETTINGS = EvalSettings(rates=(2.0, 4.0), batch_size=2, max_new_tokens=4, max_text_tokens=16)
+
+
+def write(path: Path, records: Sequence[object]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("set")
+    return [write(folder / "qa.jsonl", QUESTIONS), write(folder / "notes.jsonl", TEXTS)]
+
+
+def run(compressor: ZCompressor, datasets: Sequence[Dataset], output: Path) -> dict[str, Any]:
+    evaluate_checkpoint(compressor, datasets, output, SETTINGS, device="cpu", progress=False)
+    results: dict[str, Any] = json.loads((output / "results.json").read_text())
+    return results
+
+
+@pytest.fixture(scope="module")
+def finished(
+    compressor: ZCompressor, data: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a finished evaluation of both files."""
+    output = tmp_path_factory.mktemp("finished")
+    run(compressor, read_datasets(data), output)
+    return output
+
+
+def forbid_model_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was run again")
+
+    for name in ("generate", "decompress", "measure"):
+        monkeypatch.setattr(ZReader, name, fail)
+    monkeypatch.setattr(ZCompressor, "compress", fail)
+
+
+def test_results_have_the_shape_of_every_evaluation(
+    reader: ZReader, data: list[Path], finished: Path
+) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    assert {"command", "commit", "machine", "seed", "checkpoint", "rows"} <= results.keys()
+    rows = {(r["task"], r["arm"], r["rate"], r["metric"]): r for r in results["rows"]}
+    assert len(rows) == len(results["rows"])
+    qa, notes = (f"{path.parent.name}/{path.stem}" for path in data)
+    tasks = {(row["benchmark"], row["task"]) for row in results["rows"]}
+    repeated, cut = f"{qa} reconstruction", f"{notes} reconstruction"
+    assert tasks == {("qa", qa), ("reconstruction", repeated), ("reconstruction", cut)}
+    for rate in (2.0, 4.0):
+        for metric in ("f1", "exact_match"):
+            row = rows[qa, "ztok", rate, metric]
+            assert row["n"] == 3 and row["k"] == 1 and 0 <= row["score"] <= 100
+            assert row["ci95"][0] <= row["score"] <= row["ci95"][1]
+            assert row["prefill_ms"] > 0 and row["ttft_ms"] > 0 and row["kv_bytes"] > 0
+        for metric in ("bleu4", "rouge_l", "exact_match", "characters_lost"):
+            row = rows[repeated, "ztok", rate, metric]
+            assert row["n"] == 2 and 0 <= row["score"] <= 100
+            assert 0 < row["context_tokens"] < row["source_tokens"]
+            assert row["bytes_per_source_token"] > 0
+    assert rows[qa, "none", None, "f1"]["context_tokens"] == 0
+    shares = [key[1:3] for key in rows if key[3] == "share_of_text_reader"]
+    if "text" in reader.adapters and rows[qa, "text-reader", 1.0, "f1"]["score"] > 0:
+        assert shares == [("ztok", 2.0), ("ztok", 4.0)]
+    else:
+        assert not shares
+    row = rows[cut, "ztok", 4.0, "bleu4"]
+    assert row["truncated"] == 1 and row["source_tokens"] <= 16
+    assert "1 of them cut to their first 16 tokens" in results["note"]
+
+
+def test_a_finished_evaluation_is_not_run_again(
+    compressor: ZCompressor,
+    data: list[Path],
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = json.loads((finished / "results.json").read_text())["rows"]
+    forbid_model_calls(monkeypatch)
+    monkeypatch.setattr(ZCompressor, "from_pretrained", lambda *_, **__: compressor)
+    arguments = ["--rates", "2,4", "--batch-size", "2", "--max-new-tokens", "4"]
+    arguments += ["--max-text-tokens", "16", "--output", str(finished)]
+    monkeypatch.setattr(sys, "argv", ["ztok", "eval", *map(str, data), *arguments])
+    with pytest.raises(SystemExit) as status:
+        cli.main()
+    assert status.value.code == 0
+    assert json.loads((finished / "results.json").read_text())["rows"] == before
+    out = capsys.readouterr().out
+    assert "characters_lost" in out and "results.json" in out
+
+
+def test_known_predictions_get_the_right_scores(
+    compressor: ZCompressor, data: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(reader: ZReader, prompts: Sequence[list[Any]], **_: Any) -> list[str]:
+        asked = ["".join(s for s in prompt if isinstance(s, str)) for prompt in prompts]
+        return [next((a for q, a in ANSWERS.items() if q in text), "a pond") for text in asked]
+
+    def forget_the_end(reader: ZReader, zs: Sequence[Any], **_: Any) -> list[str]:
+        return [MILL if z.spans[-1, 1] == len(MILL) else "The ferry" for z in zs]
+
+    monkeypatch.setattr(ZReader, "generate", answer)
+    monkeypatch.setattr(ZReader, "decompress", forget_the_end)
+    results = run(compressor, read_datasets(data[:1]), tmp_path)
+    scores = {(r["benchmark"], r["arm"], r["metric"]): r["score"] for r in results["rows"]}
+    assert scores["qa", "ztok", "f1"] == pytest.approx(200 / 3, abs=1e-3)
+    assert scores["qa", "none", "exact_match"] == pytest.approx(200 / 3, abs=1e-3)
+    assert scores["reconstruction", "ztok", "exact_match"] == 50
+    lost = 100 * (len(FERRY) - len("The ferry")) / len(FERRY)
+    assert scores["reconstruction", "ztok", "characters_lost"] == pytest.approx(lost / 2, abs=1e-3)
+    # Two of the ferry's eight words: precision 1, recall a quarter.
+    rouge = (1 + 2 * 0.25 / 1.25) / 2
+    assert scores["reconstruction", "ztok", "rouge_l"] == pytest.approx(100 * rouge, abs=1e-3)
+
+
+def test_an_interrupted_reconstruction_goes_on(
+    compressor: ZCompressor, data: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    stop_at = 2
+
+    def decompress(reader: ZReader, zs: Sequence[Any], **_: Any) -> list[str]:
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+        calls.append(len(zs))
+        return ["The mill"] * len(zs)
+
+    monkeypatch.setattr(ZReader, "decompress", decompress)
+    datasets = read_datasets(data, ["reconstruction"])
+    with pytest.raises(KeyboardInterrupt):
+        run(compressor, datasets, tmp_path)
+    done = (tmp_path / "predictions.jsonl").read_text()
+    assert done.count("\n") == sum(calls) == 4
+    assert not (tmp_path / "results.json").exists()
+    stop_at = 100
+    run(compressor, datasets, tmp_path)
+    assert sum(calls) == 8
+    assert (tmp_path / "predictions.jsonl").read_text().startswith(done)
+
+
+def test_other_settings_are_refused(
+    compressor: ZCompressor, data: list[Path], finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid_model_calls(monkeypatch)
+    other = EvalSettings(rates=(2.0,), max_text_tokens=20, max_new_tokens=4)
+    with pytest.raises(DataError, match="max_text_tokens was 16 and is now 20"):
+        evaluate_checkpoint(compressor, read_datasets(data), finished, other, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("record", "cause"),
+    [
+        ({"title": "x"}, "neither a 'text' nor a 'question'"),
+        ({"text": "Rain."}, "no 'question', unlike the file's first record"),
+        ({"context": "c", "question": "q"}, "field 'answers' is missing"),
+        ({"context": " ", "question": "q", "answers": ["a"]}, "field 'context' is empty"),
+        ({"context": "c", "question": "q", "answers": "a"}, "field 'answers' is not a list"),
+    ],
+)
+def test_a_malformed_record_names_file_line_and_cause(
+    tmp_path: Path, record: object, cause: str
+) -> None:
+    path = write(tmp_path / "a.jsonl", [QUESTIONS[0], record])
+    with pytest.raises(DataError, match=f"line 2: .*{cause}") as error:
+        read_datasets([path])
+    assert str(path) in str(error.value)
+
+
+def test_a_file_of_texts_holds_texts_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [TEXTS[0], QUESTIONS[0]])
+    with pytest.raises(DataError, match="line 2: it has a 'question'"):
+        read_datasets([path])
+    write(path, [{"text": 3}])
+    with pytest.raises(DataError, match="line 1: field 'text' is not a str"):
+        read_datasets([path])
+
+
+def test_tasks_are_those_that_the_data_allow(data: list[Path], tmp_path: Path) -> None:
+    questions, notes = read_datasets([*data, data[0]])
+    assert questions.tasks == ("qa", "reconstruction") and notes.tasks == ("reconstruction",)
+    with pytest.raises(DataError, match=r"notes\.jsonl holds texts without questions"):
+        read_datasets(data, ["qa"])
+    with pytest.raises(DataError, match="unknown task 'speed'; the tasks are qa, reconstruction"):
+        read_datasets(data, ["speed"])
+    (tmp_path / "set").mkdir()
+    (tmp_path / "other" / "set").mkdir(parents=True)
+    paths = [write(tmp_path / part / "x.jsonl", TEXTS) for part in ("set", "other/set")]
+    assert len({dataset.name for dataset in read_datasets(paths)}) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (["missing.jsonl"], "cannot read missing.jsonl"),
+        (["--rates", "4,0.5"], "a rate must be from 1 to 64, not 0.5"),
+        (["--rates", "four"], "expected numbers separated by commas, got 'four'"),
+        (["--limit", "0"], "--limit must be at least 1, not 0"),
+        (["--tasks", "speed"], "unknown task 'speed'"),
+    ],
+)
+def test_errors_are_one_line_on_stderr(
+    data: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    cause: str,
+) -> None:
+    output = tmp_path / "out"
+    argv = ["ztok", "eval", str(data[0]), *arguments, "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as status:
+        cli.main()
+    assert status.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("ztok: ") and error.count("\n") == 1 and cause in error
+    assert not output.exists()
+
+
+def test_missing_metric_packages_are_told_before_anything_runs(
+    compressor: ZCompressor, data: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid_model_calls(monkeypatch)
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    with pytest.raises(ZtokError, match=r"rouge-score.*pip install ztok-rag\[bench\]"):
+        run(compressor, read_datasets(data), tmp_path / "out")
+
+
+def test_share_is_the_ratio_of_the_means(tmp_path: Path) -> None:
+    predictions = {"text-reader": ["1902", "Reed Lane", "noon"], "ztok": ["1902", "a hill", "noon"]}
+    arms = {"text-reader": Arm("text-reader", 1.0, "text"), "ztok": Arm("ztok", 4.0, "read")}
+    questions = [make_question("t", i, record, 4) for i, record in enumerate(QUESTIONS)]
+    log = PredictionLog(tmp_path, {})
+    costs = {"context_tokens": 1, "source_tokens": 4, "stored_bytes": 8, "truncated": False}
+    for name, texts in predictions.items():
+        for number, text in enumerate(texts):
+            key = {"task": "t", "arm": name, "rate": arms[name].rate, "id": str(number)}
+            log.append([{**key, **costs, "prediction": text}])
+    log.close()
+
+    ours, theirs = arms["ztok"], arms["text-reader"]
+    row = paired_share(questions, ours, theirs, log, "f1", benchmark="qa", k=1)
+    assert row is not None
+    assert (row.metric, row.n, row.ci95) == ("share_of_text_reader", 3, (0, 100))
+    assert row.score == pytest.approx(50)
+    assert paired_share(questions[2:], ours, theirs, log, "f1", benchmark="qa", k=1) is None
+
+
+def test_ratio_interval_draws_pairs() -> None:
+    below = [1.0, 2.0, 3.0, 50.0]
+    assert ratio_ci([b / 2 for b in below], below) == (0.5, 0.5)
+    assert ratio_ci([1.0, 0.0], [1.0, 0.0]) == (1, 1)
+
+
+def test_cut_end_keeps_whole_words(compressor: ZCompressor) -> None:
+    tokenizer = compressor.tokenizer
+    assert cut_end(MILL, 100, tokenizer) == (MILL, False)
+    for limit in range(1, 30):
+        kept, cut = cut_end(PASSAGE, limit, tokenizer)
+        assert cut and PASSAGE.startswith(kept) and PASSAGE[len(kept)] == " "
+        assert compressor.count_tokens(kept) <= limit
+    assert cut_end("pneumonoultramicroscopic", 2, tokenizer)[0]

@@ -1,0 +1,409 @@
+"""Scoring a checkpoint on question answering and reconstruction: what `ztok eval` runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from ztok_rag.errors import DataError, ZtokError
+from ztok_rag.evaluation.log import PredictionLog, adapters_digest, digest
+from ztok_rag.evaluation.questions import (
+    QUESTION_FIELDS,
+    Arm,
+    Question,
+    check_field,
+    check_question,
+    make_arms,
+    make_question,
+    read_jsonl,
+    sample,
+)
+from ztok_rag.evaluation.results import Row, paired_share, summarize, write_results
+from ztok_rag.evaluation.run import cut_end, evaluate, reconstruct
+from ztok_rag.metrics import bleu4, characters_lost, require_bench, rouge_l, verbatim_match
+from ztok_rag.prompts import QA_TEMPLATE, REPEAT_PROMPT
+
+if TYPE_CHECKING:
+    from ztok_rag.compressor import ZCompressor
+
+logger = logging.getLogger(__name__)
+
+QA = "qa"
+RECONSTRUCTION = "reconstruction"
+TASK_NAMES = (QA, RECONSTRUCTION)
+_SHORTEST_CUT = 16
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """How a checkpoint is scored.
+
+    Attributes:
+        rates: source tokens per Z-token.
+        arms: of question answering.
+        limit: records per file, drawn by `seed`; `None` is all.
+        seed: of the draw and of the intervals.
+        batch_size: prompts, or texts, in one batch.
+        max_new_tokens: longest answer, in tokens.
+        max_text_tokens: longest text that is reconstructed; longer ones are cut to it.
+
+    Raises:
+        ZtokError: a number is out of range.
+    """
+
+    rates: tuple[float, ...] = (4.0, 8.0, 16.0)
+    arms: tuple[str, ...] = ("none", "text-reader", "ztok")
+    limit: int | None = None
+    seed: int = 0
+    batch_size: int = 8
+    max_new_tokens: int = 32
+    max_text_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        from ztok_rag.compressor import MAX_RATE
+
+        if not self.rates:
+            raise ZtokError("there is no rate to score; give at least one in --rates.")
+        for rate in self.rates:
+            if not 1 <= rate <= MAX_RATE:
+                raise ZtokError(f"a rate must be from 1 to {MAX_RATE:.0f}, not {rate:g}.")
+        limits = {
+            "limit": 1,
+            "seed": 0,
+            "batch_size": 1,
+            "max_new_tokens": 1,
+            "max_text_tokens": _SHORTEST_CUT,
+        }
+        for name, least in limits.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                option = name.replace("_", "-")
+                raise ZtokError(f"--{option} must be at least {least}, not {value}.")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The records of one file, all of one shape.
+
+    Attributes:
+        name: folder and file, as results show it.
+        records: `{context, question, answers}` if `has_questions`, else `{text}`.
+        tasks: those of `TASK_NAMES` that are run on it.
+    """
+
+    name: str
+    path: Path
+    records: list[dict[str, Any]]
+    has_questions: bool
+    tasks: tuple[str, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of each record: its context, if it is a question."""
+        field = "context" if self.has_questions else "text"
+        return [record[field] for record in self.records]
+
+
+def read_datasets(paths: Sequence[Path], tasks: Sequence[str] | None = None) -> list[Dataset]:
+    """Read files of questions and files of texts; a file named twice is read once.
+
+    Args:
+        paths: JSON Lines of `{context, question, answers}` or of `{text}`.
+        tasks: names to run, of `TASK_NAMES`; `None` is all that a file's records allow.
+
+    Raises:
+        DataError: a file cannot be read or has no use for any of the tasks, a record is
+            malformed or not of the shape of its file's first (names file, line and cause), or a
+            task is unknown.
+    """
+    wanted = TASK_NAMES if tasks is None else tuple(dict.fromkeys(tasks))
+    if unknown := [task for task in wanted if task not in TASK_NAMES]:
+        raise DataError(f"unknown task {unknown[0]!r}; the tasks are {', '.join(TASK_NAMES)}.")
+    if not wanted:
+        raise DataError(f"there is no task to run; the tasks are {', '.join(TASK_NAMES)}.")
+    different = list({path.resolve(): path for path in paths}.values())
+    names = [f"{path.resolve().parent.name}/{path.stem}" for path in different]
+    return [
+        _read_dataset(path, name if names.count(name) == 1 else str(path.resolve()), wanted)
+        for path, name in zip(different, names, strict=True)
+    ]
+
+
+def _read_dataset(path: Path, name: str, wanted: Sequence[str]) -> Dataset:
+    shape = _Shape()
+    records = read_jsonl(path, {}, shape.check)
+    has_questions = bool(shape.has_questions)
+    tasks = tuple(task for task in wanted if has_questions or task != QA)
+    if not tasks:
+        raise DataError(
+            f"{path} holds texts without questions, of which --tasks {QA} makes no use; "
+            f"leave the file out or add {RECONSTRUCTION} to --tasks."
+        )
+    return Dataset(name, path, records, has_questions, tasks)
+
+
+class _Shape:
+    """Holds every record of a file to the shape of its first."""
+
+    def __init__(self) -> None:
+        self.has_questions: bool | None = None
+
+    def check(self, record: Mapping[str, Any]) -> None:
+        """Raise `ValueError` with the cause if a record is malformed or of the other shape."""
+        asks = "question" in record
+        if not asks and "text" not in record:
+            raise ValueError(
+                "it has neither a 'text' nor a 'question' with 'context' and 'answers'"
+            )
+        if self.has_questions is None:
+            self.has_questions = asks
+        if asks != self.has_questions:
+            raise ValueError(
+                f"it has {'a' if asks else 'no'} 'question', unlike the file's first record; "
+                "keep questions and texts in files of their own"
+            )
+        if asks:
+            for name, kind in QUESTION_FIELDS.items():
+                check_field(record, name, kind)
+            check_question(record)
+        else:
+            check_field(record, "text", str)
+            if not record["text"].strip():
+                raise ValueError("field 'text' is empty")
+
+
+def evaluate_checkpoint(
+    compressor: ZCompressor,
+    datasets: Sequence[Dataset],
+    output: Path,
+    settings: EvalSettings,
+    *,
+    checkpoint: str = "default",
+    device: str | None = None,
+    progress: bool = True,
+) -> tuple[list[Row], str]:
+    """Score a checkpoint and write `results.json` and the predictions into `output`.
+
+    Questions are asked with their own paragraph as context. A folder that holds an interrupted
+    evaluation goes on with it, one that holds a finished evaluation grows by what is new.
+
+    Args:
+        checkpoint: its name in the results.
+        device: its name in the results.
+        progress: whether to show progress bars.
+
+    Returns:
+        The rows, and a note that says what the data are.
+
+    Raises:
+        DataError: `output` holds an evaluation with other settings or data, or an arm is unknown.
+        ZtokError: texts are to be reconstructed, and the extra `bench` is not installed.
+    """
+    asked = {data.name: _questions(data, settings) for data in datasets if QA in data.tasks}
+    repeated = {
+        data.name: _reconstructions(data, settings, compressor.tokenizer)
+        for data in datasets
+        if RECONSTRUCTION in data.tasks
+    }
+    if repeated:
+        require_bench()
+    arms = make_arms(settings.arms, settings.rates, compressor.reader.adapters) if asked else []
+    log = PredictionLog(output, _log_settings(compressor, datasets, settings))
+    try:
+        rows = _score_answers(asked, arms, compressor, log, settings, progress)
+        rows += _score_reconstructions(repeated, compressor, log, settings, progress)
+    finally:
+        log.close()
+    note = " ".join(
+        _describe(data, asked.get(data.name), repeated.get(data.name), settings)
+        for data in datasets
+    )
+    write_results(
+        output,
+        rows,
+        seed=settings.seed,
+        checkpoint=checkpoint,
+        device=device or str(compressor.model.base.device),
+        fingerprint=compressor.fingerprint,
+        benchmark="eval",
+        note=note,
+    )
+    return rows, note
+
+
+def _questions(data: Dataset, settings: EvalSettings) -> list[Question]:
+    chosen = sample(list(enumerate(data.records)), settings.limit, settings.seed)
+    return [
+        make_question(data.name, number, record, settings.max_new_tokens)
+        for number, record in chosen
+    ]
+
+
+def _reconstructions(data: Dataset, settings: EvalSettings, tokenizer: Any) -> list[Question]:
+    """The distinct texts of the records drawn, each as a question whose answer is the text."""
+    first: dict[str, int] = {}
+    for number, text in enumerate(data.texts):
+        first.setdefault(text, number)
+    chosen = dict.fromkeys(sample(data.texts, settings.limit, settings.seed))
+    return [
+        _reconstruction(f"{data.name} {RECONSTRUCTION}", first[text], text, settings, tokenizer)
+        for text in chosen
+    ]
+
+
+def _reconstruction(
+    task: str, number: int, text: str, settings: EvalSettings, tokenizer: Any
+) -> Question:
+    whole = text.strip()
+    kept, _ = cut_end(whole, settings.max_text_tokens, tokenizer)
+    return Question(
+        id=str(number),
+        task=task,
+        before="",
+        after=REPEAT_PROMPT,
+        text=whole,
+        answers=(kept,),
+        max_new_tokens=settings.max_text_tokens,
+        score=lambda prediction: score_reconstruction(prediction, kept),
+    )
+
+
+def score_reconstruction(prediction: str, text: str) -> dict[str, float]:
+    """Scores of a reconstructed text, 0 to 1; of `characters_lost` 0 is best, of the others 1."""
+    return {
+        "bleu4": bleu4(prediction, [text]),
+        "rouge_l": rouge_l(prediction, [text]),
+        "exact_match": verbatim_match(prediction, [text]),
+        "characters_lost": characters_lost(prediction, [text]),
+    }
+
+
+def _log_settings(
+    compressor: ZCompressor, datasets: Sequence[Dataset], settings: EvalSettings
+) -> dict[str, Any]:
+    """What decides a prediction or its number."""
+    return {
+        "benchmark": "eval",
+        "fingerprint": compressor.fingerprint,
+        "adapters": adapters_digest(compressor),
+        "base": compressor.model.base.name,
+        "data": {data.name: digest(data.records) for data in datasets},
+        "templates": digest([QA_TEMPLATE, REPEAT_PROMPT]),
+        "max_new_tokens": settings.max_new_tokens,
+        "max_text_tokens": settings.max_text_tokens,
+        "seed": settings.seed,
+    }
+
+
+def _score_answers(
+    asked: Mapping[str, Sequence[Question]],
+    arms: Sequence[Arm],
+    compressor: ZCompressor,
+    log: PredictionLog,
+    settings: EvalSettings,
+    progress: bool,
+) -> list[Row]:
+    """Answer the questions by all arms, each from its own paragraph."""
+    total = len(arms) * sum(map(len, asked.values()))
+    with tqdm(total=total, unit="answer", smoothing=0.1, disable=not (progress and total)) as bar:
+        for questions in asked.values():
+            evaluate(
+                questions,
+                arms,
+                compressor=compressor,
+                retrieve=_gold_paragraphs,
+                log=log,
+                batch_size=settings.batch_size,
+                seed=settings.seed,
+                bar=bar,
+            )
+    rows: list[Row] = []
+    for name, questions in asked.items():
+        rows += summarize(QA, {name: questions}, arms, log, k=1, seed=settings.seed)
+        rows += _shares(questions, arms, log, settings.seed)
+    return rows
+
+
+def _gold_paragraphs(questions: Sequence[Question]) -> list[list[str]]:
+    return [[question.gold] if question.gold else [] for question in questions]
+
+
+def _shares(
+    questions: Sequence[Question], arms: Sequence[Arm], log: PredictionLog, seed: int
+) -> list[Row]:
+    """What part of the text reader's F1 is left at each rate; none without a text reader."""
+    text_reader = next((arm for arm in arms if arm.name == "text-reader"), None)
+    if text_reader is None:
+        return []
+    shares = [
+        paired_share(questions, arm, text_reader, log, "f1", benchmark=QA, k=1, seed=seed)
+        for arm in arms
+        if arm.name == "ztok"
+    ]
+    if None in shares:
+        logger.warning(
+            "warning: share_of_text_reader is left out for %s: the text reader scores 0 there.",
+            questions[0].task,
+        )
+    return [row for row in shares if row is not None]
+
+
+def _score_reconstructions(
+    repeated: Mapping[str, Sequence[Question]],
+    compressor: ZCompressor,
+    log: PredictionLog,
+    settings: EvalSettings,
+    progress: bool,
+) -> list[Row]:
+    """Reconstruct the texts at all rates."""
+    rates = list(dict.fromkeys(map(float, settings.rates)))
+    arms = make_arms(["ztok"], rates, compressor.reader.adapters)
+    keys = [(text, arm) for texts in repeated.values() for text in texts for arm in arms]
+    done = sum(log.get(text, arm) is not None for text, arm in keys)
+    with tqdm(
+        total=len(keys),
+        initial=done,
+        unit="text",
+        smoothing=0.1,
+        disable=not (progress and keys),
+    ) as bar:
+        for texts in repeated.values():
+            reconstruct(
+                texts,
+                rates,
+                compressor=compressor,
+                log=log,
+                batch_size=settings.batch_size,
+                bar=bar,
+            )
+    rows: list[Row] = []
+    for texts in repeated.values():
+        tasks = {texts[0].task: texts}
+        rows += summarize(RECONSTRUCTION, tasks, arms, log, k=1, seed=settings.seed)
+    return rows
+
+
+def _describe(
+    data: Dataset,
+    questions: Sequence[Question] | None,
+    texts: Sequence[Question] | None,
+    settings: EvalSettings,
+) -> str:
+    """One sentence on what was scored of a file."""
+    parts = []
+    if questions is not None:
+        parts.append(
+            f"{len(questions)} of {len(data.records)} questions, each with its gold paragraph"
+        )
+    if texts is not None:
+        cut = sum(text.answers[0] != text.text for text in texts)
+        parts.append(
+            f"{len(texts)} of {len(set(data.texts))} distinct texts reconstructed, {cut} of them "
+            f"cut to their first {settings.max_text_tokens} tokens, at the end of a word"
+        )
+    return f"{data.path}: {'; '.join(parts)}."
