@@ -6,7 +6,9 @@
 adapter `text`. Each variant starts as a fresh compressor and a reader that is a copy of the text
 reader, and trains until its compute, counted in positions sent through the base, is spent. Then
 it is scored on development data by what it predicts token by token, given what came before:
-answers on SQuAD, and the text itself on Wikipedia passages that training has not seen.
+answers on SQuAD, and the text itself on Wikipedia passages that training has not seen. Without
+compute (`--work 0`) the text reader reads what it was never trained on, which compares how well
+variants keep what it needs.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from common import Parser, names, positive, run_script
+from common import Parser, count, names, positive, run_script
 from variants import (
     BothModel,
     ComposedModel,
@@ -148,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps({metric: round(_score(runs[name], metric), 3) for metric in METRICS}))
     rows = _rows(runs, options.seed)
     print(format_table(rows))
+    write_atomic(options.output / "table.md", markdown_table(rows).encode())
     write_results(
         options.output,
         rows,
@@ -168,7 +171,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--variants", type=names, default=list(VARIANTS), metavar="A,B", help="default: all"
     )
     parser.add_argument(
-        "--work", type=positive, default=100_000, metavar="N",
+        "--work", type=count, default=100_000, metavar="N",
         help="compute per variant, in positions sent through the base (default: 100000)",
     )  # fmt: skip
     parser.add_argument("--dev", type=positive, default=48, metavar="N", help="passages of each")
@@ -193,7 +196,7 @@ def _run(
     variant = VARIANTS[name]
     torch.manual_seed(options.seed)
     base = BaseLM.load(device=options.device)
-    config = {"compressor_layers": base.num_layers // 3, **variant.config}
+    config = {"compressor_layers": base.num_layers // 3, "anchors": 1, **variant.config}
     model = variant.model(
         base,
         ZConfig(
@@ -222,13 +225,14 @@ def _run(
     shutil.rmtree(folder, ignore_errors=True)
     trainer = Trainer(model, batches, settings, folder)
     work, started = 0.0, time.monotonic()
-    for _ in range(4):
-        work += trainer.train_step()["work"]
-    # The schedule needs the number of steps that the compute allows.
-    steps = round(options.work / (work / 4))
-    trainer.settings = dataclasses.replace(settings, steps=steps)
-    if name == "curriculum":
-        trainer.settings = dataclasses.replace(trainer.settings, ramp_steps=steps // 2)
+    if options.work:
+        for _ in range(4):
+            work += trainer.train_step()["work"]
+        # The schedule needs the number of steps that the compute allows.
+        steps = round(options.work / (work / 4))
+        trainer.settings = dataclasses.replace(settings, steps=steps)
+        if name == "curriculum":
+            trainer.settings = dataclasses.replace(trainer.settings, ramp_steps=steps // 2)
     losses = []
     while work < options.work:
         record = trainer.train_step()
@@ -302,6 +306,25 @@ def _rows(runs: dict[str, Any], seed: int) -> list[Row]:
                         (float(low), float(high)), n, extra={"what": run["what"]})
                 )  # fmt: skip
     return rows
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """A line per variant: its scores, and in brackets the interval of what it gains."""
+    metrics = [metric for metric in METRICS if any(row.metric == metric for row in rows)]
+    scores = {(row.arm, row.metric): row for row in rows}
+    lines = ["| variant | " + " | ".join(m.replace("_", " ") for m in metrics) + " |"]
+    lines.append("| --- |" + " --- |" * len(metrics))
+    for name in dict.fromkeys(row.arm for row in rows):
+        cells = []
+        for metric in metrics:
+            cell = f"{scores[name, metric].score:.2f}"
+            if difference := scores.get((name, f"{metric}_minus_default")):
+                low, high = difference.ci95
+                cell += f" [{low:+.2f}, {high:+.2f}]"
+            cells.append(cell)
+        what = scores[name, metrics[0]].extra["what"]
+        lines.append(f"| {what} (`{name}`) | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def make_parser(description: str, *, k: int, limit: int | None) -> Parser:
     )
     parser.add_argument(
         "--k",
-        type=_count,
+        type=count,
         default=k,
         help=f"chunks retrieved per question (default: {k})",
     )
@@ -97,12 +97,12 @@ def make_parser(description: str, *, k: int, limit: int | None) -> Parser:
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="default: 8")
     parser.add_argument(
         "--measure",
-        type=_count,
+        type=count,
         default=8,
         metavar="N",
         help="questions per task and arm whose prefill is timed (default: 8)",
     )
-    parser.add_argument("--seed", type=_count, default=0, help="default: 0")
+    parser.add_argument("--seed", type=count, default=0, help="default: 0")
     return parser
 
 
@@ -118,7 +118,7 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers") from None
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
@@ -126,7 +126,7 @@ def _count(text: str) -> int:
 
 def positive(text: str) -> int:
     """A whole number of at least 1, as an argument type."""
-    if not (number := _count(text)):
+    if not (number := count(text)):
         raise argparse.ArgumentTypeError("it must be at least 1")
     return number
 
@@ -242,7 +242,7 @@ def _unit(vectors: Sequence[Sequence[float]]) -> NDArray[np.float32]:
 
 def chunk_size(text: str) -> int:
     """A number of tokens that a chunk can have, as an argument type."""
-    if (number := _count(text)) < 16:
+    if (number := count(text)) < 16:
         raise argparse.ArgumentTypeError("a chunk has at least 16 tokens")
     return number
 

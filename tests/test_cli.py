@@ -35,13 +35,15 @@ def test_compress_then_decompress(tmp_path: Path, compressor: ZCompressor) -> No
     assert "lighthouse" in back.read_text()
 
 
-@pytest.mark.parametrize("case", ["missing", "binary", "empty", "rate", "codes"])
+@pytest.mark.parametrize("case", ["missing", "binary", "empty", "rate", "codes", "nothing"])
 def test_errors_are_one_line_and_nothing_is_written(tmp_path: Path, case: str) -> None:
     source, codes = tmp_path / "in.txt", tmp_path / "out.zt"
     content = {"binary": b"\xff\xfe\x00", "empty": b" \n"}.get(case, b"Some words here.")
     if case != "missing":
         source.write_bytes(content)
-    if case == "codes":
+    if case == "nothing":
+        done = ztok("train", "--output", str(codes))
+    elif case == "codes":
         done = ztok("decompress", str(source), "-o", str(codes))
     else:
         rate = "0" if case == "rate" else "4"

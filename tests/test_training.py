@@ -12,10 +12,23 @@ from safetensors.torch import load_file
 
 from ztok_rag import CheckpointError, DataError, ZCompressor
 from ztok_rag.base import BaseLM
+from ztok_rag.model import DEFAULT_CHECKPOINT
 from ztok_rag.prompts import QA_TEMPLATE
-from ztok_rag.training.data import IGNORE, BatchSettings, PackedBatches, pack, read_passages
+from ztok_rag.reader import ZReader
+from ztok_rag.training.corpus import ask_questions, cut_passages, read_documents
+from ztok_rag.training.data import (
+    BatchSettings,
+    Kind,
+    PackedBatches,
+    Passage,
+    Window,
+    find_uses,
+    pack,
+    read_passages,
+)
+from ztok_rag.training.held_out import held_out_batches, score_tokens
 from ztok_rag.training.run import load_data, run_training
-from ztok_rag.training.trainer import TrainSettings
+from ztok_rag.training.trainer import Objective, TrainSettings
 
 QUESTIONS = [
     ("In what year was the lighthouse built?", "1873"),
@@ -81,7 +94,7 @@ def test_loss_falls_and_a_killed_run_resumes_exactly(
     with pytest.raises(CheckpointError, match="other settings"):
         train(records, tmp_path / "parts", 7)
     parts = train(records, tmp_path / "parts", 6)
-    for name in ("heads", "compress", "read"):
+    for name in ("heads", "compress", "read", "text"):
         a = load_file(whole / f"{name}.safetensors")
         b = load_file(parts / f"{name}.safetensors")
         assert all(torch.equal(a[key], b[key]) for key in a)
@@ -96,10 +109,9 @@ def test_branches_see_the_prefix_and_themselves_only(records: Path) -> None:
     batches = PackedBatches(read_passages(records), base.tokenizer, BATCH, seed=1)
     examples, source_tokens = batches[0]
     assert source_tokens == len(batches.sources[0])
-    windows = iter(
-        [base.embed(torch.tensor(p.ids)) for e in examples for p in e.prefix if hasattr(p, "ids")]
-    )
-    packed = pack(examples, base.embed, windows, batches.repeat)
+    windows = [p for e in examples for p in e.prefix if isinstance(p, Window)]
+    vectors = iter([base.embed(torch.tensor(window.ids)) for window in windows])
+    packed = pack(examples, base.embed, vectors)
     base.add_adapter("read", rank=4)
     with torch.no_grad(), base.adapter("read"):
         together = base.decoder(
@@ -107,9 +119,8 @@ def test_branches_see_the_prefix_and_themselves_only(records: Path) -> None:
             attention_mask=packed.mask,
             position_ids=packed.positions,
         ).last_hidden_state
-        start = sum(len(p.ids) if hasattr(p, "ids") else len(p) for p in examples[0].prefix)
-        first = len(examples[0].branches[0][0]) + len(examples[0].branches[0][1]) - 1
-        second = len(examples[0].branches[1][0]) + len(examples[0].branches[1][1]) - 1
+        start = sum(len(p.ids if isinstance(p, Window) else p) for p in examples[0].prefix)
+        first, second = (len(b.prompt) + len(b.target) - 1 for b in examples[0].branches[:2])
         begin = start + first
         alone = torch.cat(
             [packed.embeddings[:, :start], packed.embeddings[:, begin : begin + second]], dim=1
@@ -118,8 +129,12 @@ def test_branches_see_the_prefix_and_themselves_only(records: Path) -> None:
     torch.testing.assert_close(
         together[:, begin : begin + second], apart[:, start:], atol=2e-2, rtol=2e-2
     )
-    labels = packed.labels[0][packed.labels[0] != IGNORE].tolist()
-    assert labels == [token for _, target in examples[0].branches for token in target]
+    wanted = [token for branch in examples[0].branches for token in branch.target]
+    assert packed.labels.tolist() == wanted
+    asked = pack(
+        examples, base.embed, iter([base.embed(torch.tensor(windows[0].ids))]), questions=True
+    )
+    assert asked.labels[asked.kinds != Kind.QUESTION].tolist() == wanted
 
 
 def test_batches_depend_on_seed_and_index_alone(records: Path) -> None:
@@ -162,3 +177,84 @@ def test_plain_text_folders_and_shares(tmp_path: Path, records: Path) -> None:
             load_data([f"{tmp_path / 'notes.txt'}:{share}"], 0)
     with pytest.raises(DataError, match="cannot read"):
         load_data([str(tmp_path / "missing.jsonl")], 0)
+
+
+def test_uses_mark_answers_and_what_questions_name(records: Path) -> None:
+    (passage,) = read_passages(records)
+    (uses,) = find_uses([passage])
+    assert uses is not None
+    for _, answer in QUESTIONS:
+        at = PASSAGE.index(answer)
+        assert uses[at : at + len(answer), 0].all()
+    assert uses[PASSAGE.index("lighthouse"), 1] == 1
+    assert not uses[PASSAGE.index("whale oil") : PASSAGE.index("whale oil") + 9].any()
+
+
+def test_distillation_is_zero_for_a_reader_of_the_same_text(compressor: ZCompressor) -> None:
+    model = compressor.model
+    passages = [Passage(PASSAGE, tuple((q, (a,)) for q, a in QUESTIONS))]
+    batches = held_out_batches(passages, compressor.tokenizer)
+    objective = Objective(model, TrainSettings(question_weight=0.2, distillation=1.0))
+    examples, _ = batches[0]
+    with torch.no_grad():
+        same = objective.predict(examples, 1.000001, adapter="text", distil=True)
+        other = objective.predict(examples, 8.0, adapter="text", distil=True)
+    assert same.divergence is not None and other.divergence is not None
+    assert float(same.divergence.abs().max()) < 1e-3
+    assert float(other.divergence.mean()) > 0.01
+    assert same.kinds.tolist() == other.kinds.tolist()
+
+
+def test_token_scores_add_up(compressor: ZCompressor) -> None:
+    passages = [Passage(PASSAGE, ((QUESTIONS[0][0], (QUESTIONS[0][1],)),)), Passage(PASSAGE * 3)]
+    batches = held_out_batches(passages, compressor.tokenizer)
+    scores = score_tokens(Objective(compressor.model, TrainSettings()), batches, 4.0)
+    assert set(scores) == {Kind.ANSWER, Kind.RECONSTRUCTION, Kind.CONTINUATION}
+    answer = scores[Kind.ANSWER]
+    tokens = compressor.tokenizer(" " + QUESTIONS[0][1], add_special_tokens=False)["input_ids"]
+    assert answer.tokens.tolist() == [len(tokens) + 1]
+    assert 0 <= answer.accuracy <= 1 and answer.mean_nats > 0
+
+
+def test_a_corpus_alone_trains(compressor: ZCompressor, tmp_path: Path) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "gull.txt").write_text(PASSAGE * 8)
+    output = run_training(
+        [],
+        tmp_path / "run",
+        corpus=[folder],
+        init=DEFAULT_CHECKPOINT,
+        device="cpu",
+        batch_settings=BatchSettings(
+            batch_tokens=200, window=64, continuation_tokens=24, templates=(QA_TEMPLATE,)
+        ),
+        settings=TrainSettings(
+            steps=2, text_steps=0, ramp_steps=0, rates=(4.0,), distillation=0.5, warmup=1
+        ),
+        progress=False,
+    )
+    assert ZReader.from_pretrained(output, device="cpu").fingerprint != compressor.fingerprint
+    questions = (tmp_path / "run" / "questions.jsonl").read_text().splitlines()
+    assert len(questions) == len(set(cut_passages(PASSAGE * 8, compressor.reader, 56)))
+
+
+def test_questions_are_asked_once(compressor: ZCompressor, tmp_path: Path) -> None:
+    cache = tmp_path / "questions.jsonl"
+    first = ask_questions(compressor.reader, [PASSAGE], cache, per_text=2, progress=False)
+    size = cache.stat().st_size
+    with cache.open("a") as file:
+        file.write('{"text": "cut sho')
+    again = ask_questions(compressor.reader, [PASSAGE], cache, per_text=2, progress=False)
+    assert again == first and cache.stat().st_size == size + 18
+    assert first[0].text == PASSAGE and first[0].questions
+    for question, (answer,) in first[0].questions:
+        assert question.endswith("?") and answer
+
+
+def test_a_corpus_without_documents_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no documents"):
+        read_documents(tmp_path)
+    (tmp_path / "bad.jsonl").write_text('{"title": "x"}\n')
+    with pytest.raises(DataError, match=r"bad\.jsonl"):
+        read_documents(tmp_path)

@@ -130,6 +130,7 @@ class BaseLM:
         self.embeddings: nn.Embedding = model.get_input_embeddings()
         self.lock = threading.RLock()
         self.peft: PeftModel | None = None
+        self._tuned: list[BaseTunerLayer] = []
 
     @classmethod
     def load(
@@ -247,6 +248,7 @@ class BaseLM:
                 self.peft.add_adapter(name, config, autocast_adapter_dtype=False)
         for parameter in self.adapter_parameters(name).values():
             parameter.requires_grad_(False)
+        self._tuned = [m for m in self.decoder.modules() if isinstance(m, BaseTunerLayer)]
 
     def adapter_parameters(self, name: str) -> dict[str, nn.Parameter]:
         """The weights of one adapter by their module path, without the adapter's name."""
@@ -261,8 +263,7 @@ class BaseLM:
     def adapter(self, name: str | None) -> Iterator[None]:
         """Run the body with one adapter on, or with the plain base when `name` is `None`."""
         with self.lock:
-            layers = [m for m in self.decoder.modules() if isinstance(m, BaseTunerLayer)]
-            for layer in layers:
+            for layer in self._tuned:
                 # The public switch also rewrites requires_grad, which training owns.
                 layer._disable_adapters = name is None
                 layer._active_adapter = [] if name is None else [name]

@@ -60,14 +60,16 @@ def train(
         int | None,
         typer.Option(help="Steps over which the rate rises; default: 150, or 0 with --init."),
     ] = None,
-    rates: Annotated[str, typer.Option(help="Rates drawn afterwards.")] = "1,2,4,4,4,4,8,16",
+    rates: Annotated[
+        str, typer.Option(help="Rates drawn afterwards.")
+    ] = "1.5,2,3,4,4,4,4,6,8,8,16,32",
     batch_tokens: Annotated[int, typer.Option(help="Tokens per batch, about.")] = 1400,
     max_source_tokens: Annotated[int, typer.Option(help="Longest passage trained on.")] = 512,
     accumulate: Annotated[int, typer.Option(help="Batches per step.")] = 1,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
     layers: Annotated[int | None, typer.Option(help="Layers the compressor runs.")] = None,
     rank: Annotated[int, typer.Option(help="LoRA rank.")] = 32,
-    anchors: Annotated[int, typer.Option(help="Anchor codes per Z-token.")] = 3,
+    anchors: Annotated[int, typer.Option(help="Anchor codes per Z-token.")] = 2,
     residual_depth: Annotated[int, typer.Option(help="Residual codes per Z-token.")] = 1,
     distillation: Annotated[
         float | None,

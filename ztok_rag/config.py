@@ -35,7 +35,7 @@ class ZConfig:
     base_fingerprint: str
     compressor_layers: int
     rank: int = 32
-    anchors: int = 1
+    anchors: int = 2
     residual_depth: int = 1
     residual_levels: tuple[int, ...] = (8, 8, 8, 8, 8)
     residual_width: int = 256

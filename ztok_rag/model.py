@@ -230,7 +230,8 @@ class ZModel(nn.Module):
         scores, uses = gate[:, 0], gate[:, 1:]
         information = nn.functional.softplus(scores)
 
-        spans, picked, owners, counts = [], [], [], []
+        spans, picked, owners = [], [], []
+        counts: list[int] = []
         offset = 0
         nats, weights = self._weigh(windows, information, uses)
         for length in lengths:

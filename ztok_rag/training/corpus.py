@@ -1,4 +1,4 @@
-"""Training passages from documents alone: the raw-text reader asks and answers the questions."""
+"""Training passages from documents alone: the base LLM asks the questions and answers them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ztok_rag.errors import DataError
+from ztok_rag.prompts import QA_TEMPLATE
 from ztok_rag.reader import ZReader
 from ztok_rag.training.data import Passage
 
 OPENINGS = ("What", "Who", "When", "Where", "How", "Why", "Which", "In what")
 """First words of generated questions, so that those of one passage differ."""
+
+ASK_PROMPT = (
+    "Read the text, then ask short questions that it answers.\n\n{text}\n\nQuestion: {opening}"
+)
 
 _SUFFIXES = {".txt", ".md", ".rst", ".jsonl"}
 
@@ -76,60 +81,65 @@ def ask_questions(
     cache: Path,
     *,
     per_text: int = 3,
-    max_new_tokens: int = 48,
     progress: bool = True,
 ) -> list[Passage]:
-    """Texts with questions and answers that a reader of raw text generates.
+    """Texts with questions that the plain base asks, and a reader of raw text answers.
 
-    It is the adapter `text` where the checkpoint has one, else the plain base. What is generated
-    goes to `cache`, a JSON Lines file, text by text, and is taken from there the next time.
+    That reader is the adapter `text` where the checkpoint has one, else the plain base. What is
+    generated goes to `cache`, a JSON Lines file, text by text, and is taken from there the next
+    time.
 
     Args:
         reader: of the checkpoint to train from.
         texts: short enough to be compressed as one window.
         cache: file to keep and to go on from.
-        per_text: questions asked of each text; malformed ones are dropped.
-        max_new_tokens: of a question and its answer.
+        per_text: questions asked of each text, fewer where the base asks none or repeats itself.
         progress: show a bar.
     """
-    adapter = "text" if "text" in reader.adapters else None
-    known: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+    known: dict[str, list[list[str]]] = {}
     if cache.exists():
         for line in cache.read_text(encoding="utf-8").split("\n"):
             try:
                 record = json.loads(line)
             except ValueError:  # the line that an interruption cut short
                 continue
-            known[record["text"]] = [(q, (a,)) for q, a in record["questions"]]
+            known[record["text"]] = record["questions"]
     cache.parent.mkdir(parents=True, exist_ok=True)
-    bar = tqdm(texts, desc="Asking questions", unit="text", disable=not progress)
+    cut_short = cache.exists() and not cache.read_bytes().endswith(b"\n")
     passages = []
     with cache.open("a", encoding="utf-8") as log:
+        if cut_short:
+            log.write("\n")
+        bar = tqdm(texts, desc="Asking questions", unit="text", disable=not progress)
         for number, text in enumerate(bar):
-            key = hashlib.blake2b(f"{adapter}\0{text}".encode(), digest_size=16).hexdigest()
+            key = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
             if key not in known:
-                openings = [
-                    OPENINGS[(number * per_text + i) % len(OPENINGS)] for i in range(per_text)
-                ]
-                outputs = reader.generate(
-                    [f"{text}\n\nQuestion: {opening}" for opening in openings],
-                    max_new_tokens=max_new_tokens,
-                    adapter=adapter,
-                    stop=["\n\n", "\nQuestion"],
-                )
-                pairs = [parse(o + out) for o, out in zip(openings, outputs, strict=True)]
-                known[key] = [(q, (a,)) for q, a in filter(None, pairs)]
-                questions = [[q, a[0]] for q, a in known[key]]
-                log.write(json.dumps({"text": key, "questions": questions}) + "\n")
+                first = number * per_text
+                openings = [OPENINGS[(first + i) % len(OPENINGS)] for i in range(per_text)]
+                known[key] = _ask(reader, text, openings)
+                log.write(json.dumps({"text": key, "questions": known[key]}) + "\n")
                 log.flush()
-            passages.append(Passage(text, tuple(known[key])))
+            passages.append(Passage(text, tuple((q, (a,)) for q, a in known[key])))
     return passages
 
 
-def parse(generated: str) -> tuple[str, str] | None:
-    """Question and answer of `… ?\\nAnswer: …`; `None` if it is not of that form."""
-    question, mark, answer = generated.partition("\nAnswer:")
-    question, answer = question.strip(), answer.strip().split("\n")[0]
-    if not mark or not question.endswith("?") or "\n" in question or not answer:
-        return None
-    return question, answer
+def _ask(reader: ZReader, text: str, openings: Sequence[str]) -> list[list[str]]:
+    """Pairs of a question, which starts with one of `openings`, and its answer."""
+    ends = reader.generate(
+        [ASK_PROMPT.format(text=text, opening=opening) for opening in openings],
+        max_new_tokens=32,
+        adapter=None,
+        stop=["\n"],
+    )
+    asked = (opening + end for opening, end in zip(openings, ends, strict=True))
+    questions = [q for q in dict.fromkeys(map(str.strip, asked)) if q.endswith("?")]
+    if not questions:
+        return []
+    answers = reader.generate(
+        [QA_TEMPLATE.format(context=text, question=question) for question in questions],
+        max_new_tokens=32,
+        adapter="text" if "text" in reader.adapters else None,
+        stop=["\n"],
+    )
+    pairs = zip(questions, map(str.strip, answers), strict=True)
+    return [[question, answer] for question, answer in pairs if answer]

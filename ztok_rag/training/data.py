@@ -357,8 +357,8 @@ def _by_token(
     """Uses of tokens, by their character offsets."""
     if uses is None:
         return None
-    rows = [uses[a:b].max(axis=0) if b > a else uses[:0].any(axis=0) for a, b in offsets]
-    return tuple((int(answer), int(question)) for answer, question in rows)
+    rows = (uses[a:b].max(axis=0, initial=0).tolist() for a, b in offsets)
+    return tuple((answer, question) for answer, question in rows)
 
 
 @dataclass

@@ -110,8 +110,8 @@ def adaptation_passages(
 ) -> list[Passage]:
     """What to train on where there are documents and nothing else.
 
-    Each document is cut twice: into windows, about which the raw-text reader asks and answers
-    questions (kept in `output/questions.jsonl`), and into longer pieces, of which a window is
+    Each document is cut twice: into windows, about which the base LLM asks questions and answers
+    them (kept in `output/questions.jsonl`), and into longer pieces, of which a window is
     compressed, repeated and continued.
 
     Args:

@@ -50,9 +50,9 @@ class TrainSettings:
     """
 
     steps: int = 1000
-    text_steps: int = 100
+    text_steps: int = 200
     ramp_steps: int = 150
-    rates: tuple[float, ...] = (1.0, 2.0, 4.0, 4.0, 4.0, 4.0, 8.0, 16.0)
+    rates: tuple[float, ...] = (1.5, 2.0, 3.0, 4.0, 4.0, 4.0, 4.0, 6.0, 8.0, 8.0, 16.0, 32.0)
     accumulate: int = 1
     lr: float = 5e-4
     heads_lr: float = 3e-4
@@ -320,7 +320,7 @@ def _fit_uses(linear: nn.Linear, states: Tensor, windows: Sequence[Window]) -> N
         torch.autograd.backward(value)
         return value
 
-    optimizer.step(loss)
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         linear.weight[1:], linear.bias[1:] = weight, bias
 
