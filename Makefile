@@ -29,8 +29,8 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 1 --rates 4 \
-		--arms none,ztok,text --limit 200 --output benchmarks/results/squad_dev
+	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 1 --rates 4,8 \
+		--arms none,ztok,text-reader --limit 200 --measure 4 --output benchmarks/results/squad_dev
 
 clean:
 	rm -rf .venv build dist *.egg-info
