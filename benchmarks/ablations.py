@@ -3,12 +3,12 @@
     python benchmarks/ablations.py --data DIR --reader CHECKPOINT --output DIR
 
 `DIR` holds the training and development files; the text reader comes from a checkpoint with the
-adapter `text`. Each variant starts as a fresh compressor and a reader that is a copy of the text
-reader, and trains until its compute, counted in positions sent through the base, is spent. Then
-it is scored on development data by what it predicts token by token, given what came before:
-answers on SQuAD, and the text itself on Wikipedia passages that training has not seen. Without
-compute (`--work 0`) the text reader reads what it was never trained on, which compares how well
-variants keep what it needs.
+adapter `text`. Each variant starts with compressor and reader as copies of the text reader, and
+fitted gate and quantizer, and trains until its compute, counted in positions sent through the
+base, is spent. Then it is scored on development data by what it predicts token by token, given
+what came before: answers on SQuAD, and the text itself on Wikipedia passages that training has
+not seen. Without compute (`--work 0`) the text reader reads what it was never trained on, which
+compares how well variants keep what it needs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from torch import Tensor
 from common import Parser, count, names, positive, run_script
 from variants import (
     BothModel,
-    ComposedModel,
     ContinuousModel,
     MeanPoolModel,
     MemoryTokenModel,
@@ -39,16 +38,17 @@ from variants import (
     UniformModel,
 )
 from ztok_rag.base import BaseLM
-from ztok_rag.config import ZConfig
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation import Row, format_table, write_results
 from ztok_rag.model import ZModel
 from ztok_rag.prompts import training_templates
 from ztok_rag.sequence import write_atomic
 from ztok_rag.training.data import BatchSettings, Kind, PackedBatches, Passage, read_passages
+from ztok_rag.training.fit import fit_heads
 from ztok_rag.training.held_out import held_out_batches, score_tokens
+from ztok_rag.training.objective import TrainSettings
 from ztok_rag.training.run import load_data
-from ztok_rag.training.trainer import Trainer, TrainSettings, fit_gate
+from ztok_rag.training.trainer import Trainer
 
 RATE = 4.0
 FIXED = {"text_steps": 0, "ramp_steps": 0, "rates": (RATE,)}
@@ -75,30 +75,52 @@ class Variant:
     batch: dict[str, Any] = field(default_factory=dict)
 
 
+def _layers(compressor: int, *inject: int) -> dict[str, Any]:
+    return {"compressor_layers": compressor, "inject_layers": inject}
+
+
 VARIANTS = {
     "default": Variant(
-        "all", "10 layers; 1 anchor + 1 residual code; learned allocation; rate 4 throughout"
+        "all",
+        "1 anchor + 2 residual codes, acting at layers 6, 13 and 20; compressor of 20 layers; "
+        "learned allocation; rate 4 throughout",
     ),
-    "layers-20": Variant("layers", "20 layers", config={"compressor_layers": 20}),
-    "layers-30": Variant("layers", "30 layers", config={"compressor_layers": 30}),
-    "continuous": Variant("span vector", "1 anchor + continuous residual", ContinuousModel),
-    "mean-pool": Variant("span vector", "mean pool + continuous residual", MeanPoolModel),
-    "memory": Variant("span vector", "memory tokens, continuous", MemoryTokenModel),
-    "composed": Variant(
-        "span vector", "3 anchors + a network over them", ComposedModel, config={"anchors": 3}
+    "layers-10": Variant("layers", "compressor of 10 layers", config=_layers(10, 3, 6, 10)),
+    "layers-30": Variant("layers", "compressor of 30 layers", config=_layers(30, 6, 13, 20)),
+    "act-at-input": Variant(
+        "acting layers", "at the input", config=_layers(20, 0), train={"alignment_weight": 0.0}
+    ),
+    "act-at-20": Variant("acting layers", "at layer 20", config=_layers(20, 20)),
+    "act-at-5": Variant(
+        "acting layers", "at layers 4, 8, 12, 16 and 20", config=_layers(20, 4, 8, 12, 16, 20)
+    ),
+    "continuous": Variant("span vector", "residual not quantized", ContinuousModel),
+    "continuous-8": Variant(
+        "span vector",
+        "residual of 4 times the dimensions, not quantized",
+        ContinuousModel,
+        config={"residual_depth": 8},
+    ),
+    "mean-pool": Variant("span vector", "mean pool, residual not quantized", MeanPoolModel),
+    "memory": Variant(
+        "span vector",
+        "memory tokens, continuous",
+        MemoryTokenModel,
+        config={"residual_depth": 0, "inject_layers": ()},
     ),
     "uniform": Variant("allocation", "uniform", UniformModel),
     "surprisal": Variant("allocation", "surprisal", SurprisalModel),
     "both": Variant("allocation", "learned, times surprisal", BothModel),
-    "depth-1": Variant("depth", "1 anchor", config={"residual_depth": 0}),
-    "depth-2": Variant("depth", "2 anchors", config={"anchors": 2, "residual_depth": 0}),
-    "depth-3": Variant("depth", "2 anchors + 1 residual code", config={"anchors": 2}),
-    "depth-4": Variant("depth", "3 anchors + 1 residual code", config={"anchors": 3}),
-    "depth-8": Variant(
-        "depth", "4 anchors + 4 residual codes", config={"anchors": 4, "residual_depth": 4}
+    "depth-1": Variant("depth", "1 anchor", config={"residual_depth": 0, "inject_layers": ()}),
+    "depth-2": Variant("depth", "1 anchor + 1 residual code", config={"residual_depth": 1}),
+    "depth-4": Variant("depth", "1 anchor + 3 residual codes", config={"residual_depth": 3}),
+    "depth-8": Variant("depth", "1 anchor + 7 residual codes", config={"residual_depth": 7}),
+    "anchors-2": Variant(
+        "depth", "2 anchors + 1 residual code", config={"anchors": 2, "residual_depth": 1}
     ),
     "curriculum": Variant("curriculum", "rate raised from 1 over half of the steps"),
-    "answers": Variant("losses", "answers only", batch={"reconstruct": 0.0}),
+    "no-alignment": Variant("losses", "no alignment", train={"alignment_weight": 0.0}),
+    "answers": Variant("losses", "no reconstruction", batch={"reconstruct": 0.0}),
     "questions": Variant("losses", "+ words of questions", train={"question_weight": 0.2}),
     "distil": Variant("losses", "answers half distilled", train={"distillation": 0.5}),
     "distil-all": Variant(
@@ -196,19 +218,12 @@ def _run(
     variant = VARIANTS[name]
     torch.manual_seed(options.seed)
     base = BaseLM.load(device=options.device)
-    config = {"compressor_layers": base.num_layers // 3, "anchors": 1, **variant.config}
-    model = variant.model(
-        base,
-        ZConfig(
-            base=base.name,
-            base_fingerprint=base.fingerprint(),
-            adapters=("compress", "read", "text"),
-            **config,
-        ),
-    )
+    config = {"adapters": ("compress", "read", "text"), **variant.config}
+    model = variant.model.create(base, **config)
     text = load_file(options.reader / "text.safetensors")
-    for adapter in ("read", "text"):
-        model.load_adapter(adapter, _with_rank(text, model.config.rank))
+    model.load_adapter("text", _with_rank(text, model.config.rank))
+    for adapter in ("read", "compress"):
+        model.copy_adapter("text", adapter)
     batch_settings = dataclasses.replace(
         BatchSettings(
             batch_tokens=options.batch_tokens,
@@ -219,11 +234,11 @@ def _run(
         **variant.batch,
     )
     batches = PackedBatches(passages, base.tokenizer, batch_settings, options.seed)
-    fit_gate(model, batches.sample_windows(96))
+    fit_heads(model, batches.sample_windows(96))
     settings = TrainSettings(steps=10**6, seed=options.seed, **{**FIXED, **variant.train})
     folder = options.output / ".run"
     shutil.rmtree(folder, ignore_errors=True)
-    trainer = Trainer(model, batches, settings, folder)
+    trainer = Trainer(model, batches, settings, folder, fresh=False)
     work, started = 0.0, time.monotonic()
     if options.work:
         for _ in range(4):

@@ -2,7 +2,8 @@
 
     python benchmarks/rag_qa.py --data FILE.jsonl --output DIR
 
-Each record of the file has `context`, `question` and `answers`. The corpus is every distinct
+Each record of the file has `context`, `question` and `answers`; a `.json` file is taken for a
+LlamaIndex `LabelledRagDataset`. The corpus is every distinct
 context of the file. Answers are scored by token F1 and exact match.
 """
 
@@ -33,6 +34,7 @@ from ztok_rag.evaluation import (
     make_question,
     paired_difference,
     read_jsonl,
+    read_rag_dataset,
     sample,
     summarize,
 )
@@ -49,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--max-new-tokens", type=positive, default=32, metavar="N", help="length of an answer"
     )
     options = parser.parse_args(arguments)
-    records = read_jsonl(options.data, QUESTION_FIELDS, check_question)
+    if options.data.suffix == ".json":
+        records = read_rag_dataset(options.data)
+    else:
+        records = read_jsonl(options.data, QUESTION_FIELDS, check_question)
     task = f"{options.data.resolve().parent.name}/{options.data.stem}"
     chosen = sample(list(enumerate(records)), options.limit, options.seed)
     questions = [

@@ -24,7 +24,8 @@ from ztok_rag.evaluation import Row, bootstrap_ci, format_table, write_results
 from ztok_rag.model import ZModel
 from ztok_rag.prompts import training_templates
 from ztok_rag.training.data import BatchSettings, PackedBatches, read_passages
-from ztok_rag.training.trainer import MasterWeights, Trainer, TrainSettings
+from ztok_rag.training.objective import TrainSettings
+from ztok_rag.training.trainer import MasterWeights, Trainer
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=0,
     )
     settings = TrainSettings(steps=10**6, text_steps=0, ramp_steps=0, rates=(options.rate,))
-    trainer = Trainer(model, batches, settings, options.output)
+    trainer = Trainer(model, batches, settings, options.output, fresh=False)
     base.add_adapter("plain", rank=model.config.rank)
     plain = plain_lora_steps(base, batches, trainer.objective.head_cost, options.batch_tokens)
     ours, source = [], []

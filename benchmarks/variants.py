@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from ztok_rag.base import BaseLM
 from ztok_rag.config import ZConfig
 from ztok_rag.model import Encoded, ZModel
+from ztok_rag.quantizer import ZQuantizer
 from ztok_rag.segment import FloatArray, IntArray, select_anchors
 
 
@@ -43,46 +46,40 @@ class BothModel(ZModel):
         return nats, nats * weights
 
 
-class _Projected(ZModel):
-    """Adds a projection of span states, which starts at zero, to a span's embedding."""
+class _ContinuousQuantizer(ZQuantizer):
+    """Residual vectors in the place of residual codes, of as many dimensions."""
+
+    def encode_residual(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        latent = self.encoder(features.float()).tanh()
+        codes = latent.new_zeros(len(latent), self.config.residual_depth, dtype=torch.long)
+        return latent, codes
+
+
+class ContinuousModel(ZModel):
+    """Z-tokens whose residual is not quantized."""
 
     def __init__(self, base: BaseLM, config: ZConfig) -> None:
         super().__init__(base, config)
-        width = self.base.hidden_size
-        self.norm = nn.LayerNorm(2 * width, device=base.device)
-        self.project = nn.Linear(2 * width, width, device=base.device)
-        nn.init.zeros_(self.project.weight)
-        nn.init.zeros_(self.project.bias)
+        self.quantizer = _ContinuousQuantizer(config, base.hidden_size).to(base.device)
 
 
-class ContinuousModel(_Projected):
-    """Anchors, and a residual vector that is not quantized."""
-
-    def _embed_spans(
-        self, anchors: Tensor, hidden: Tensor, scores: Tensor, owner: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        features = self.norm(self._pool(hidden, scores, owner, len(anchors)))
-        discrete = self.quantizer.embed(anchors, self.base.embeddings, None, anchors[:, 0] >= 0)
-        return discrete + self.project(features).to(discrete.dtype), anchors
-
-
-class MeanPoolModel(_Projected):
-    """The mean of a span's token embeddings, and a residual vector that is not quantized."""
+class MeanPoolModel(ContinuousModel):
+    """The mean of a span's token embeddings in the place of its anchor's; not quantized."""
 
     def encode(self, windows: list[list[int]], rate: float) -> Encoded:
-        ids = torch.tensor([token for window in windows for token in window])
-        self._embedded = self.base.embed(ids.to(self.base.device)).float()
-        return super().encode(windows, rate)
-
-    def _embed_spans(
-        self, anchors: Tensor, hidden: Tensor, scores: Tensor, owner: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        n_z = len(anchors)
-        features = self.norm(self._pool(hidden, scores, owner, n_z))
-        total = self._embedded.new_zeros(n_z, self.base.hidden_size)
-        total = total.index_add(0, owner, self._embedded)
-        size = torch.bincount(owner, minlength=n_z).unsqueeze(-1)
-        return (total / size + self.project(features)).to(self.base.dtype), anchors
+        encoded = super().encode(windows, rate)
+        device = self.base.device
+        ids = torch.tensor([token for window in windows for token in window], device=device)
+        starts = np.cumsum([0, *encoded.counts[:-1]])
+        owners = [spans + start for spans, start in zip(encoded.spans, starts, strict=True)]
+        owner = torch.from_numpy(np.concatenate(owners)).to(device)
+        n_z, size = sum(encoded.counts), self.base.hidden_size
+        total = torch.zeros(n_z, size, device=device)
+        total = total.index_add(0, owner, self.base.embed(ids).float())
+        mean = total / torch.bincount(owner, minlength=n_z).unsqueeze(-1)
+        rest = encoded.embeddings[:, size:]
+        embeddings = torch.cat([mean.to(rest.dtype), rest], dim=1)
+        return dataclasses.replace(encoded, embeddings=embeddings)
 
 
 class MemoryTokenModel(ZModel):
@@ -124,25 +121,3 @@ class MemoryTokenModel(ZModel):
         no_codes = torch.zeros(sum(counts), 0, dtype=torch.long, device=device)
         ones = states.new_ones(tokens)
         return Encoded(embeddings, no_codes, counts, spans, ones, states.new_zeros(tokens, 2))
-
-
-class ComposedModel(ZModel):
-    """A network, whose output starts at zero, over all anchors of a Z-token."""
-
-    def __init__(self, base: BaseLM, config: ZConfig) -> None:
-        super().__init__(base, config)
-        width = base.hidden_size
-        self.compose = nn.Sequential(
-            nn.Linear(config.anchors * width, 1024), nn.SiLU(), nn.Linear(1024, width)
-        ).to(base.device)
-        nn.init.zeros_(self.compose[-1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.compose[-1].bias)  # type: ignore[arg-type]
-
-    def _embed_spans(
-        self, anchors: Tensor, hidden: Tensor, scores: Tensor, owner: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        embeddings, codes = super()._embed_spans(anchors, hidden, scores, owner)
-        vectors = self.base.embed(anchors.clamp(min=0)).float() * (anchors >= 0).unsqueeze(-1)
-        several = anchors[:, 1:2] >= 0
-        added = self.compose(5 * vectors.flatten(1)) * several
-        return embeddings + added.to(embeddings.dtype), codes

@@ -45,7 +45,7 @@ def test_count_follows_content(compressor: ZCompressor) -> None:
     for text in (PASSAGE * 4, OTHER * 6):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"][:200]
         texts.append(tokenizer.decode(ids))
-    dense, sparse = compressor.compress(texts, rate=4.0)
+    dense, sparse = compressor.compress(texts, rate=2.0)
     assert dense.source_tokens == sparse.source_tokens
     assert len(dense) != len(sparse)
 
@@ -55,8 +55,9 @@ def test_rate_one_is_the_raw_text(compressor: ZCompressor) -> None:
     ids = compressor.tokenizer(PASSAGE, add_special_tokens=False)["input_ids"]
     assert z.codes[:, 0].tolist() == ids and (z.codes[:, 1:] == EMPTY).all()
     base = compressor.model.base
-    embedded = compressor.reader._embed([z], 1)
-    assert torch.equal(embedded, base.embed(torch.tensor(ids)))
+    embeddings, added = compressor.model.split(compressor.reader._embed(["Text: ", z], 1))
+    assert torch.equal(embeddings[-len(ids) :], base.embed(torch.tensor(ids)))
+    assert not added.any()
 
 
 def test_batching_and_order_do_not_matter(compressor: ZCompressor) -> None:
@@ -79,6 +80,20 @@ def test_embedding_comes_from_codes_alone(compressor: ZCompressor) -> None:
         encoded.codes, compressor.model.base.embeddings
     )
     torch.testing.assert_close(from_codes, encoded.embeddings, atol=1e-4, rtol=1e-3)
+
+
+def test_residual_codes_act_on_the_reader(compressor: ZCompressor) -> None:
+    """Other codes, other states; and they act in the first pass only."""
+    model = compressor.model
+    ids = compressor.tokenizer(PASSAGE, add_special_tokens=False)["input_ids"]
+    with torch.inference_mode(), model.base.adapter("read"):
+        embeddings, added = model.split(model.encode([ids], 4.0).embeddings.unsqueeze(0))
+        plain = model.base.decoder(inputs_embeds=embeddings).last_hidden_state
+        with model.injecting(added):
+            first = model.base.decoder(inputs_embeds=embeddings).last_hidden_state
+            second = model.base.decoder(inputs_embeds=embeddings).last_hidden_state
+    assert not torch.allclose(first, plain, atol=1e-2)
+    torch.testing.assert_close(second, plain)
 
 
 def test_long_text_is_split_never_cut(compressor: ZCompressor) -> None:
@@ -117,16 +132,23 @@ def test_stream_joins_to_generate(reader: ZReader, compressor: ZCompressor) -> N
 
 
 def test_z_tokens_decide_the_answer(reader: ZReader, compressor: ZCompressor) -> None:
-    question = "\n\nQuestion: In what year was the lighthouse built?\nAnswer:"
-    texts = [PASSAGE, PASSAGE.replace("1873", "1642")]
-    prompts = [[z, question] for z in compressor.compress(texts, rate=2.0)]
-    first, second = reader.generate(prompts, max_new_tokens=8)
-    assert first != second
+    changes = {
+        "1873": ("1642", "In what year was the lighthouse built?"),
+        "whale oil": ("coal gas", "What did its lamp burn?"),
+        "Tomas Berg": ("Olaf Carlsen", "Who was the last keeper?"),
+    }
+    for old, (new, question) in changes.items():
+        zs = compressor.compress([PASSAGE, PASSAGE.replace(old, new)], rate=1.5)
+        prompts = [[z, f"\n\nQuestion: {question}\nAnswer:"] for z in zs]
+        first, second = reader.generate(prompts, max_new_tokens=8)
+        assert first != second, question
 
 
 def test_prompt_limits_and_costs(reader: ZReader, compressor: ZCompressor) -> None:
     (z,) = compressor.compress([PASSAGE], rate=4.0)
-    assert reader.count_tokens([z, " Why?"]) == len(z) + reader.count_tokens(" Why?")
+    assert reader.count_tokens(["So: ", z]) == len(z) + reader.count_tokens("So: ")
+    # What stands first is not read as itself, so something goes before Z-tokens.
+    assert reader.count_tokens([z, " Why?"]) == 1 + len(z) + reader.count_tokens(" Why?")
     cost = reader.measure([z, " Why?"])
     assert cost.context_tokens == reader.count_tokens([z, " Why?"])
     assert cost.kv_bytes == cost.context_tokens * 23040 * reader.model.base.dtype.itemsize // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ztok_rag.reader import ZReader
 from ztok_rag.training.corpus import ask_questions, cut_passages, read_documents
 from ztok_rag.training.data import (
     BatchSettings,
+    Example,
     Kind,
     PackedBatches,
     Passage,
@@ -27,8 +29,8 @@ from ztok_rag.training.data import (
     read_passages,
 )
 from ztok_rag.training.held_out import held_out_batches, score_tokens
+from ztok_rag.training.objective import Objective, TrainSettings
 from ztok_rag.training.run import load_data, run_training
-from ztok_rag.training.trainer import Objective, TrainSettings
 
 QUESTIONS = [
     ("In what year was the lighthouse built?", "1873"),
@@ -190,12 +192,18 @@ def test_uses_mark_answers_and_what_questions_name(records: Path) -> None:
     assert not uses[PASSAGE.index("whale oil") : PASSAGE.index("whale oil") + 9].any()
 
 
-def test_distillation_is_zero_for_a_reader_of_the_same_text(compressor: ZCompressor) -> None:
+def test_distillation_is_zero_for_a_reader_of_the_same_text(
+    compressor: ZCompressor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = compressor.model
+    # A Z-token for every token, whatever the content.
+    monkeypatch.setattr(model, "config", dataclasses.replace(model.config, elasticity=0.0))
     passages = [Passage(PASSAGE, tuple((q, (a,)) for q, a in QUESTIONS))]
     batches = held_out_batches(passages, compressor.tokenizer)
     objective = Objective(model, TrainSettings(question_weight=0.2, distillation=1.0))
-    examples, _ = batches[0]
+    # A context that stands first gets something before it, which raw text does not.
+    start = compressor.tokenizer("Text: ", add_special_tokens=False)["input_ids"]
+    examples = [Example([start, *e.prefix], e.branches) for e in batches[0][0]]
     with torch.no_grad():
         same = objective.predict(examples, 1.000001, adapter="text", distil=True)
         other = objective.predict(examples, 8.0, adapter="text", distil=True)

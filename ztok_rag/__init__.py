@@ -17,11 +17,13 @@ if TYPE_CHECKING:
         SequenceError,
         ZtokError,
     )
+    from ztok_rag.index import ZTokenIndex
     from ztok_rag.llm import ZTokenLLM
     from ztok_rag.postprocessor import ZTokenPostprocessor
     from ztok_rag.reader import ZReader
     from ztok_rag.sequence import ZSequence
     from ztok_rag.store import ZStore
+    from ztok_rag.transform import ZTokenTransform
 
 __version__ = "0.1.0"
 
@@ -34,8 +36,10 @@ _HOMES = {
     "ZReader": "reader",
     "ZSequence": "sequence",
     "ZStore": "store",
+    "ZTokenIndex": "index",
     "ZTokenLLM": "llm",
     "ZTokenPostprocessor": "postprocessor",
+    "ZTokenTransform": "transform",
     "ZtokError": "errors",
 }
 
@@ -48,8 +52,10 @@ __all__ = [
     "ZReader",
     "ZSequence",
     "ZStore",
+    "ZTokenIndex",
     "ZTokenLLM",
     "ZTokenPostprocessor",
+    "ZTokenTransform",
     "ZtokError",
 ]
 

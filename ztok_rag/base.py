@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -268,3 +268,33 @@ class BaseLM:
                 layer._disable_adapters = name is None
                 layer._active_adapter = [] if name is None else [name]
             yield
+
+    @contextmanager
+    def at_layers(
+        self, layers: Sequence[int], act: Callable[[int, Tensor], Tensor]
+    ) -> Iterator[None]:
+        """Run the body with `act(layer, hidden)` in place of the states that enter `layers`.
+
+        A layer that a pass does not run, and the number after the last, are passed over.
+        """
+
+        def hook(layer: int) -> Callable[..., Any]:
+            def replace(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                if args:
+                    return (act(layer, args[0]), *args[1:]), kwargs
+                return args, {**kwargs, "hidden_states": act(layer, kwargs["hidden_states"])}
+
+            return replace
+
+        blocks = list(self.decoder.layers)
+        with self.lock:
+            handles = [
+                blocks[layer].register_forward_pre_hook(hook(layer), with_kwargs=True)
+                for layer in layers
+                if layer < len(blocks)
+            ]
+            try:
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()

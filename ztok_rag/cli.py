@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ztok_rag.errors import DataError, ZtokError
+
+if TYPE_CHECKING:
+    from ztok_rag.compressor import ZCompressor
 
 app = typer.Typer(
     name="ztok",
@@ -69,8 +72,8 @@ def train(
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
     layers: Annotated[int | None, typer.Option(help="Layers the compressor runs.")] = None,
     rank: Annotated[int, typer.Option(help="LoRA rank.")] = 32,
-    anchors: Annotated[int, typer.Option(help="Anchor codes per Z-token.")] = 2,
-    residual_depth: Annotated[int, typer.Option(help="Residual codes per Z-token.")] = 1,
+    anchors: Annotated[int, typer.Option(help="Anchor codes per Z-token.")] = 1,
+    residual_depth: Annotated[int, typer.Option(help="Residual codes per Z-token.")] = 2,
     distillation: Annotated[
         float | None,
         typer.Option(
@@ -93,8 +96,8 @@ def train(
     from ztok_rag.model import DEFAULT_CHECKPOINT
     from ztok_rag.prompts import training_templates
     from ztok_rag.training.data import BatchSettings
+    from ztok_rag.training.objective import TrainSettings
     from ztok_rag.training.run import run_training
-    from ztok_rag.training.trainer import TrainSettings
 
     if not data and init is None and base is None:
         init = DEFAULT_CHECKPOINT
@@ -185,6 +188,48 @@ def decompress(
         write_atomic(output, text.encode())
 
 
+@app.command()
+def view(
+    file: Annotated[Path, typer.Argument(help="UTF-8 text file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="HTML page to write.")],
+    rate: Annotated[float, typer.Option(help="Source tokens per Z-token.")] = 4.0,
+    reconstruct_tokens: Annotated[
+        int,
+        typer.Option(min=0, help="Reconstruct the windows that begin in so many first tokens."),
+    ] = 1024,
+    checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base LLM: Hugging Face id or folder.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if any.")] = None,
+) -> None:
+    """Write an HTML page of a text, its Z-tokens, and what the reader reconstructs from them."""
+    text = _read_text(file)
+    if output.is_dir():
+        raise DataError(f"{output} is a folder; name the HTML file to write.")
+    from ztok_rag.compressor import ZCompressor
+    from ztok_rag.sequence import write_atomic
+    from ztok_rag.view import first_windows, render
+
+    compressor = ZCompressor.from_pretrained(checkpoint, base=base, device=device)
+    (z,) = compressor.compress([text], rate)
+    windows = first_windows(z, reconstruct_tokens)
+    page = render(
+        text,
+        z,
+        compressor.decompress(windows),
+        compressor.tokenizer,
+        title=file.name,
+        anchors=compressor.model.config.anchors,
+    )
+    try:
+        write_atomic(output, page.encode())
+    except OSError as error:
+        raise DataError(f"cannot write {output}: {error.strerror}.") from error
+    typer.echo(
+        f"{z.source_tokens} tokens -> {len(z)} Z-tokens (rate {z.rate:.2f}), {len(windows)} of "
+        f"{len(z.windows)} windows reconstructed\nWritten: {output}"
+    )
+
+
 @app.command("eval")
 def evaluate(
     data: Annotated[
@@ -244,6 +289,115 @@ def evaluate(
     typer.echo(f"{format_table(rows)}\n{note}\nWritten: {output}/results.json, predictions.jsonl")
 
 
+@app.command("index")
+def index_folder(
+    folder: Annotated[Path, typer.Argument(help="Folder of text files, read with its subfolders.")],
+    store: Annotated[
+        Path, typer.Option(help="Folder of the index; one already there is brought up to date.")
+    ],
+    rate: Annotated[
+        float | None, typer.Option(help="Source tokens per Z-token; default: 4, or as it is.")
+    ] = None,
+    chunk_size: Annotated[
+        int | None, typer.Option(help="Longest chunk, in tokens; default: 256, or as it is.")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
+) -> None:
+    """Index a folder's text files as Z-tokens; the second time, only what has changed."""
+    texts, skipped = _read_folder(folder, store)
+    if not texts:
+        raise DataError(f"{folder} has no text files; name a folder of UTF-8 text.")
+    import sys
+
+    from llama_index.core import Document
+
+    from ztok_rag.index import RefreshResult, ZTokenIndex
+    from ztok_rag.index_folder import IndexFolder
+
+    documents = [
+        # The name is for people: the LLM and the embedding model read the text alone.
+        Document(
+            text=text,
+            id_=name,
+            metadata={"file": name},
+            excluded_llm_metadata_keys=["file"],
+            excluded_embed_metadata_keys=["file"],
+        )
+        for name, text in texts.items()
+    ]
+    compressor = _compressor(checkpoint)
+    bars = sys.stderr.isatty()
+    if IndexFolder(store).exists():
+        index = ZTokenIndex.load(store, compressor=compressor)
+        if chunk_size not in (None, index.chunk_size):
+            raise DataError(
+                f"the index {store} has chunks of {index.chunk_size} tokens; leave --chunk-size "
+                "out, or index into a new folder."
+            )
+        result = index.refresh(documents, remove_others=True, show_progress=bars)
+        if rate not in (None, index.rate) or index.outdated:
+            index.recompress(rate=rate, show_progress=bars)
+    else:
+        index = ZTokenIndex.build(
+            documents,
+            store,
+            rate=4.0 if rate is None else rate,
+            chunk_size=256 if chunk_size is None else chunk_size,
+            compressor=compressor,
+            show_progress=bars,
+        )
+        result = RefreshResult(added=index.document_ids)
+    stats = index.stats()
+    typer.echo(
+        f"{stats.documents} files: {len(result.added)} added, {len(result.changed)} changed, "
+        f"{len(result.unchanged)} unchanged, {len(result.removed)} removed, {skipped} skipped; "
+        f"{stats.chunks} chunks, {stats.source_tokens} tokens -> {stats.z_tokens} Z-tokens "
+        f"(rate {stats.rate:.2f}), {stats.bytes_per_token:.2f} bytes per token"
+    )
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="Answered from the index.")],
+    store: Annotated[Path, typer.Option(help="Folder that `ztok index` wrote.")],
+    top_k: Annotated[int, typer.Option(help="Chunks the answer is read from.")] = 3,
+    checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
+) -> None:
+    """Answer a question from the Z-tokens of an index, and name the sources."""
+    from ztok_rag.index import ZTokenIndex
+
+    index = ZTokenIndex.load(store, compressor=_compressor(checkpoint))
+    response = index.query(question, top_k)
+    typer.echo(str(response))
+    for item in response.source_nodes:
+        begins = " ".join(item.node.get_content().split())
+        score = "" if item.score is None else f"{item.score:.3f}"
+        typer.echo(f"{score:>7}  {item.node.ref_doc_id}: {begins[:60]}")
+
+
+@app.command()
+def stats(
+    store: Annotated[Path, typer.Option(help="Folder that `ztok index` wrote.")],
+) -> None:
+    """Show what an index holds and how small it is."""
+    from ztok_rag.index import ZTokenIndex
+
+    index = ZTokenIndex.load(store)
+    held = index.stats()
+    rows = {
+        "documents": str(held.documents),
+        "chunks": f"{held.chunks}, of at most {index.chunk_size} tokens",
+        "source tokens": str(held.source_tokens),
+        "Z-tokens": f"{held.z_tokens} (rate {held.rate:.2f})",
+        "stored": f"{held.stored_bytes} bytes, {held.bytes_per_token:.2f} per source token",
+        "text": f"{held.text_bytes} bytes",
+    }
+    if held.pending:
+        rows["not compressed"] = f"{held.pending} chunks; `ztok index` compresses them"
+    for name, value in rows.items():
+        typer.echo(f"{name:18} {value}")
+
+
 @app.command()
 def info(
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
@@ -287,6 +441,52 @@ def _numbers(text: str) -> tuple[float, ...]:
         return tuple(map(float, _names(text)))
     except ValueError as error:
         raise DataError(f"expected numbers separated by commas, got {text!r}.") from error
+
+
+def _compressor(checkpoint: Path | None) -> ZCompressor | None:
+    """The compressor of a checkpoint; `None` is for the default one, loaded when needed."""
+    if checkpoint is None:
+        return None
+    from ztok_rag.compressor import ZCompressor
+
+    return ZCompressor.from_pretrained(checkpoint)
+
+
+def _read_folder(folder: Path, excluded: Path) -> tuple[dict[str, str], int]:
+    """The text files of a folder and its subfolders, hidden ones left out.
+
+    Args:
+        folder: where to look.
+        excluded: a folder that may lie inside and is passed over.
+
+    Returns:
+        Texts by path relative to `folder`, and the number of files that were skipped: binary
+        ones and those without words.
+
+    Raises:
+        DataError: it is not a folder, or a file cannot be read.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; name a folder of text files.")
+    texts: dict[str, str] = {}
+    skipped = 0
+    outside = excluded.expanduser().resolve()
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if hidden or not file.is_file() or file.resolve().is_relative_to(outside):
+            continue
+        try:
+            text = file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"cannot read {file}: {error.strerror}.") from error
+        except UnicodeDecodeError:
+            text = ""
+        if not text.strip() or "\0" in text:
+            skipped += 1
+        else:
+            texts[name.as_posix()] = text
+    return texts, skipped
 
 
 def _read_text(file: Path) -> str:

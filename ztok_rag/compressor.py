@@ -15,7 +15,7 @@ from ztok_rag.base import BaseLM
 from ztok_rag.errors import ZtokError
 from ztok_rag.model import ZModel
 from ztok_rag.reader import ZReader
-from ztok_rag.sequence import ZSequence
+from ztok_rag.sequence import EMPTY, ZSequence
 
 MAX_RATE = 64.0
 
@@ -134,6 +134,17 @@ class ZCompressor:
             SequenceError: a sequence was made by another checkpoint.
         """
         return self.reader.decompress(zs, batch_size=batch_size)
+
+    def anchor_text(self, z: ZSequence) -> str:
+        """The source tokens that the Z-tokens name, in order: an extract that any LLM can read.
+
+        Raises:
+            SequenceError: the sequence was made by another checkpoint.
+        """
+        self.reader.check(z)
+        anchors = z.codes[:, : self.model.config.anchors].ravel()
+        ids = anchors[anchors != EMPTY].tolist()
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def _cut(self, text: str, starts: np.ndarray) -> list[tuple[int, int]]:
         """Windows `[a, b)` of about equal size, cut before a word where one is near."""

@@ -21,8 +21,9 @@ class ZConfig:
         rank: of the LoRA adapters.
         anchors: codes per Z-token that name the span's most informative source tokens.
         residual_depth: codes per Z-token of the residual quantizer.
-        residual_levels: levels of each dimension of one residual code.
-        residual_width: hidden units of the residual's encoder and decoder.
+        residual_levels: levels of each dimension of one residual code; at most 65,535 codes.
+        inject_layers: layers of the reader at whose inputs the residual codes act; none beyond
+            `compressor_layers`.
         window: source tokens compressed in one window; longer texts are split.
         max_span: most source tokens one Z-token may stand for.
         elasticity: how far, as a share, the Z-tokens of one window may stray from
@@ -35,10 +36,10 @@ class ZConfig:
     base_fingerprint: str
     compressor_layers: int
     rank: int = 32
-    anchors: int = 2
-    residual_depth: int = 1
-    residual_levels: tuple[int, ...] = (8, 8, 8, 8, 8)
-    residual_width: int = 256
+    anchors: int = 1
+    residual_depth: int = 2
+    residual_levels: tuple[int, ...] = (4, 4, 4, 4, 4, 4, 4, 3)
+    inject_layers: tuple[int, ...] = (0,)
     window: int = 256
     max_span: int = 64
     elasticity: float = 0.08
@@ -64,7 +65,7 @@ class ZConfig:
         """
         try:
             fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            for name in ("residual_levels", "adapters"):
+            for name in ("residual_levels", "inject_layers", "adapters"):
                 fields[name] = tuple(fields[name])
             return cls(**fields)
         except OSError as error:

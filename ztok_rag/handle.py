@@ -41,6 +41,14 @@ def encode_handle(z: ZSequence, secret: bytes) -> str:
     return f"{_OPEN}{len(z)}:{data}{_CLOSE}"
 
 
+def encode_handles(z: ZSequence, secret: bytes, *, longest: int = 512) -> str:
+    """`z` as handles of at most about `longest` Z-tokens, with spaces between.
+
+    A text splitter finds its cuts there and not inside a handle that is longer than a prompt.
+    """
+    return " ".join(encode_handle(part, secret) for part in z.parts(longest))
+
+
 def decode_handle(handle: str, secret: bytes) -> ZSequence:
     """Inverse of `encode_handle`.
 

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from llama_index.core.base.llms.generic_utils import (
+    completion_response_to_chat_response,
+    stream_completion_response_to_chat_response,
+)
 from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
     CompletionResponse,
+    CompletionResponseAsyncGen,
     CompletionResponseGen,
     LLMMetadata,
 )
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
-from llama_index.core.llms.callbacks import llm_completion_callback
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
 
 from ztok_rag.defaults import default_compressor, default_store
+from ztok_rag.events import ZTokenSpliceEvent, dispatcher
 from ztok_rag.handle import escape_handles, escape_handles_in_stream, split_prompt
 from ztok_rag.store import ZStore
 from ztok_rag.token_counting import install_handle_tokenizer
 
 if TYPE_CHECKING:
     from ztok_rag.reader import Prompt, Segment, ZReader
+
+
+T = TypeVar("T")
 
 
 class ZTokenLLM(CustomLLM):
@@ -97,6 +111,11 @@ class ZTokenLLM(CustomLLM):
             model_name=f"ztok-rag:{self.reader.fingerprint}",
         )
 
+    @property
+    def reads_z_tokens(self) -> bool:
+        """Tells `ZTokenPostprocessor` that handles may be sent here."""
+        return True
+
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer `prompt`. Arguments other than `stop` and the length are ignored.
@@ -106,18 +125,57 @@ class ZTokenLLM(CustomLLM):
                 this store and checkpoint.
             ZtokError: the prompt is longer than the reader's context.
         """
-        segments = self._segments(prompt, formatted)
-        (answer,) = self.reader.generate([segments], adapter=self.adapter, **self._limits(kwargs))
-        text = escape_handles(answer.strip())
-        return CompletionResponse(text=text, raw=self._usage(self._count(segments), text))
+        return self._complete(prompt, formatted, kwargs)
+
+    @llm_completion_callback()
+    async def acomplete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponse:
+        """As `complete`, in a thread, so that the event loop goes on."""
+        return await asyncio.to_thread(self._complete, prompt, formatted, kwargs)
 
     @llm_completion_callback()
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
         """As `complete`, as it is written; each response holds the text so far and what is new."""
-        segments = self._segments(prompt, formatted)
-        prompt_tokens = self._count(segments)
+        return self._stream(prompt, formatted, kwargs)
+
+    @llm_completion_callback()
+    async def astream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseAsyncGen:
+        """As `stream_complete`, in threads, so that the event loop goes on."""
+        return _in_threads(await asyncio.to_thread(self._stream, prompt, formatted, kwargs))
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """As `chat`, in a thread."""
+        assert self.messages_to_prompt is not None
+        prompt = self.messages_to_prompt(messages)
+        completion = await asyncio.to_thread(self._complete, prompt, True, kwargs)
+        return completion_response_to_chat_response(completion)
+
+    @llm_chat_callback()
+    async def astream_chat(
+        self, messages: Sequence[ChatMessage], **kwargs: Any
+    ) -> ChatResponseAsyncGen:
+        """As `stream_chat`, in threads."""
+        assert self.messages_to_prompt is not None
+        prompt = self.messages_to_prompt(messages)
+        stream = await asyncio.to_thread(self._stream, prompt, True, kwargs)
+        return _in_threads(stream_completion_response_to_chat_response(stream))
+
+    def _complete(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> CompletionResponse:
+        segments, prompt_tokens = self._segments(prompt, formatted)
+        (answer,) = self.reader.generate([segments], adapter=self.adapter, **self._limits(kwargs))
+        text = escape_handles(answer.strip())
+        return CompletionResponse(text=text, raw=self._usage(prompt_tokens, text))
+
+    def _stream(
+        self, prompt: str, formatted: bool, kwargs: dict[str, Any]
+    ) -> CompletionResponseGen:
+        segments, prompt_tokens = self._segments(prompt, formatted)
         deltas = self.reader.stream(segments, adapter=self.adapter, **self._limits(kwargs))
 
         def respond() -> CompletionResponseGen:
@@ -130,10 +188,24 @@ class ZTokenLLM(CustomLLM):
 
         return respond()
 
-    def _segments(self, prompt: str, formatted: bool) -> list[Segment]:
+    def _segments(self, prompt: str, formatted: bool) -> tuple[list[Segment], int]:
+        """The prompt cut at its handles, and its input positions."""
+        started = time.perf_counter()
         if not formatted and self.completion_to_prompt is not None:
             prompt = self.completion_to_prompt(prompt)
-        return split_prompt(prompt, self.store.secret, self.reader.fingerprint)
+        segments = split_prompt(prompt, self.store.secret, self.reader.fingerprint)
+        sequences = [s for s in segments if not isinstance(s, str)]
+        positions = self._count(segments)
+        if sequences:
+            dispatcher.event(
+                ZTokenSpliceEvent(
+                    handles=len(sequences),
+                    z_tokens=sum(map(len, sequences)),
+                    prompt_tokens=positions,
+                    ms=1000 * (time.perf_counter() - started),
+                )
+            )
+        return segments, positions
 
     def _limits(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         stop = kwargs.get("stop") or ()
@@ -164,3 +236,10 @@ def _stripped(deltas: Iterator[str]) -> Iterator[str]:
         held = text[len(ready) :]
         if ready:
             yield ready
+
+
+async def _in_threads(items: Iterator[T]) -> AsyncGenerator[T, None]:
+    """The items of an iterator that computes, each awaited in a thread."""
+    end = object()
+    while (item := await asyncio.to_thread(next, items, end)) is not end:
+        yield item  # type: ignore[misc]

@@ -7,6 +7,8 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,13 +36,17 @@ class Encoded:
     """The Z-tokens of a batch of windows, laid end to end.
 
     Attributes:
-        embeddings: `[sum(counts), hidden]` reader inputs, in the base's dtype.
+        embeddings: `[sum(counts), (1 + inject_layers) * hidden]` for the reader, in the base's
+            dtype, as `ZQuantizer.embed` returns them.
         codes: int64 `[sum(counts), depth]`.
         counts: Z-tokens of each window.
         spans: span index of each token, `[n]` per window.
         information: `[sum(n)]` predicted surprisal of the real tokens, in nats, with gradient.
         uses: `[sum(n), 2]` logits that a token is part of an answer, and that a question names
             it, with gradient.
+        states: `[sum(counts), inject_layers * hidden]` the compressor's states of each Z-token's
+            first anchor at the input of the layers where residual codes act; `None` without.
+        features: `[sum(counts), 2 * hidden]` of the spans, which the residual codes quantize.
     """
 
     embeddings: Tensor
@@ -49,6 +55,8 @@ class Encoded:
     spans: list[IntArray]
     information: Tensor
     uses: Tensor
+    states: Tensor | None = None
+    features: Tensor | None = None
 
 
 class ZModel(nn.Module):
@@ -76,7 +84,13 @@ class ZModel(nn.Module):
     @classmethod
     def create(cls, base: BaseLM, **settings: object) -> ZModel:
         """A fresh, untrained model on `base`; `settings` are fields of `ZConfig`."""
-        defaults: dict[str, object] = {"compressor_layers": max(1, base.num_layers // 3)}
+        layers = int(settings.get("compressor_layers", max(1, 2 * base.num_layers // 3)))  # type: ignore[call-overload]
+        defaults: dict[str, object] = {
+            "compressor_layers": layers,
+            "inject_layers": tuple(sorted({layers // 3, 2 * layers // 3, layers})),
+        }
+        if settings.get("residual_depth") == 0:
+            defaults["inject_layers"] = ()
         config = ZConfig(
             base=base.name,
             base_fingerprint=base.fingerprint(),
@@ -151,6 +165,14 @@ class ZModel(nn.Module):
             parameter.copy_(tensors[path])
         self._fingerprint = None
 
+    @torch.no_grad()
+    def copy_adapter(self, source: str, target: str) -> None:
+        """Copy one adapter's weights into another, in the layers that the latter has."""
+        tensors = self.base.adapter_parameters(source)
+        for path, parameter in self.base.adapter_parameters(target).items():
+            parameter.copy_(tensors[path])
+        self._fingerprint = None
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
         """Weights in bf16 on the CPU: the heads, and each adapter's by module path."""
 
@@ -202,13 +224,80 @@ class ZModel(nn.Module):
         """Record the training text's mean predicted surprisal, in nats per token."""
         self.config = dataclasses.replace(self.config, mean_information=value)
 
-    def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Compressor states `[batch, n, hidden]` of token ids `[batch, n]`, in one pass."""
-        with self.base.adapter("compress"):
-            out = self._short_decoder(  # type: ignore[operator]
-                inputs_embeds=self.base.embed(ids), attention_mask=mask, use_cache=False
-            )
+    def run_first_layers(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """States `[batch, n, hidden]` after the compressor's layers, by the adapter in force."""
+        out = self._short_decoder(  # type: ignore[operator]
+            inputs_embeds=embeddings, attention_mask=mask, use_cache=False
+        )
         return out.last_hidden_state  # type: ignore[no-any-return]
+
+    @property
+    def sink(self) -> int:
+        """Token id that goes before what would otherwise start with Z-tokens.
+
+        Attention dwells on a sequence's first position whatever it holds (Xiao et al. 2023), so
+        a Z-token there could not be read as itself.
+        """
+        tokenizer = self.base.tokenizer
+        first = tokenizer.bos_token_id
+        return int(tokenizer.eos_token_id if first is None else first)
+
+    def hidden_states(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
+        """Compressor states of token ids `[batch, n]`, in one pass.
+
+        Returns:
+            `[batch, n, hidden]` each: at the input of every layer in `inject_layers`, and after
+            the last layer of the compressor.
+        """
+        start = ids.new_full((len(ids), 1), self.sink)
+        ids = torch.cat([start, ids], dim=1)
+        mask = torch.cat([torch.ones_like(start), mask], dim=1)
+        found: dict[int, Tensor] = {}
+
+        def keep(layer: int, hidden: Tensor) -> Tensor:
+            found[layer] = hidden[:, 1:]
+            return hidden
+
+        wanted = self.config.inject_layers
+        with self.base.adapter("compress"), self.base.at_layers(wanted, keep):
+            last = self.run_first_layers(self.base.embed(ids), mask)[:, 1:]
+        return [*(found.get(layer, last) for layer in wanted), last]
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """Reader inputs of token ids `[n]`, as wide as those of Z-tokens."""
+        layers, hidden = len(self.config.inject_layers), self.base.hidden_size
+        return nn.functional.pad(self.base.embed(ids), (0, layers * hidden))
+
+    def split(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Reader inputs `[..., width]` as input embeddings and what to pass to `injecting`."""
+        hidden = self.base.hidden_size
+        return inputs[..., :hidden], inputs[..., hidden:]
+
+    @contextmanager
+    def injecting(self, added: Tensor, seen: list[Tensor] | None = None) -> Iterator[None]:
+        """Let residual codes act in the next forward pass of the base, and in no later one.
+
+        Args:
+            added: `[batch, n, inject_layers * hidden]`, zero at text.
+            seen: takes the states `[batch, n, hidden]` at each of the layers, after the codes
+                have acted.
+        """
+        layers = self.config.inject_layers
+        if not layers or (seen is None and not bool(added.any())):
+            yield
+            return
+        parts = dict(zip(layers, added.chunk(len(layers), dim=-1), strict=True))
+
+        def act(layer: int, hidden: Tensor) -> Tensor:
+            part = parts.pop(layer, None)
+            if part is not None:
+                hidden = self.quantizer.inject(layers.index(layer), hidden, part)
+                if seen is not None:
+                    seen.append(hidden)
+            return hidden
+
+        with self.base.at_layers(layers, act):
+            yield
 
     def encode(self, windows: list[list[int]], rate: float) -> Encoded:
         """Compress windows of token ids in one forward pass.
@@ -224,7 +313,7 @@ class ZModel(nn.Module):
             ids[row, : len(window)] = torch.tensor(window)
         mask = torch.arange(ids.shape[1])[None] < torch.tensor(lengths)[:, None]
         hidden = self.hidden_states(ids.to(device), mask.to(device).long())
-        flat_hidden = hidden[mask.to(device)]
+        *inner, flat_hidden = (states[mask.to(device)] for states in hidden)
         flat_ids = ids[mask].to(device)
         gate = self.gate(flat_hidden.float())
         scores, uses = gate[:, 0], gate[:, 1:]
@@ -246,8 +335,16 @@ class ZModel(nn.Module):
         anchors = flat_ids[flat_picked.clamp(min=0)].masked_fill(flat_picked < 0, -1)
         anchors = self.quantizer.anchor_codes(anchors, self.base.embeddings.weight)  # type: ignore[arg-type]
         owner = torch.from_numpy(np.concatenate(owners)).to(device)
-        embeddings, codes = self._embed_spans(anchors, flat_hidden, scores, owner)
-        return Encoded(embeddings, codes, counts, spans, information, uses)
+        several = [n < length for n, length in zip(counts, lengths, strict=True)]
+        several_z = torch.tensor(several, device=device).repeat_interleave(
+            torch.tensor(counts, device=device)
+        )
+        features = self._pool(flat_hidden, scores, owner, flat_picked[:, 0])
+        embeddings, codes = self._embed_spans(anchors, features, several_z)
+        states = None
+        if inner:
+            states = torch.cat([part[flat_picked[:, 0]] for part in inner], dim=-1).detach()
+        return Encoded(embeddings, codes, counts, spans, information, uses, states, features)
 
     def _weigh(
         self, windows: list[list[int]], information: Tensor, uses: Tensor
@@ -262,26 +359,22 @@ class ZModel(nn.Module):
         return nats, (answer + QUESTION_SHARE * question) ** 2 + 1e-4
 
     def _embed_spans(
-        self, anchors: Tensor, hidden: Tensor, scores: Tensor, owner: Tensor
+        self, anchors: Tensor, features: Tensor, several: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings `[n_z, hidden]` and codes `[n_z, depth]` of spans.
+        """What the reader gets, as `ZQuantizer.embed` returns it, and codes `[n_z, depth]`.
 
         Args:
             anchors: `[n_z, anchors]` codes, -1 where empty.
-            hidden: `[n, hidden]` compressor states of the tokens.
-            scores: `[n]` of the gate.
-            owner: `[n]` span of each token.
+            features: `[n_z, 2 * hidden]` of the spans.
+            several: bool `[n_z]`: the window is not compressed token by token.
         """
         codes = anchors.masked_fill(anchors < 0, EMPTY)
-        several = torch.bincount(owner, minlength=len(anchors)) > 1
         quantized = None
         if self.config.residual_depth:
-            features = self._pool(hidden, scores, owner, len(anchors))
             quantized, residual = self.quantizer.encode_residual(features)
             residual = residual.masked_fill(~several.unsqueeze(-1), EMPTY)
             codes = torch.cat([codes, residual], dim=1)
-        embeddings = self.quantizer.embed(anchors, self.base.embeddings, quantized, several)
-        return embeddings, codes
+        return self.quantizer.embed(anchors, self.base.embeddings, quantized, several), codes
 
     def _allocate(
         self, nats: FloatArray, weights: FloatArray, rate: float
@@ -293,13 +386,20 @@ class ZModel(nn.Module):
         return spans, select_anchors(weights, spans, config.anchors)
 
     @staticmethod
-    def _pool(hidden: Tensor, scores: Tensor, owner: Tensor, n_z: int) -> Tensor:
-        """Span features `[n_z, 2 * hidden]`: the gate-weighted mean and the last state."""
+    def _pool(hidden: Tensor, scores: Tensor, owner: Tensor, anchor: Tensor) -> Tensor:
+        """Span features `[n_z, 2 * hidden]`: the anchor's state, and the gate-weighted mean.
+
+        Args:
+            hidden: `[n, hidden]` compressor states of the tokens.
+            scores: `[n]` of the gate.
+            owner: `[n]` span of each token.
+            anchor: `[n_z]` the token that each span's first anchor names.
+        """
         hidden = hidden.float()
         weight = (scores - scores.detach().max()).exp() + 1e-6
-        total = torch.zeros(n_z, device=hidden.device).index_add(0, owner, weight)
+        total = torch.zeros(len(anchor), device=hidden.device).index_add(0, owner, weight)
         share = (weight / total[owner]).unsqueeze(-1)
-        pooled = torch.zeros(n_z, hidden.shape[1], device=hidden.device)
+        pooled = torch.zeros(len(anchor), hidden.shape[1], device=hidden.device)
         pooled = pooled.index_add(0, owner, hidden * share)
-        last = torch.searchsorted(owner, torch.arange(n_z, device=owner.device), right=True) - 1
-        return torch.cat([pooled, hidden[last]], dim=-1)
+        normed = (nn.functional.layer_norm(x, x.shape[-1:]) for x in (hidden[anchor], pooled))
+        return torch.cat(list(normed), dim=-1)

@@ -6,7 +6,7 @@ from typing import Any
 
 from llama_index.core.base.llms.types import BaseContentBlock, TextBlock
 from llama_index.core.bridge.pydantic import Field
-from llama_index.core.schema import BaseNode, MetadataMode, TextNode
+from llama_index.core.schema import BaseNode, ImageNode, MetadataMode, Node, TextNode
 
 from ztok_rag.handle import escape_handles
 
@@ -72,3 +72,13 @@ class ZTokenNode(TextNode):
         """Replace the text; the LLM is then shown the new text, for the handle is of the old."""
         super().set_content(value)
         self.llm_text = escape_handles(value)
+
+
+def has_text_only(node: BaseNode) -> bool:
+    """Whether the node is text, and there is some."""
+    if isinstance(node, Node):
+        media = (node.image_resource, node.audio_resource, node.video_resource)
+        is_text = not any(media)
+    else:
+        is_text = isinstance(node, TextNode) and not isinstance(node, ImageNode)
+    return is_text and bool(node.get_content(MetadataMode.NONE).strip())

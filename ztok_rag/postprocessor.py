@@ -5,26 +5,24 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import (
-    BaseNode,
-    ImageNode,
-    MetadataMode,
-    Node,
-    NodeWithScore,
-    QueryBundle,
-    TextNode,
-)
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
+from ztok_rag.budget import plan_rates
 from ztok_rag.defaults import default_compressor, default_store
-from ztok_rag.handle import encode_handle, escape_handles, has_handles
-from ztok_rag.node import ZTokenNode
+from ztok_rag.errors import ZtokError
+from ztok_rag.events import ZTokenLookupEvent, dispatcher
+from ztok_rag.handle import encode_handles, escape_handles, has_handles
+from ztok_rag.node import ZTokenNode, has_text_only
+from ztok_rag.sequence import ZSequence
 from ztok_rag.store import ZStore
 
 if TYPE_CHECKING:
+    from llama_index.core.llms import LLM
+
     from ztok_rag.compressor import ZCompressor
 
 
@@ -52,11 +50,24 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
     the nodes stay available on a response's `source_nodes`. Put it after every postprocessor that
     reads or edits text.
 
+    With a `token_budget`, the nodes share that many positions, metadata included: the better a
+    node's score, the lower its rate, down to raw text; what does not fit at rate 32 is left out.
+
+    For an LLM that cannot read Z-tokens, `show` makes the nodes show text: the `"anchors"`, the
+    source tokens that the Z-tokens name, or the `"decompressed"` text. Name that LLM in `llm`,
+    and a postprocessor that would send it handles refuses to.
+
     Nodes without text, and image, audio and video nodes, stay as they are. Text they show
     the LLM that would be taken for a handle is escaped.
     """
 
     rate: float = Field(default=4.0, ge=1.0, description="Source tokens per Z-token.")
+    token_budget: int | None = Field(
+        default=None, ge=1, description="Positions that all nodes share; replaces the rate."
+    )
+    show: Literal["z-tokens", "anchors", "decompressed"] = Field(
+        default="z-tokens", description="What the LLM gets to read."
+    )
 
     _compressor: ZCompressor | None = PrivateAttr(default=None)
     _store: ZStore | None = PrivateAttr(default=None)
@@ -67,6 +78,9 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         self,
         *,
         rate: float = 4.0,
+        token_budget: int | None = None,
+        show: Literal["z-tokens", "anchors", "decompressed"] = "z-tokens",
+        llm: LLM | None = None,
         compressor: ZCompressor | None = None,
         store: ZStore | None = None,
         **kwargs: Any,
@@ -75,11 +89,24 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
 
         Args:
             rate: source tokens per Z-token.
+            token_budget: positions that all nodes share, in place of `rate`.
+            show: what the LLM gets to read.
+            llm: the LLM that will read, to make sure that it can.
             compressor: `None` is the default one, shared with `ZTokenLLM`.
             store: `None` is the default one, shared with `ZTokenLLM`.
             kwargs: fields of `BaseNodePostprocessor`.
+
+        Raises:
+            ZtokError: `llm` cannot read Z-tokens, and `show` is `"z-tokens"`.
         """
-        super().__init__(rate=rate, **kwargs)  # type: ignore[call-arg]
+        if llm is not None and show == "z-tokens" and not hasattr(llm, "reads_z_tokens"):
+            raise ZtokError(
+                f"{llm.class_name()} cannot read Z-tokens; answer with ZTokenLLM, or give "
+                'ZTokenPostprocessor show="anchors" or show="decompressed".'
+            )
+        super().__init__(  # type: ignore[call-arg]
+            rate=rate, token_budget=token_budget, show=show, **kwargs
+        )
         self._compressor = compressor
         self._store = store
 
@@ -110,24 +137,82 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        compressor, store = self.compressor, self.store
+        # Loading is no part of the time.
+        _ = self.compressor, self.store
         start = time.perf_counter()
-        texts = [
-            item.node.get_content(MetadataMode.NONE) for item in nodes if _has_text_only(item.node)
-        ]
-        sequences, compressed = store.resolve(compressor, texts, self.rate)
-        handles = iter([encode_handle(z, store.secret) for z in sequences])
+        texts = [item for item in nodes if has_text_only(item.node)]
+        rates = [self.rate] * len(texts)
+        shown: dict[int, str] = {}
+        left_out: set[int] = set()
+        if self.token_budget is not None:
+            planned = self._plan(texts, self.token_budget)
+            left_out = {id(t) for t, rate in zip(texts, planned, strict=True) if rate is None}
+            kept = [(t, rate) for t, rate in zip(texts, planned, strict=True) if rate is not None]
+            raw = [t for t, rate in kept if rate == 1]
+            shown = {id(t): escape_handles(t.node.get_content(MetadataMode.NONE)) for t in raw}
+            texts = [t for t, rate in kept if rate > 1]
+            rates = [rate for _, rate in kept if rate > 1]
+        sequences, compressed = self._resolve(texts, rates)
+        for item, text in zip(texts, self._shown(sequences), strict=True):
+            shown[id(item)] = text
         processed = [
             NodeWithScore(
-                node=ZTokenNode.of(item.node, next(handles))
-                if _has_text_only(item.node)
+                node=ZTokenNode.of(item.node, shown[id(item)])
+                if id(item) in shown
                 else _escaped(item.node),
                 score=item.score,
             )
             for item in nodes
+            if id(item) not in left_out
         ]
-        self._count(len(texts), compressed, 1000 * (time.perf_counter() - start))
+        ms = 1000 * (time.perf_counter() - start)
+        self._count(len(texts), compressed, ms)
+        dispatcher.event(
+            ZTokenLookupEvent(
+                hits=len(texts) - compressed,
+                misses=compressed,
+                source_tokens=sum(z.source_tokens for z in sequences),
+                z_tokens=sum(len(z) for z in sequences),
+                ms=ms,
+            )
+        )
         return processed
+
+    def _plan(self, items: list[NodeWithScore], budget: int) -> list[float | None]:
+        """The rate of each node, in their order."""
+        count = self.compressor.count_tokens
+        best_first = sorted(range(len(items)), key=lambda i: -(items[i].score or 0.0))
+        nodes = [items[i].node for i in best_first]
+        sizes = [count(node.get_content(MetadataMode.NONE)) for node in nodes]
+        overheads = [count(ZTokenNode.of(n, "").get_content(MetadataMode.LLM)) for n in nodes]
+        window = self.compressor.model.config.window
+        planned = plan_rates(sizes, overheads, budget, window=window)
+        rates: list[float | None] = [None] * len(items)
+        for i, rate in zip(best_first, planned, strict=True):
+            rates[i] = rate
+        return rates
+
+    def _resolve(
+        self, items: list[NodeWithScore], rates: list[float]
+    ) -> tuple[list[ZSequence], int]:
+        """The Z-tokens of each node at its rate, and how many had to be compressed."""
+        texts = [item.node.get_content(MetadataMode.NONE) for item in items]
+        found: dict[int, ZSequence] = {}
+        compressed = 0
+        for rate in dict.fromkeys(rates):
+            places = [i for i, own in enumerate(rates) if own == rate]
+            made, new = self.store.resolve(self.compressor, [texts[i] for i in places], rate)
+            found |= dict(zip(places, made, strict=True))
+            compressed += new
+        return [found[i] for i in range(len(items))], compressed
+
+    def _shown(self, sequences: list[ZSequence]) -> list[str]:
+        """What the LLM reads in place of each text."""
+        if self.show == "z-tokens":
+            return [encode_handles(z, self.store.secret) for z in sequences]
+        if self.show == "anchors":
+            return [escape_handles(self.compressor.anchor_text(z)) for z in sequences]
+        return [escape_handles(text) for text in self.compressor.decompress(sequences)]
 
     def _count(self, nodes: int, compressed: int, ms: float) -> None:
         with self._stats_lock:
@@ -138,16 +223,6 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
                 hits=now.hits + nodes - compressed,
                 ms=now.ms + ms,
             )
-
-
-def _has_text_only(node: BaseNode) -> bool:
-    """Whether the node is text, and there is some."""
-    if isinstance(node, Node):
-        media = (node.image_resource, node.audio_resource, node.video_resource)
-        is_text = not any(media)
-    else:
-        is_text = isinstance(node, TextNode) and not isinstance(node, ImageNode)
-    return is_text and bool(node.get_content(MetadataMode.NONE).strip())
 
 
 def _escaped(node: BaseNode) -> BaseNode:

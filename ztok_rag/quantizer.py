@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from vector_quantize_pytorch import ResidualFSQ
+from vector_quantize_pytorch import FSQ
 
 from ztok_rag.config import ZConfig
 from ztok_rag.sequence import EMPTY
@@ -16,16 +16,23 @@ class ZQuantizer(nn.Module):
     """Anchor codes plus residual codes.
 
     A Z-token's first `anchors` codes name source tokens in the base's own vocabulary: a codebook
-    that is frozen, and that the base reads already. Its last `residual_depth` codes quantize
-    what the contextual hidden states of the span add (residual finite scalar quantization,
-    Mentzer et al. 2023, with a straight-through gradient). The embedding is a sum:
+    that is frozen, and that the base reads already. The reader's input is
 
-        z = E[c_0] + sum_l T_l E[c_l] + D(residual codes)
+        z = E[c_0] + sum_l T_l E[c_l]
 
-    with `E` the base's embeddings, the span's most informative token first, one linear map
-    `T_l` per further anchor, and a decoder `D` that starts at zero. A span of one token has no
-    residual and is exactly that token's embedding, so at rate 1 the Z-tokens are the raw text.
+    with `E` the base's embeddings, the span's weightiest token first, and one linear map `T_l`
+    per further anchor. The last `residual_depth` codes quantize what the source around adds
+    (finite scalar quantization, Mentzer et al. 2023, with a straight-through gradient). They
+    speak to the reader's hidden states `h` where these enter chosen layers `j`:
+
+        h <- h + s_j * (M_j norm(h) + D_j(residual codes))
+
+    with `s_j` the usual size of the states there. Both maps start at zero. Trained, they bring
+    the state that the anchor's token has among other Z-tokens nearer to the one that it has in
+    the full text. At rate 1 there are no residual codes, and the Z-tokens are the raw text.
     """
+
+    scale: Tensor
 
     def __init__(self, config: ZConfig, hidden_size: int) -> None:
         super().__init__()
@@ -38,22 +45,20 @@ class ZQuantizer(nn.Module):
             rotation = nn.init.orthogonal_(torch.empty(hidden_size, hidden_size))
             identity = torch.eye(hidden_size)
             linear.weight = nn.Parameter((0.3 * identity + 0.1 * rotation) / slot)
+        layers = len(config.inject_layers)
         if config.residual_depth:
-            width, levels = config.residual_width, list(config.residual_levels)
-            self.encoder = nn.Sequential(
-                nn.LayerNorm(2 * hidden_size),
-                nn.Linear(2 * hidden_size, width),
-                nn.SiLU(),
-                nn.Linear(width, len(levels)),
+            levels = list(config.residual_levels)
+            dims = len(levels) * config.residual_depth
+            self.encoder = nn.Linear(2 * hidden_size, dims)
+            self.residual: Any = FSQ(levels, dim=dims, num_codebooks=config.residual_depth)
+            self.decoder = nn.Linear(dims, layers * hidden_size)
+            self.mixes = nn.ModuleList(
+                nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(layers)
             )
-            self.residual: Any = ResidualFSQ(
-                dim=len(levels), levels=levels, num_quantizers=config.residual_depth
-            )
-            self.decoder = nn.Sequential(
-                nn.Linear(len(levels), width), nn.SiLU(), nn.Linear(width, hidden_size)
-            )
-            nn.init.zeros_(self.decoder[-1].weight)  # type: ignore[arg-type]
-            nn.init.zeros_(self.decoder[-1].bias)  # type: ignore[arg-type]
+            for linear in (self.decoder, *self.mixes):
+                nn.init.zeros_(linear.weight)
+            nn.init.zeros_(self.decoder.bias)
+        self.register_buffer("scale", torch.ones(layers, hidden_size))
 
     def anchor_codes(self, ids: Tensor, embeddings: Tensor) -> Tensor:
         """The anchor code of each token id: the id, or its nearest id that fits 16 bits.
@@ -70,46 +75,59 @@ class ZQuantizer(nn.Module):
         return ids
 
     def encode_residual(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantize span features.
+        """Quantize features of spans.
 
         Args:
             features: `[n, 2 * hidden]`.
 
         Returns:
-            The quantized vector `[n, dims]` (straight-through) and its codes `[n, depth]`.
+            The quantized vectors `[n, dims]` (straight-through) and their codes `[n, depth]`.
         """
         latent = self.encoder(features.float())
         quantized, codes = self.residual(latent.unsqueeze(0))
-        return quantized.squeeze(0), codes.squeeze(0)
+        return quantized.squeeze(0), codes.squeeze(0).long()
 
     def embed(
-        self,
-        anchors: Tensor,
-        embeddings: nn.Module,
-        quantized: Tensor | None,
-        several: Tensor,
+        self, anchors: Tensor, embeddings: nn.Module, quantized: Tensor | None, several: Tensor
     ) -> Tensor:
-        """Input embeddings of Z-tokens.
+        """What the reader gets for Z-tokens.
 
         Args:
             anchors: int64 `[n, anchors]` codes, -1 where empty.
             embeddings: the base's embedding module.
-            quantized: `[n, dims]` residual vector, or `None` without residual codes.
-            several: bool `[n]`: the span has more than one token.
+            quantized: `[n, dims]` residual vectors, or `None` without residual codes.
+            several: bool `[n]`: the Z-token has residual codes.
 
         Returns:
-            `[n, hidden]` in the base's dtype.
+            `[n, (1 + inject_layers) * hidden]` in the base's dtype: the input embedding, then
+            `D_j` of each layer, zero throughout where there are no residual codes.
         """
         vectors: Tensor = embeddings(anchors.clamp(min=0))
         z: Tensor = vectors[:, 0].float()
         for slot, linear in enumerate(self.maps, start=1):
             z = z + linear(vectors[:, slot].float()) * (anchors[:, slot : slot + 1] >= 0)
+        layers = len(self.config.inject_layers)
+        added = z.new_zeros(len(z), layers * z.shape[1])
         if quantized is not None:
-            z = z + self.decoder(quantized) * several.unsqueeze(-1)
-        return z.to(vectors.dtype)
+            added = self.decoder(quantized) * several.unsqueeze(-1)
+        return torch.cat([z, added], dim=1).to(vectors.dtype)
+
+    def inject(self, layer: int, hidden: Tensor, added: Tensor) -> Tensor:
+        """Hidden states with what residual codes add.
+
+        Args:
+            layer: position in `inject_layers`.
+            hidden: `[..., hidden]` states that enter that layer.
+            added: `[..., hidden]` `D_j`, zero where there are no residual codes.
+        """
+        states = hidden.float()
+        normed = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + 1e-6)
+        mixed = self.mixes[layer](normed) * (added != 0).any(-1, keepdim=True)
+        change: Tensor = self.scale[layer] * (mixed + added.float())
+        return hidden + change.to(hidden.dtype)
 
     def embed_codes(self, codes: Tensor, embeddings: nn.Module) -> Tensor:
-        """Input embeddings from stored codes.
+        """What the reader gets for stored codes, as `embed` returns it.
 
         Args:
             codes: int64 `[n, depth]` as in `ZSequence.codes`.
@@ -117,10 +135,10 @@ class ZQuantizer(nn.Module):
         """
         anchors = codes[:, : self.config.anchors]
         anchors = anchors.masked_fill(anchors == EMPTY, -1)
-        quantized, several = None, torch.ones_like(anchors[:, 0], dtype=torch.bool)
+        quantized, several = None, torch.zeros_like(anchors[:, 0], dtype=torch.bool)
         if self.config.residual_depth:
             residual = codes[:, self.config.anchors :]
             several = residual[:, 0] != EMPTY
             indices = residual.masked_fill(~several.unsqueeze(-1), 0).unsqueeze(0)
-            quantized = self.residual.get_output_from_indices(indices).squeeze(0)
+            quantized = self.residual.indices_to_codes(indices).squeeze(0)
         return self.embed(anchors, embeddings, quantized, several)

@@ -84,9 +84,15 @@ class ZReader:
         return self.model.base.max_positions
 
     def count_tokens(self, prompt: Prompt) -> int:
-        """Input positions of a prompt: tokens of its text, and one per Z-token."""
-        segments = [prompt] if isinstance(prompt, str) else prompt
-        return sum(len(s) if isinstance(s, ZSequence) else len(self._ids(s)) for s in segments)
+        """Input positions of a prompt: tokens of its text, and one per Z-token.
+
+        A prompt that starts with Z-tokens takes one more, see `ZModel.sink`.
+        """
+        segments = _with_start(prompt)
+        return sum(
+            1 if s is None else len(s) if isinstance(s, ZSequence) else len(self._ids(s))
+            for s in segments
+        )
 
     def generate(
         self,
@@ -147,12 +153,12 @@ class ZReader:
     def decompress(self, zs: Sequence[ZSequence], *, batch_size: int = 8) -> list[str]:
         """See `ZCompressor.decompress`."""
         prompts, limits = [], []
-        repeat = self._embed_text(REPEAT_PROMPT)
+        sink, repeat = self._embed_ids([self.model.sink]), self._embed_text(REPEAT_PROMPT)
         for z in zs:
-            self._check(z)
+            self.check(z)
             longest = z.source_tokens / len(z)
             for codes in z.split_windows():
-                prompts.append(torch.cat([self._embed_codes(codes), repeat]))
+                prompts.append(torch.cat([sink, self._embed_codes(codes), repeat]))
                 limits.append(math.ceil(1.5 * longest * len(codes)) + 16)
         limit = max(limits, default=1)
         texts = iter(self._generate(prompts, limit, "read", (), batch_size, limits))
@@ -161,7 +167,8 @@ class ZReader:
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[no-any-return]
 
-    def _check(self, z: ZSequence) -> None:
+    def check(self, z: ZSequence) -> None:
+        """Raise `SequenceError` unless this checkpoint made the sequence."""
         if z.fingerprint != self.fingerprint:
             raise SequenceError(
                 f"these Z-tokens were made by checkpoint {z.fingerprint}, and this reader is "
@@ -176,9 +183,12 @@ class ZReader:
             )
 
     @torch.inference_mode()
+    def _embed_ids(self, ids: list[int]) -> Tensor:
+        device = self.model.base.device
+        return self.model.embed_text(torch.tensor(ids, dtype=torch.long, device=device))
+
     def _embed_text(self, text: str) -> Tensor:
-        base = self.model.base
-        return base.embed(torch.tensor(self._ids(text), dtype=torch.long, device=base.device))
+        return self._embed_ids(self._ids(text))
 
     @torch.inference_mode()
     def _embed_codes(self, codes: NDArray[np.uint16]) -> Tensor:
@@ -187,14 +197,15 @@ class ZReader:
         return self.model.quantizer.embed_codes(indices, base.embeddings)
 
     def _embed(self, prompt: Prompt, max_new_tokens: int) -> Tensor:
-        """Input embeddings `[positions, hidden]` of a prompt."""
-        segments = [prompt] if isinstance(prompt, str) else prompt
+        """Reader inputs `[positions, width]` of a prompt."""
         parts = []
-        for segment in segments:
-            if isinstance(segment, ZSequence):
-                self._check(segment)
+        for segment in _with_start(prompt):
+            if segment is None:
+                parts.append(self._embed_ids([self.model.sink]))
+            elif isinstance(segment, ZSequence):
+                self.check(segment)
                 parts.append(self._embed_codes(segment.codes))
-            elif segment:
+            else:
                 parts.append(self._embed_text(segment))
         if not parts:
             raise ZtokError("the prompt is empty; give it some text.")
@@ -225,16 +236,17 @@ class ZReader:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             longest = max(len(embedded[i]) for i in batch)
-            inputs = embedded[batch[0]].new_zeros(len(batch), longest, base.hidden_size)
+            inputs = embedded[batch[0]].new_zeros(len(batch), longest, embedded[batch[0]].shape[1])
             mask = torch.zeros(len(batch), longest, dtype=torch.long, device=base.device)
             for row, i in enumerate(batch):
                 inputs[row, longest - len(embedded[i]) :] = embedded[i]
                 mask[row, longest - len(embedded[i]) :] = 1
             criteria = [_StopStrings(tokenizer, stop)] if stop else []
             limit = max(limits[i] for i in batch) if limits else max_new_tokens
-            with base.adapter(adapter):
+            embeddings, added = self.model.split(inputs)
+            with base.adapter(adapter), self.model.injecting(added):
                 ids = base.model.generate(
-                    inputs_embeds=inputs,
+                    inputs_embeds=embeddings,
                     attention_mask=mask,
                     max_new_tokens=limit,
                     do_sample=False,
@@ -274,12 +286,13 @@ class ZReader:
         cache = DynamicCache(config=base.model.config)
         inputs = embedded.unsqueeze(0)
         for _ in range(limit):
-            with torch.inference_mode(), base.adapter(adapter):
+            embeddings, added = self.model.split(inputs)
+            with torch.inference_mode(), base.adapter(adapter), self.model.injecting(added):
                 hidden = base.decoder(
-                    inputs_embeds=inputs, past_key_values=cache, use_cache=True
+                    inputs_embeds=embeddings, past_key_values=cache, use_cache=True
                 ).last_hidden_state
                 token = int(base.head(hidden[:, -1]).argmax())
-                inputs = base.embed(torch.tensor([[token]], device=base.device))
+                inputs = self._embed_ids([token]).unsqueeze(0)
             yield token
             if token == self.tokenizer.eos_token_id:
                 return
@@ -296,6 +309,13 @@ class _StopStrings(StoppingCriteria):  # type: ignore[misc]
         texts = self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
         done = [any(s in text for s in self.stop) for text in texts]
         return torch.tensor(done, device=input_ids.device)
+
+
+def _with_start(prompt: Prompt) -> list[Segment | None]:
+    """The prompt's segments that are not empty; `None` stands for the sink."""
+    segments = [prompt] if isinstance(prompt, str) else prompt
+    kept: list[Segment | None] = [s for s in segments if s]
+    return [None, *kept] if kept and isinstance(kept[0], ZSequence) else kept
 
 
 def _before(text: str, stop: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import os
 import struct
 import tempfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from ztok_rag.errors import SequenceError
 EMPTY = 65535
 """Code of an unused slot: the span had fewer tokens than the checkpoint has anchors."""
 
-_MAGIC = b"ZT1\n"
-_HEADER = struct.Struct("<4s8sIIHHI")  # magic, fingerprint, source tokens, n_z, depth, windows, crc
+_MAGIC = b"ZT2\n"
+_HEADER = struct.Struct("<4s8sI")  # magic, fingerprint, checksum of all the rest
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,25 +74,50 @@ class ZSequence:
         """The codes of each independently compressed window, `[n, depth]` each."""
         return np.split(self.codes, np.cumsum(self.windows)[:-1])
 
+    def parts(self, longest: int) -> list[ZSequence]:
+        """Pieces of whole windows, as many in each as stay within `longest` Z-tokens."""
+        groups: list[list[int]] = []
+        for size in self.windows:
+            if groups and sum(groups[-1]) + size <= longest:
+                groups[-1].append(size)
+            else:
+                groups.append([size])
+        if len(groups) == 1:
+            return [self]
+        ends = np.cumsum([sum(group) for group in groups])
+        # How many source tokens a window had is not kept; characters stand in for them.
+        covered = self.spans[ends - 1, 1] / self.spans[-1, 1]
+        tokens = np.diff(np.rint(covered * self.source_tokens).astype(int), prepend=0)
+        parts, start = [], 0
+        for group, end, count in zip(groups, ends.tolist(), tokens.tolist(), strict=True):
+            parts.append(
+                ZSequence(
+                    codes=self.codes[start:end],
+                    spans=self.spans[start:end],
+                    windows=tuple(group),
+                    source_tokens=max(1, count),
+                    fingerprint=self.fingerprint,
+                )
+            )
+            start = end
+        return parts
+
     def to_bytes(self) -> bytes:
         """Compact, checksummed bytes. Equal sequences give equal bytes."""
         # Codes slot by slot, low bytes apart from high bytes, compress best.
         columns = np.ascontiguousarray(self.codes.T.astype("<u2"))
-        planes = columns.view(np.uint8).reshape(self.depth, -1, 2)
+        planes = columns.view(np.uint8).reshape(self.depth, -1, 2).transpose(0, 2, 1)
         starts = np.diff(self.spans[:, 0], prepend=0)
         gaps = self.spans[:, 1] - np.append(self.spans[1:, 0], self.spans[-1, 1])
-        offsets = _varints(np.concatenate([starts, -gaps, self.spans[-1:, 1], self.windows]))
-        body = zlib.compress(planes.transpose(0, 2, 1).tobytes() + offsets, 9)
-        head = (
-            _MAGIC,
-            bytes.fromhex(self.fingerprint),
-            self.source_tokens,
-            len(self),
-            self.depth,
-            len(self.windows),
-        )
-        crc = zlib.crc32(body, zlib.crc32(_HEADER.pack(*head, 0)))
-        return _HEADER.pack(*head, crc) + body
+        if not gaps.any():
+            gaps = gaps[:0]
+        counts = [self.source_tokens, len(self), self.depth, len(self.windows), len(gaps)]
+        offsets = _varints([*starts.tolist(), *(-gaps).tolist(), int(self.spans[-1, 1])])
+        # Learned codes are nearly random, and spoil the compression of what is not.
+        learned, first = planes[1:].tobytes(), _deflate(planes[:1].tobytes() + offsets)
+        body = _varints([*counts, *self.windows]) + learned + first
+        head = (_MAGIC, bytes.fromhex(self.fingerprint))
+        return _HEADER.pack(*head, zlib.crc32(body, zlib.crc32(head[1]))) + body
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ZSequence:
@@ -102,28 +128,32 @@ class ZSequence:
         """
         if len(data) < _HEADER.size or data[:4] != _MAGIC:
             raise SequenceError(
-                "these bytes are not a Z-token sequence; compress the source text again."
+                "these bytes are not a Z-token sequence of this version; "
+                "compress the source text again."
             )
-        magic, fingerprint, source_tokens, n_z, depth, n_windows, crc = _HEADER.unpack_from(data)
+        _, fingerprint, crc = _HEADER.unpack_from(data)
         body = data[_HEADER.size :]
-        head = _HEADER.pack(magic, fingerprint, source_tokens, n_z, depth, n_windows, 0)
-        if zlib.crc32(body, zlib.crc32(head)) != crc:
+        if zlib.crc32(body, zlib.crc32(fingerprint)) != crc:
             raise SequenceError(
                 "this Z-token sequence is truncated or altered (its checksum does not match); "
                 "compress the source text again."
             )
-        raw = zlib.decompress(body)
-        planes = np.frombuffer(raw, np.uint8, 2 * n_z * depth).reshape(depth, 2, n_z)
+        counts, at = _parse_varints(body, 5)
+        source_tokens, n_z, depth, n_windows, n_gaps = counts.tolist()
+        windows, at = _parse_varints(body, n_windows, at)
+        learned = body[at : at + 2 * n_z * (depth - 1)]
+        rest = zlib.decompress(body[at + len(learned) :], wbits=-zlib.MAX_WBITS)
+        planes = np.frombuffer(rest[: 2 * n_z] + learned, np.uint8).reshape(depth, 2, n_z)
         codes = np.ascontiguousarray(planes.transpose(0, 2, 1)).view("<u2")[..., 0].T
-        numbers = _parse_varints(raw[2 * n_z * depth :])
-        if len(numbers) != 2 * n_z + 1 + n_windows:
-            raise SequenceError("this Z-token sequence has malformed offsets; compress again.")
+        numbers, _ = _parse_varints(rest, n_z + n_gaps + 1, 2 * n_z)
         starts = np.cumsum(numbers[:n_z])
-        ends = np.append(starts[1:], numbers[2 * n_z]) - numbers[n_z : 2 * n_z]
+        ends = np.append(starts[1:], numbers[-1])
+        if n_gaps:
+            ends = ends - numbers[n_z:-1]
         return cls(
             codes=np.ascontiguousarray(codes, dtype=np.uint16),
             spans=np.stack([starts, ends], axis=1),
-            windows=tuple(int(n) for n in numbers[2 * n_z + 1 :]),
+            windows=tuple(windows.tolist()),
             source_tokens=source_tokens,
             fingerprint=fingerprint.hex(),
         )
@@ -163,10 +193,16 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
 
 
-def _varints(numbers: NDArray[np.int64]) -> bytes:
+def _deflate(data: bytes) -> bytes:
+    """zlib's compression without its own header and checksum."""
+    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
+def _varints(numbers: Sequence[int]) -> bytes:
     """LEB128 bytes of non-negative integers."""
     out = bytearray()
-    for number in numbers.tolist():
+    for number in numbers:
         while number >= 128:
             out.append(number & 127 | 128)
             number >>= 7
@@ -174,12 +210,18 @@ def _varints(numbers: NDArray[np.int64]) -> bytes:
     return bytes(out)
 
 
-def _parse_varints(data: bytes) -> NDArray[np.int64]:
-    numbers, value, shift = [], 0, 0
-    for byte in data:
+def _parse_varints(data: bytes, count: int, at: int = 0) -> tuple[NDArray[np.int64], int]:
+    """`count` integers from position `at`, and where they end."""
+    numbers: list[int] = []
+    value = shift = 0
+    while len(numbers) < count:
+        if at >= len(data):
+            raise SequenceError("this Z-token sequence has malformed offsets; compress again.")
+        byte = data[at]
+        at += 1
         value |= (byte & 127) << shift
         shift += 7
         if byte < 128:
             numbers.append(value)
             value = shift = 0
-    return np.array(numbers, dtype=np.int64)
+    return np.array(numbers, dtype=np.int64), at

@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,6 +144,47 @@ class ZStore:
                 stacklevel=2,
             )
 
+    def delete(self, texts: Sequence[str]) -> int:
+        """Remove the entries of `texts`, at every rate and of every checkpoint.
+
+        What they held is overwritten on disk, in the database's log too.
+
+        Returns:
+            Number of entries removed.
+
+        Raises:
+            ZtokError: the store cannot be read or written.
+        """
+        gone = {_content_hash(text) for text in texts}
+        return self._remove(lambda key: key.rpartition(":")[2] in gone)
+
+    def prune(self, fingerprint: str, rate: float, texts: Sequence[str]) -> int:
+        """Remove every entry but those of `texts` at `rate` by checkpoint `fingerprint`.
+
+        Returns:
+            Number of entries removed.
+
+        Raises:
+            ZtokError: the store cannot be read or written.
+        """
+        kept = {_key(fingerprint, rate, text) for text in texts}
+        return self._remove(lambda key: key not in kept)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all values, without keys and what the database adds.
+
+        Raises:
+            ZtokError: the store cannot be read.
+        """
+        try:
+            ((size,),) = self._cache._sql(
+                "SELECT COALESCE(SUM(COALESCE(LENGTH(value), 0) + size), 0) FROM Cache"
+            ).fetchall()
+        except (OSError, sqlite3.Error) as error:
+            raise ZtokError(f"the store {self.path} cannot be read ({error}).") from error
+        return int(size)
+
     def get_or_compress(
         self, compressor: ZCompressor, texts: Sequence[str], rate: float
     ) -> list[ZSequence]:
@@ -173,6 +214,33 @@ class ZStore:
                 self._count(compressed=compressed)
         return [z for text in texts if (z := known[text]) is not None], compressed
 
+    def _remove(self, doomed: Callable[[str], bool]) -> int:
+        """Remove the entries whose key is `doomed`; their number."""
+        try:
+            rows = self._cache._sql("SELECT key FROM Cache").fetchall()
+            keys = [key for (key,) in rows if isinstance(key, str) and doomed(key)]
+            if keys:
+                with self._cache.transact(retry=True):
+                    for key in keys:
+                        self._cache.delete(key, retry=True)
+                self._empty_log()
+        except (OSError, sqlite3.Error, diskcache.Timeout) as error:
+            raise ZtokError(
+                f"entries of the store {self.path} cannot be deleted ({error}); make its folder "
+                "writable and delete again."
+            ) from error
+        return len(keys)
+
+    def _empty_log(self) -> None:
+        """Move the write-ahead log into the database and cut it to nothing."""
+        ((busy, _, _),) = self._cache._sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if busy:
+            warnings.warn(
+                f"the log of the store {self.path} is in use; what was deleted stays in it until "
+                "the next deletion, or until every process has closed the store.",
+                stacklevel=4,
+            )
+
     def _contains(self, key: str) -> bool:
         try:
             return key in self._cache
@@ -182,7 +250,12 @@ class ZStore:
     def _open(self) -> diskcache.Cache:
         """The database; a damaged one is set aside and replaced by an empty one."""
         # Entries are small and cost compute to make: none is evicted, all live in the database.
-        settings: dict[str, Any] = {"eviction_policy": "none", "disk_min_file_size": 2**20}
+        # What is deleted is overwritten: codes name words of their text.
+        settings: dict[str, Any] = {
+            "eviction_policy": "none",
+            "disk_min_file_size": 2**20,
+            "sqlite_secure_delete": 1,
+        }
         try:
             return diskcache.Cache(str(self.path), disk=_BytesDisk, **settings)
         except sqlite3.OperationalError:
@@ -248,8 +321,11 @@ class _BytesDisk(diskcache.Disk):  # type: ignore[misc]
 
 
 def _key(fingerprint: str, rate: float, text: str) -> str:
-    content = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=32)
-    return f"{fingerprint}:{float(rate)!r}:{content.hexdigest()}"
+    return f"{fingerprint}:{float(rate)!r}:{_content_hash(text)}"
+
+
+def _content_hash(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
 
 
 def _load_secret(path: Path) -> bytes:

@@ -14,6 +14,7 @@ from ztok_rag.evaluation.questions import (
     sample,
     split_template,
 )
+from ztok_rag.evaluation.rag_dataset import read_rag_dataset, write_rag_dataset
 from ztok_rag.evaluation.results import (
     Row,
     bootstrap_ci,
@@ -52,10 +53,12 @@ __all__ = [
     "paired_share",
     "ratio_ci",
     "read_jsonl",
+    "read_rag_dataset",
     "reconstruct",
     "sample",
     "split_template",
     "stratified_ci",
     "summarize",
+    "write_rag_dataset",
     "write_results",
 ]

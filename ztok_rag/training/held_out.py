@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ztok_rag.prompts import QA_TEMPLATE
 from ztok_rag.training.data import BatchSettings, Kind, PackedBatches, Passage
-from ztok_rag.training.trainer import Objective
+from ztok_rag.training.objective import Objective
 
 
 @dataclass

@@ -16,7 +16,8 @@ from ztok_rag.prompts import training_templates
 from ztok_rag.reader import ZReader
 from ztok_rag.training.corpus import ask_questions, cut_passages, read_documents
 from ztok_rag.training.data import BatchSettings, PackedBatches, Passage, read_passages
-from ztok_rag.training.trainer import Trainer, TrainSettings, fit_gate
+from ztok_rag.training.objective import TrainSettings
+from ztok_rag.training.trainer import Trainer
 
 
 def load_data(specs: Sequence[str], seed: int) -> list[Passage]:
@@ -94,8 +95,7 @@ def run_training(
     trainer = Trainer(
         model, batches, settings, output, fresh=init is None, snapshot_every=snapshot_every
     )
-    if not trainer.resume() and init is None:
-        fit_gate(model, batches.sample_windows(160))
+    trainer.resume()
     trainer.train(progress=progress)
     return Path(output) / "checkpoint"
 

@@ -1,0 +1,224 @@
+"""The folder of a `ZTokenIndex`: its settings, and changes that happen whole or not at all.
+
+A change is written to a staging folder, which is then renamed: from that moment it holds. Moving
+its files to their places is repeated by whoever opens the folder next, should it be cut short.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ztok_rag.errors import ZtokError
+
+FORMAT = 1
+_MANIFEST = "ztok.json"
+_INDEX = "index"
+_STORE = "store"
+_LOCK = ".lock"
+_COMMITTED = ".committed"
+_STAGING = ".staging-"
+_LOCK_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an index was built with.
+
+    Attributes:
+        rate: source tokens per Z-token.
+        chunk_size: longest chunk, in tokens of the base LLM.
+        chunk_overlap: tokens that neighbouring chunks share.
+        fingerprint: of the checkpoint that compressed the chunks.
+        embed_model: name of the embedding model.
+        embed_dimension: length of its vectors.
+        vector_store: class name of the vector store that the caller keeps; empty for the FAISS
+            store in the folder.
+        revision: differs after every change.
+    """
+
+    rate: float
+    chunk_size: int
+    chunk_overlap: int
+    fingerprint: str
+    embed_model: str
+    embed_dimension: int
+    vector_store: str = ""
+    revision: str = ""
+
+    def revised(self) -> Manifest:
+        """The same settings under a new revision."""
+        return replace(self, revision=secrets.token_hex(8))
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ZtokError: the file is damaged, or of another format.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values.pop("format") != FORMAT:
+                raise ZtokError(
+                    f"{path} was written by another version of ztok-rag; build the index again "
+                    "in a new folder."
+                )
+            types: dict[str, Callable[[Any], Any]] = {"float": float, "int": int, "str": str}
+            return cls(**{f.name: types[str(f.type)](values[f.name]) for f in fields(cls)})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ZtokError(
+                f"{path} is not the settings file of an index, or is damaged ({error!r}); build "
+                "the index again in a new folder."
+            ) from error
+
+
+class IndexFolder:
+    """Where an index lives: `index/`, `store/` and `ztok.json` in one folder."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+
+    @property
+    def index(self) -> Path:
+        """Folder of the files that LlamaIndex persists."""
+        return self.path / _INDEX
+
+    @property
+    def store(self) -> Path:
+        """Folder of the `ZStore`."""
+        return self.path / _STORE
+
+    def exists(self) -> bool:
+        """Whether a whole index is here."""
+        return (self.path / _MANIFEST).is_file() or (self.path / _COMMITTED).is_dir()
+
+    def claim(self) -> None:
+        """Make the folder, or make sure that an index may be built in the one there.
+
+        Raises:
+            ZtokError: it holds something else, or cannot be made or read.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            names = {entry.name for entry in self.path.iterdir()}
+        except OSError as error:
+            raise ZtokError(
+                f"an index cannot be built in {self.path} ({error.strerror}); give a folder that "
+                "can be written."
+            ) from error
+        if self.exists():
+            self.read()
+        elif names and not _is_unfinished_build(names):
+            raise ZtokError(
+                f"{self.path} holds files that are no ztok index; give a new or empty folder."
+            )
+
+    def read(self) -> Manifest:
+        """The settings of the index here, after completing a change that was cut short.
+
+        Raises:
+            ZtokError: there is no index, or its settings cannot be read.
+        """
+        self._require()
+        with self.locked():
+            return Manifest.load(self.path / _MANIFEST)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Run the body while no other process changes the folder.
+
+        Raises:
+            ZtokError: another process holds the folder for a minute, or it cannot be written.
+        """
+        lock = FileLock(self.path / _LOCK, timeout=_LOCK_SECONDS)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ZtokError(
+                f"another process is changing the index {self.path}; wait until it is done."
+            ) from error
+        except OSError as error:
+            raise ZtokError(
+                f"the index {self.path} cannot be opened ({error}); make its folder writable."
+            ) from error
+        try:
+            self._finish()
+            self._sweep()
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def replacing(self, old: str | None, manifest: Manifest) -> Iterator[Path]:
+        """Give the body a folder to write the index into; when the body is done, it is the index.
+
+        Args:
+            old: revision that must be the one here; `None` takes any, or none.
+            manifest: settings of the new index.
+
+        Raises:
+            ZtokError: another process has changed the index, or the disk cannot be written.
+        """
+        with self.locked():
+            if old is not None and Manifest.load(self.path / _MANIFEST).revision != old:
+                raise ZtokError(
+                    f"the index {self.path} was changed by another process; load it again."
+                )
+            try:
+                staging = Path(tempfile.mkdtemp(dir=self.path, prefix=_STAGING))
+                (staging / _INDEX).mkdir()
+                yield staging / _INDEX
+                (staging / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+                os.rename(staging, self.path / _COMMITTED)
+            except (OSError, RuntimeError) as error:  # FAISS raises the latter
+                raise ZtokError(
+                    f"the index {self.path} cannot be written ({error}); it stays as it was."
+                ) from error
+            finally:
+                self._sweep()
+            self._finish()
+
+    def _require(self) -> None:
+        if not self.exists():
+            raise ZtokError(
+                f"there is no index in {self.path}; make one with `ztok index` or "
+                "ZTokenIndex.build()."
+            )
+
+    def _finish(self) -> None:
+        """Move what is committed to its place; may be repeated after any interruption."""
+        committed = self.path / _COMMITTED
+        if not committed.is_dir():
+            return
+        if (committed / _INDEX).is_dir():
+            if self.index.exists():
+                shutil.rmtree(self.index)
+            os.rename(committed / _INDEX, self.index)
+        if (committed / _MANIFEST).is_file():
+            os.replace(committed / _MANIFEST, self.path / _MANIFEST)
+        shutil.rmtree(committed)
+
+    def _sweep(self) -> None:
+        """Remove what interrupted changes left: it holds text of documents."""
+        for leftover in self.path.glob(f"{_STAGING}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_unfinished_build(names: set[str]) -> bool:
+    """Whether a folder of these entries is what a killed first build leaves."""
+    others = {name for name in names if not name.startswith(_STAGING)}
+    return _LOCK in names and others <= {_LOCK, _STORE}

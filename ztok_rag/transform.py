@@ -1,0 +1,63 @@
+"""`ZTokenTransform`: compresses nodes while LlamaIndex ingests them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
+
+from ztok_rag.defaults import default_compressor, default_store
+from ztok_rag.node import has_text_only
+from ztok_rag.store import ZStore
+
+if TYPE_CHECKING:
+    from ztok_rag.compressor import ZCompressor
+
+
+class ZTokenTransform(TransformComponent):
+    """Puts the Z-tokens of every node's text into the store; the nodes pass unchanged.
+
+    Put it after the splitter in an `IngestionPipeline`. A `ZTokenPostprocessor` with the same
+    compressor, store and rate then finds them, and no query waits for compression.
+    """
+
+    rate: float = Field(default=4.0, ge=1.0, description="Source tokens per Z-token.")
+
+    _compressor: ZCompressor | None = PrivateAttr(default=None)
+    _store: ZStore | None = PrivateAttr(default=None)
+
+    def __init__(
+        self,
+        *,
+        rate: float = 4.0,
+        compressor: ZCompressor | None = None,
+        store: ZStore | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Set up; nothing is loaded before the first nodes come.
+
+        Args:
+            rate: source tokens per Z-token.
+            compressor: `None` is the default one, shared with `ZTokenPostprocessor`.
+            store: `None` is the default one, shared likewise.
+            kwargs: fields of `TransformComponent`.
+        """
+        super().__init__(rate=rate, **kwargs)  # type: ignore[call-arg]
+        self._compressor = compressor
+        self._store = store
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "ZTokenTransform"
+
+    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Compress what the store does not hold yet."""
+        if self._compressor is None:
+            self._compressor = default_compressor()
+        if self._store is None:
+            self._store = default_store()
+        texts = [node.get_content(MetadataMode.NONE) for node in nodes if has_text_only(node)]
+        self._store.resolve(self._compressor, texts, self.rate)
+        return nodes
