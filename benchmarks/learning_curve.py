@@ -67,10 +67,11 @@ def draw(
     points: Sequence[dict[str, Any]], log: Sequence[dict[str, Any]], seen: np.ndarray, file: Path
 ) -> None:
     """A panel per metric, a line per rate with its interval; then the training loss."""
-    figure, axes = plt.subplots(1, len(PANELS) + 1, figsize=(4.2 * (len(PANELS) + 1), 3.8))
+    panels = {m: title for m, title in PANELS.items() if any(p["metric"] == m for p in points)}
+    figure, axes = plt.subplots(1, len(panels) + 1, figsize=(4.2 * (len(panels) + 1), 3.8))
     rates = sorted({p["rate"] for p in points if p["arm"] == "ztok"})
     colours = dict(zip(rates, plt.cm.viridis(np.linspace(0.1, 0.85, len(rates))), strict=True))
-    for axis, (metric, title) in zip(axes, PANELS.items(), strict=False):
+    for axis, (metric, title) in zip(axes, panels.items(), strict=False):
         lines: dict[tuple[str, Any], list[dict[str, Any]]] = defaultdict(list)
         for point in points:
             if point["metric"] == metric:
