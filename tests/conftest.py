@@ -11,7 +11,15 @@ import pytest
 # Set-up has put everything on disk; a test that reaches for the network is wrong.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import llama_index.core
+from llama_index.core.bridge.pydantic import Field
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events.base import BaseEvent
+from llama_index.core.instrumentation.events.llm import LLMCompletionStartEvent
+
 from ztok_rag import ZCompressor, ZReader, ZStore
+from ztok_rag.events import ZTokenLookupEvent, ZTokenSpliceEvent
 
 PASSAGE = (
     "The lighthouse on Gull Rock was built in 1873 by the engineer Marta Lindqvist. Its lamp "
@@ -43,3 +51,42 @@ def data_folder() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("ZTOK_DATA does not name a folder of evaluation data")
     return Path(folder)
+
+
+class Recorder(BaseEventHandler):
+    """Keeps the prompts sent to LLMs, and the events of this package."""
+
+    prompts: list[str] = Field(default_factory=list)
+    lookups: list[ZTokenLookupEvent] = Field(default_factory=list)
+    splices: list[ZTokenSpliceEvent] = Field(default_factory=list)
+
+    def handle(self, event: BaseEvent, **kwargs: object) -> None:
+        if isinstance(event, LLMCompletionStartEvent):
+            self.prompts.append(event.prompt)
+        elif isinstance(event, ZTokenLookupEvent):
+            self.lookups.append(event)
+        elif isinstance(event, ZTokenSpliceEvent):
+            self.splices.append(event)
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    """What happens during the test."""
+    recorder = Recorder()
+    handlers = get_dispatcher().event_handlers
+    handlers.append(recorder)
+    yield recorder
+    handlers.remove(recorder)
+
+
+@pytest.fixture
+def prompts(recorder: Recorder) -> list[str]:
+    """The prompts sent to any LLM during the test."""
+    return recorder.prompts
+
+
+@pytest.fixture
+def tokenizer_left_as_it_was() -> Iterator[None]:
+    before = llama_index.core.global_tokenizer
+    yield
+    llama_index.core.global_tokenizer = before

@@ -13,12 +13,7 @@ import faiss
 import llama_index.core
 import pytest
 from llama_index.core import Document
-from llama_index.core.bridge.pydantic import Field
 from llama_index.core.embeddings import MockEmbedding
-from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler
-from llama_index.core.instrumentation.events.base import BaseEvent
-from llama_index.core.instrumentation.events.llm import LLMCompletionStartEvent
 from llama_index.core.llms import MockLLM
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import SimpleVectorStore
@@ -107,25 +102,6 @@ def files_with(folder: Path, *words: str) -> list[Path]:
         for word in words
         if word in path.name or (path.is_file() and word.encode() in path.read_bytes())
     ]
-
-
-class PromptRecorder(BaseEventHandler):
-    """Keeps every prompt that is sent to an LLM."""
-
-    prompts: list[str] = Field(default_factory=list)
-
-    def handle(self, event: BaseEvent, **kwargs: object) -> None:
-        if isinstance(event, LLMCompletionStartEvent):
-            self.prompts.append(event.prompt)
-
-
-@pytest.fixture
-def prompts() -> Iterator[list[str]]:
-    recorder = PromptRecorder()
-    handlers = get_dispatcher().event_handlers
-    handlers.append(recorder)
-    yield recorder.prompts
-    handlers.remove(recorder)
 
 
 # -- building and asking

@@ -2,21 +2,14 @@
 
 import asyncio
 import warnings
-from collections.abc import Iterator
 
 import faiss
-import llama_index.core
 import numpy as np
 import pytest
 from llama_index.core import Document, PromptHelper, StorageContext, VectorStoreIndex
 from llama_index.core.base.llms.types import ChatMessage
-from llama_index.core.bridge.pydantic import Field
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.embeddings import MockEmbedding
-from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler
-from llama_index.core.instrumentation.events.base import BaseEvent
-from llama_index.core.instrumentation.events.llm import LLMCompletionStartEvent
 from llama_index.core.prompts.default_prompts import DEFAULT_TEXT_QA_PROMPT
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import get_response_synthesizer
@@ -42,6 +35,8 @@ from ztok_rag.reader import ZReader
 from ztok_rag.store import ZStore
 from ztok_rag.token_counting import HandleTokenizer
 
+pytestmark = pytest.mark.usefixtures("tokenizer_left_as_it_was")
+
 LIGHTHOUSE = (
     "The lighthouse on Brannock Point was built in 1871 by the engineer Ada Merrow. Its lamp "
     "burned whale oil until 1902, when the harbour board paid for an electric arc."
@@ -61,33 +56,6 @@ def postprocessor(compressor: ZCompressor, store: ZStore) -> ZTokenPostprocessor
 @pytest.fixture
 def llm(reader: ZReader, store: ZStore) -> ZTokenLLM:
     return ZTokenLLM(reader=reader, store=store, max_new_tokens=6)
-
-
-class PromptRecorder(BaseEventHandler):
-    """Keeps every prompt that is sent to an LLM."""
-
-    prompts: list[str] = Field(default_factory=list)
-
-    def handle(self, event: BaseEvent, **kwargs: object) -> None:
-        if isinstance(event, LLMCompletionStartEvent):
-            self.prompts.append(event.prompt)
-
-
-@pytest.fixture
-def prompts() -> Iterator[list[str]]:
-    """The prompts sent to any LLM during the test."""
-    recorder = PromptRecorder()
-    handlers = get_dispatcher().event_handlers
-    handlers.append(recorder)
-    yield recorder.prompts
-    handlers.remove(recorder)
-
-
-@pytest.fixture(autouse=True)
-def tokenizer_left_as_it_was() -> Iterator[None]:
-    before = llama_index.core.global_tokenizer
-    yield
-    llama_index.core.global_tokenizer = before
 
 
 def retrieved(*nodes: TextNode | Node) -> list[NodeWithScore]:

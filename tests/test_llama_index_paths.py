@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import llama_index.core
 import pytest
+from conftest import Recorder
 from llama_index.core import Document, Settings, VectorStoreIndex, get_response_synthesizer
 from llama_index.core.agent.workflow import ReActAgent
 from llama_index.core.base.llms.types import CompletionResponse, LLMMetadata
-from llama_index.core.bridge.pydantic import Field
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.ingestion import IngestionPipeline
-from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler
-from llama_index.core.instrumentation.events.base import BaseEvent
-from llama_index.core.instrumentation.events.llm import LLMCompletionStartEvent
 from llama_index.core.llms import MockLLM
 from llama_index.core.llms.callbacks import llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
@@ -34,8 +28,9 @@ from ztok_rag import ZCompressor, ZReader, ZStore, ZTokenLLM, ZTokenPostprocesso
 from ztok_rag.budget import RATES, cost, plan_rates
 from ztok_rag.errors import DataError, ZtokError
 from ztok_rag.evaluation import read_rag_dataset, write_rag_dataset
-from ztok_rag.events import ZTokenLookupEvent, ZTokenSpliceEvent
 from ztok_rag.handle import has_handles, split_prompt
+
+pytestmark = pytest.mark.usefixtures("tokenizer_left_as_it_was")
 
 FACT = (
     "The lighthouse on Brannock Point was built in 1871 by the engineer Ada Merrow. Its lamp "
@@ -44,38 +39,6 @@ FACT = (
 QUESTION = "In what year was the lighthouse built?"
 ANSWER = "1871"
 PRIVATE = ("1871", "whale", "1902", "harbour board")
-
-
-class Recorder(BaseEventHandler):
-    """Keeps the prompts sent to LLMs, and the events of this package."""
-
-    prompts: list[str] = Field(default_factory=list)
-    lookups: list[ZTokenLookupEvent] = Field(default_factory=list)
-    splices: list[ZTokenSpliceEvent] = Field(default_factory=list)
-
-    def handle(self, event: BaseEvent, **kwargs: object) -> None:
-        if isinstance(event, LLMCompletionStartEvent):
-            self.prompts.append(event.prompt)
-        elif isinstance(event, ZTokenLookupEvent):
-            self.lookups.append(event)
-        elif isinstance(event, ZTokenSpliceEvent):
-            self.splices.append(event)
-
-
-@pytest.fixture
-def recorder() -> Iterator[Recorder]:
-    recorder = Recorder()
-    handlers = get_dispatcher().event_handlers
-    handlers.append(recorder)
-    yield recorder
-    handlers.remove(recorder)
-
-
-@pytest.fixture(autouse=True)
-def tokenizer_left_as_it_was() -> Iterator[None]:
-    before = llama_index.core.global_tokenizer
-    yield
-    llama_index.core.global_tokenizer = before
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import faiss
@@ -34,7 +33,7 @@ from ztok_rag.errors import ZtokError
 from ztok_rag.index_folder import IndexFolder, Manifest
 from ztok_rag.llm import ZTokenLLM
 from ztok_rag.postprocessor import ZTokenPostprocessor
-from ztok_rag.store import ZStore
+from ztok_rag.store import Closing, ZStore
 
 if TYPE_CHECKING:
     from ztok_rag.compressor import ZCompressor
@@ -88,7 +87,7 @@ class RefreshResult:
     removed: tuple[str, ...] = ()
 
 
-class ZTokenIndex:
+class ZTokenIndex(Closing):
     """A corpus that is searched by its text's vectors and read as Z-tokens.
 
     Made by `build` or `load`. Chunks are compressed when their document is added, so that no
@@ -120,17 +119,6 @@ class ZTokenIndex:
         self._state_lock = threading.RLock()
         self._change_lock = threading.RLock()
         self._model_lock = threading.RLock()
-
-    def __enter__(self) -> ZTokenIndex:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # -- making one
 

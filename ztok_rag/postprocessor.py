@@ -141,35 +141,29 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         _ = self.compressor, self.store
         start = time.perf_counter()
         texts = [item for item in nodes if has_text_only(item.node)]
-        rates = [self.rate] * len(texts)
-        shown: dict[int, str] = {}
-        left_out: set[int] = set()
-        if self.token_budget is not None:
-            planned = self._plan(texts, self.token_budget)
-            left_out = {id(t) for t, rate in zip(texts, planned, strict=True) if rate is None}
-            kept = [(t, rate) for t, rate in zip(texts, planned, strict=True) if rate is not None]
-            raw = [t for t, rate in kept if rate == 1]
-            shown = {id(t): escape_handles(t.node.get_content(MetadataMode.NONE)) for t in raw}
-            texts = [t for t, rate in kept if rate > 1]
-            rates = [rate for _, rate in kept if rate > 1]
-        sequences, compressed = self._resolve(texts, rates)
-        for item, text in zip(texts, self._shown(sequences), strict=True):
-            shown[id(item)] = text
+        planned = self._plan(texts)
+        replaced: dict[int, BaseNode] = {}
+        chosen: list[tuple[NodeWithScore, float]] = []
+        for item, rate in zip(texts, planned, strict=True):
+            if rate == 1 and self.token_budget is not None:
+                raw = escape_handles(item.node.get_content(MetadataMode.NONE))
+                replaced[id(item)] = ZTokenNode.of(item.node, raw)
+            elif rate is not None:
+                chosen.append((item, rate))
+        left_out = {id(item) for item, rate in zip(texts, planned, strict=True) if rate is None}
+        sequences, compressed = self._resolve(chosen)
+        for (item, _), shown in zip(chosen, self._shown(sequences), strict=True):
+            replaced[id(item)] = ZTokenNode.of(item.node, shown)
         processed = [
-            NodeWithScore(
-                node=ZTokenNode.of(item.node, shown[id(item)])
-                if id(item) in shown
-                else _escaped(item.node),
-                score=item.score,
-            )
+            NodeWithScore(node=replaced.get(id(item)) or _escaped(item.node), score=item.score)
             for item in nodes
             if id(item) not in left_out
         ]
         ms = 1000 * (time.perf_counter() - start)
-        self._count(len(texts), compressed, ms)
+        self._count(len(chosen), compressed, ms)
         dispatcher.event(
             ZTokenLookupEvent(
-                hits=len(texts) - compressed,
+                hits=len(chosen) - compressed,
                 misses=compressed,
                 source_tokens=sum(z.source_tokens for z in sequences),
                 z_tokens=sum(len(z) for z in sequences),
@@ -178,25 +172,26 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         )
         return processed
 
-    def _plan(self, items: list[NodeWithScore], budget: int) -> list[float | None]:
-        """The rate of each node, in their order."""
+    def _plan(self, items: list[NodeWithScore]) -> list[float | None]:
+        """The rate of each node, in their order; `None` where the budget has no room for it."""
+        if self.token_budget is None:
+            return [self.rate] * len(items)
         count = self.compressor.count_tokens
         best_first = sorted(range(len(items)), key=lambda i: -(items[i].score or 0.0))
         nodes = [items[i].node for i in best_first]
         sizes = [count(node.get_content(MetadataMode.NONE)) for node in nodes]
         overheads = [count(ZTokenNode.of(n, "").get_content(MetadataMode.LLM)) for n in nodes]
         window = self.compressor.model.config.window
-        planned = plan_rates(sizes, overheads, budget, window=window)
+        planned = plan_rates(sizes, overheads, self.token_budget, window=window)
         rates: list[float | None] = [None] * len(items)
         for i, rate in zip(best_first, planned, strict=True):
             rates[i] = rate
         return rates
 
-    def _resolve(
-        self, items: list[NodeWithScore], rates: list[float]
-    ) -> tuple[list[ZSequence], int]:
+    def _resolve(self, chosen: list[tuple[NodeWithScore, float]]) -> tuple[list[ZSequence], int]:
         """The Z-tokens of each node at its rate, and how many had to be compressed."""
-        texts = [item.node.get_content(MetadataMode.NONE) for item in items]
+        texts = [item.node.get_content(MetadataMode.NONE) for item, _ in chosen]
+        rates = [rate for _, rate in chosen]
         found: dict[int, ZSequence] = {}
         compressed = 0
         for rate in dict.fromkeys(rates):
@@ -204,7 +199,7 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
             made, new = self.store.resolve(self.compressor, [texts[i] for i in places], rate)
             found |= dict(zip(places, made, strict=True))
             compressed += new
-        return [found[i] for i in range(len(items))], compressed
+        return [found[i] for i in range(len(chosen))], compressed
 
     def _shown(self, sequences: list[ZSequence]) -> list[str]:
         """What the LLM reads in place of each text."""

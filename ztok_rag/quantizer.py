@@ -12,6 +12,11 @@ from ztok_rag.config import ZConfig
 from ztok_rag.sequence import EMPTY
 
 
+def normalize(hidden: Tensor) -> Tensor:
+    """States `[..., hidden]` in fp32 at a root mean square of 1: `norm` in `ZQuantizer`."""
+    return nn.functional.rms_norm(hidden.float(), hidden.shape[-1:], eps=1e-6)
+
+
 class ZQuantizer(nn.Module):
     """Anchor codes plus residual codes.
 
@@ -120,9 +125,7 @@ class ZQuantizer(nn.Module):
             hidden: `[..., hidden]` states that enter that layer.
             added: `[..., hidden]` `D_j`, zero where there are no residual codes.
         """
-        states = hidden.float()
-        normed = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + 1e-6)
-        mixed = self.mixes[layer](normed) * (added != 0).any(-1, keepdim=True)
+        mixed = self.mixes[layer](normalize(hidden)) * (added != 0).any(-1, keepdim=True)
         change: Tensor = self.scale[layer] * (mixed + added.float())
         return hidden + change.to(hidden.dtype)
 

@@ -9,12 +9,12 @@ import sqlite3
 import threading
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import diskcache
 from diskcache.core import MODE_BINARY, MODE_RAW, UNKNOWN
@@ -45,7 +45,20 @@ class StoreStats:
     corrupt: int = 0
 
 
-class ZStore:
+class Closing(ABC):
+    """Closed at the end of a `with` block."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class ZStore(Closing):
     """A folder of Z-token sequences, with the secret that signs this installation's handles.
 
     Entries are raw bytes; nothing read from the folder is ever unpickled. One object may be used
@@ -75,17 +88,6 @@ class ZStore:
         self._stats = StoreStats()
         self._stats_lock = threading.Lock()
         self._compress_lock = threading.Lock()
-
-    def __enter__(self) -> ZStore:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __len__(self) -> int:
         """Number of entries."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ztok_rag.model import Encoded, ZModel
+from ztok_rag.quantizer import normalize
 from ztok_rag.training.data import Window
 from ztok_rag.training.objective import surprisal, use_loss
 
@@ -43,8 +44,7 @@ def fit_gate(model: ZModel, windows: Sequence[Window], *, ridge: float = 10.0) -
     x, y = torch.cat(states), torch.cat(targets)
     wanted = torch.log(torch.expm1(y.clamp(0.05, 20.0)))  # inverse of the gate's softplus
     bias = wanted.mean()
-    gram = x.T @ x + ridge * torch.eye(x.shape[1], device=x.device)
-    weight = torch.linalg.solve(gram, x.T @ (wanted - bias))
+    weight = _least_squares(x, wanted - bias, ridge)
     linear = model.gate[1]
     assert isinstance(linear, nn.Linear)
     linear.weight.zero_()
@@ -107,7 +107,7 @@ def fit_quantizer(model: ZModel, windows: Sequence[Window], *, ridge: float = 30
     states = _reader_states(model, batches)
     gaps = []
     for layer in range(layers):
-        normed, gap = _normed(states[layer]), lacking(states[layer], layer)
+        normed, gap = normalize(states[layer]), lacking(states[layer], layer)
         gaps.append(gap - normed @ _least_squares(normed, gap, ridge))
     features = torch.cat([b.features for b in batches if b.features is not None]).float()
     residual = torch.cat(gaps, dim=1)
@@ -126,7 +126,7 @@ def fit_quantizer(model: ZModel, windows: Sequence[Window], *, ridge: float = 30
     size = model.base.hidden_size
     for layer in range(layers):
         state = _reader_states(model, batches)[layer]
-        inputs = torch.cat([_normed(state), quantized, torch.ones_like(quantized[:, :1])], dim=1)
+        inputs = torch.cat([normalize(state), quantized, torch.ones_like(quantized[:, :1])], dim=1)
         solved = _least_squares(inputs, lacking(state, layer), ridge)
         mix, decode, bias = torch.split(solved, [size, dims, 1])
         rows = slice(layer * size, (layer + 1) * size)
@@ -158,11 +158,6 @@ def _reader_states(model: ZModel, batches: Sequence[Encoded]) -> list[Tensor]:
         seen = [*seen, last][: len(model.config.inject_layers)]
         found.append([states[is_z].float() for states in seen])
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
-
-
-def _normed(states: Tensor) -> Tensor:
-    """At a root mean square of 1, as `ZQuantizer.inject` has them."""
-    return states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + 1e-6)
 
 
 def _least_squares(x: Tensor, y: Tensor, ridge: float) -> Tensor:

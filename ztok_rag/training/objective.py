@@ -153,7 +153,8 @@ class Objective:
             distil: compute the divergence from the raw-text model.
         """
         model, base = self.model, self.model.base
-        windows = [list(p.ids) for e in examples for p in e.prefix if isinstance(p, Window)]
+        asked = [p for e in examples for p in e.prefix if isinstance(p, Window)]
+        windows = [list(window.ids) for window in asked]
         gate = torch.zeros((), device=base.device)
         raw = [model.embed_text(torch.tensor(w, device=base.device)) for w in windows]
         parts = raw
@@ -176,7 +177,6 @@ class Objective:
                 mean = model.config.mean_information
                 length = (encoded.information.mean() / mean - target.mean() / mean) ** 2
                 gate = nn.functional.smooth_l1_loss(encoded.information, target) + length
-            asked = [p for e in examples for p in e.prefix if isinstance(p, Window)]
             gate = gate + use_loss(encoded.uses, asked)
 
         questions = self.settings.question_weight > 0
