@@ -31,6 +31,8 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 1 --rates 4,8 \
 		--arms none,ztok,text-reader --limit 200 --measure 4 --output benchmarks/results/squad_dev
+	$(BIN)/ztok eval $(DATA)/squad/dev.jsonl --tasks qa --limit 150 --rates 4,8,16 \
+		--output benchmarks/results/eval_squad
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -31,11 +31,14 @@ PANELS = {"f1": "answer F1", "rouge_l": "reconstruction ROUGE-L", "bleu4": "reco
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the curve."""
     parser = Parser(description="Draw the learning curve of a training run.")
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--run", type=Path, required=True, metavar="PATH", help="folder of the run, or its log"
+    )
     parser.add_argument("--evals", type=Path, required=True, metavar="DIR")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     options = parser.parse_args(arguments)
-    log = [json.loads(line) for line in (options.run / "log.jsonl").open(encoding="utf-8")]
+    path = options.run / "log.jsonl" if options.run.is_dir() else options.run
+    log = [json.loads(line) for line in path.open(encoding="utf-8")]
     seen = np.cumsum([0, *(record["source_tokens"] for record in log)])
     points = read_points(options.evals, seen)
     draw(points, log, seen, options.output)
