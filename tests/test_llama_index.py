@@ -27,6 +27,7 @@ from llama_index.vector_stores.faiss import FaissVectorStore
 from ztok_rag.compressor import ZCompressor
 from ztok_rag.embedding import default_embedding
 from ztok_rag.errors import HandleError
+from ztok_rag.focus import LADDER
 from ztok_rag.handle import decode_handle, encode_handle, has_handles, split_prompt
 from ztok_rag.llm import ZTokenLLM
 from ztok_rag.node import ZTokenNode
@@ -125,10 +126,12 @@ def test_all_chunks_reach_the_reader_as_z_tokens_in_one_call(
     store: ZStore,
     prompts: list[str],
 ) -> None:
-    query_engine(llm, postprocessor, *DOCUMENTS).query("When does the bakery open?")
+    question = "When does the bakery open?"
+    query_engine(llm, postprocessor, *DOCUMENTS).query(question)
     (prompt,) = prompts
     segments = split_prompt(prompt, store.secret, compressor.fingerprint)
-    expected = compressor.compress([LIGHTHOUSE, BAKERY], postprocessor.rate)
+    focus = postprocessor.question_focus
+    expected, _ = focus.compose(question, [LIGHTHOUSE, BAKERY], postprocessor.rate)
     sequences = [segment for segment in segments if not isinstance(segment, str)]
     assert set(sequences) == set(expected)
     text = "".join(segment for segment in segments if isinstance(segment, str))
@@ -275,7 +278,7 @@ def test_unreadable_entry_does_not_fail_a_query(
         store._cache[key] = store._cache[key][:-5]
     with pytest.warns(UserWarning, match="compressed again"):
         assert str(engine.query("Who built the lighthouse?")) == answer
-    assert store.stats.corrupt == 2
+    assert store.stats.corrupt == 2 * len(LADDER)
 
 
 def test_settings_serialize_without_the_model(postprocessor: ZTokenPostprocessor) -> None:
@@ -481,3 +484,15 @@ def test_objects_without_arguments_share_one_model_and_store(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert ZTokenPostprocessor().compressor is compressor
+
+
+def test_without_focus_or_a_question_all_nodes_are_at_the_rate(
+    postprocessor: ZTokenPostprocessor, compressor: ZCompressor, store: ZStore
+) -> None:
+    blind = ZTokenPostprocessor(rate=6, focus=False, compressor=compressor, store=store)
+    nodes = [NodeWithScore(node=TextNode(text=LIGHTHOUSE), score=0.5)]
+    (expected,) = compressor.compress([LIGHTHOUSE], 6)
+    for item in (blind, postprocessor.model_copy(update={"rate": 6.0})):
+        (shown,) = item.postprocess_nodes(nodes, **({"query_str": "Who?"} if item is blind else {}))
+        handle = shown.node.get_content(MetadataMode.LLM)
+        assert decode_handle(handle, store.secret) == expected

@@ -27,9 +27,11 @@ class CountingCompressor:
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
 
-    def compress(self, texts: Sequence[str], rate: float = 4.0) -> list[ZSequence]:
+    def compress_rates(
+        self, texts: Sequence[str], rates: Sequence[float]
+    ) -> dict[float, list[ZSequence]]:
         self.batches.append(list(texts))
-        return [sequence(text, rate) for text in texts]
+        return {rate: [sequence(text, rate) for text in texts] for rate in rates}
 
 
 def sequence(text: str, rate: float = 4.0, fingerprint: str = FINGERPRINT) -> ZSequence:

@@ -64,3 +64,15 @@ def plan_rates(
                 left -= more
                 break
     return rates
+
+
+def count_fitting(
+    sizes: Sequence[int], overheads: Sequence[int], budget: int, *, window: int = 256
+) -> int:
+    """How many of the texts, best first, fit into the budget together at the highest rate."""
+    left = budget
+    for place, (size, overhead) in enumerate(zip(sizes, overheads, strict=True)):
+        left -= overhead + cost(size, RATES[-1], window)
+        if left < 0:
+            return place
+    return len(sizes)

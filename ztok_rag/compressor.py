@@ -88,30 +88,56 @@ class ZCompressor:
         Raises:
             ZtokError: the rate is out of range, or a text is not a string or is empty.
         """
+        return self.compress_rates(texts, (rate,), batch_tokens=batch_tokens)[rate]
+
+    def compress_rates(
+        self, texts: Sequence[str], rates: Sequence[float], *, batch_tokens: int = 4096
+    ) -> dict[float, list[ZSequence]]:
+        """Compress texts at several rates, with one forward pass for all; else as `compress`."""
         if isinstance(texts, str):
             raise ZtokError("compress takes a list of texts; put the text in a list.")
-        if not (math.isfinite(rate) and 1.0 <= rate <= MAX_RATE):
-            raise ZtokError(f"the rate must be from 1 to {MAX_RATE:.0f}, not {rate}.")
+        for rate in rates:
+            if not (math.isfinite(rate) and 1.0 <= rate <= MAX_RATE):
+                raise ZtokError(f"the rate must be from 1 to {MAX_RATE:.0f}, not {rate}.")
         for index, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise ZtokError(f"text {index} has no words to compress; leave it out.")
         if not texts:
-            return []
+            return {rate: [] for rate in rates}
         encoding = self.tokenizer(
             list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         ids: list[list[int]] = encoding["input_ids"]
         starts = [np.array([a for a, _ in row]) for row in encoding["offset_mapping"]]
         cuts = [self._cut(text, start) for text, start in zip(texts, starts, strict=True)]
-        windows = [(i, a, b) for i, cut in enumerate(cuts) for a, b in cut]
-        encoded = self._encode(ids, windows, rate, batch_tokens)
-        results, position = [], 0
-        for i, text in enumerate(texts):
-            parts = [encoded[position + j] for j in range(len(cuts[i]))]
+        windows = [ids[i][a:b] for i, cut in enumerate(cuts) for a, b in cut]
+        encoded = {1.0: [self._name(window) for window in windows]} if 1 in rates else {}
+        if several := [rate for rate in rates if rate > 1]:
+            encoded |= self._encode(windows, several, batch_tokens)
+        return {rate: self._sequences(texts, starts, cuts, iter(encoded[rate])) for rate in rates}
+
+    def _sequences(
+        self,
+        texts: Sequence[str],
+        starts: Sequence[np.ndarray],
+        cuts: Sequence[list[tuple[int, int]]],
+        encoded: Iterator[tuple[np.ndarray, np.ndarray]],
+    ) -> list[ZSequence]:
+        """One sequence per text.
+
+        Args:
+            texts: sources.
+            starts: character offset of each token of each text.
+            cuts: the windows of each text.
+            encoded: codes and span indices of all windows in order.
+        """
+        results = []
+        for text, start, cut in zip(texts, starts, cuts, strict=True):
+            parts = [next(encoded) for _ in cut]
             firsts = np.concatenate(
                 [
-                    starts[i][a + np.flatnonzero(np.diff(spans, prepend=-1))]
-                    for (a, _), (_, spans) in zip(cuts[i], parts, strict=True)
+                    start[a + np.flatnonzero(np.diff(spans, prepend=-1))]
+                    for (a, _), (_, spans) in zip(cut, parts, strict=True)
                 ]
             )
             firsts[0] = 0
@@ -120,11 +146,10 @@ class ZCompressor:
                     codes=np.concatenate([codes for codes, _ in parts]),
                     spans=np.stack([firsts, np.append(firsts[1:], len(text))], axis=1),
                     windows=tuple(len(codes) for codes, _ in parts),
-                    source_tokens=len(ids[i]),
+                    source_tokens=len(start),
                     fingerprint=self.fingerprint,
                 )
             )
-            position += len(parts)
         return results
 
     def decompress(self, zs: Sequence[ZSequence], *, batch_size: int = 8) -> list[str]:
@@ -165,23 +190,29 @@ class ZCompressor:
 
     @torch.inference_mode()
     def _encode(
-        self,
-        ids: list[list[int]],
-        windows: list[tuple[int, int, int]],
-        rate: float,
-        batch_tokens: int,
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        self, windows: Sequence[list[int]], rates: Sequence[float], batch_tokens: int
+    ) -> dict[float, list[tuple[np.ndarray, np.ndarray]]]:
         """Codes and span indices of each window, computed with windows of like length together."""
-        results: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0), np.empty(0))] * len(windows)
-        sizes = [b - a for _, a, b in windows]
-        for batch in batches_by_size(sizes, batch_tokens):
-            token_ids = [ids[windows[j][0]][windows[j][1] : windows[j][2]] for j in batch]
-            out = self.model.encode(token_ids, rate)
-            codes = out.codes.cpu().numpy().astype(np.uint16)
-            split = np.split(codes, np.cumsum(out.counts)[:-1])
-            for j, window_codes, spans in zip(batch, split, out.spans, strict=True):
-                results[j] = (window_codes, spans)
+        results: dict[float, list[tuple[np.ndarray, np.ndarray]]] = {
+            rate: [(np.empty(0), np.empty(0))] * len(windows) for rate in rates
+        }
+        for batch in batches_by_size([len(window) for window in windows], batch_tokens):
+            made = self.model.encode_rates([windows[j] for j in batch], rates)
+            for rate, out in zip(rates, made, strict=True):
+                codes = out.codes.cpu().numpy().astype(np.uint16)
+                split = np.split(codes, np.cumsum(out.counts)[:-1])
+                for j, window_codes, spans in zip(batch, split, out.spans, strict=True):
+                    results[rate][j] = (window_codes, spans)
         return results
+
+    def _name(self, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Codes and span indices at rate 1, where Z-tokens are the tokens: no model is run."""
+        base = self.model.base
+        tokens = torch.tensor(ids, device=base.device)
+        anchors = self.model.quantizer.anchor_codes(tokens, base.embeddings.weight)  # type: ignore[arg-type]
+        codes = np.full((len(ids), self.depth), EMPTY, dtype=np.uint16)
+        codes[:, 0] = anchors.cpu().numpy()
+        return codes, np.arange(len(ids))
 
 
 def batches_by_size(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from ztok_rag.defaults import default_compressor
 from ztok_rag.embedding import default_embedding, default_embedding_path
 from ztok_rag.errors import ZtokError
+from ztok_rag.focus import LADDER, SentenceScorer
 from ztok_rag.index_folder import IndexFolder, Manifest
 from ztok_rag.llm import ZTokenLLM
 from ztok_rag.postprocessor import ZTokenPostprocessor
@@ -54,7 +55,8 @@ class IndexStats:
         source_tokens: tokens of the base LLM in the chunks.
         z_tokens: Z-tokens of the chunks.
         rate: source tokens per Z-token, as it came out.
-        stored_bytes: bytes of the Z-tokens, each distinct chunk once.
+        stored_bytes: bytes in the store: Z-tokens of each distinct chunk at every rate that is
+            kept, and what finds the sentences that a question is about.
         bytes_per_token: of these bytes, per source token.
         text_bytes: bytes of the chunks' text in UTF-8.
     """
@@ -179,7 +181,7 @@ class ZTokenIndex(Closing):
         index = cls(folder, manifest, llama_index, embed_model=embed_model, compressor=compressor)
         try:
             index._change(add=documents, show_progress=show_progress)
-            index._store.prune(manifest.fingerprint, rate, index._texts())
+            index._store.prune(manifest.fingerprint, (rate, *LADDER), index._texts())
         except BaseException:
             index.close()
             raise
@@ -292,7 +294,7 @@ class ZTokenIndex(Closing):
         chunks = [z for text in texts if (z := sequences[text]) is not None]
         source_tokens = sum(z.source_tokens for z in chunks)
         z_tokens = sum(map(len, chunks))
-        stored_bytes = sum(len(z.to_bytes()) for z in sequences.values() if z is not None)
+        stored_bytes = self._store.size_bytes
         return IndexStats(
             documents=len(self.document_ids),
             chunks=len(texts),
@@ -329,7 +331,9 @@ class ZTokenIndex(Closing):
     def postprocessor(self, **kwargs: Any) -> ZTokenPostprocessor:
         """A `ZTokenPostprocessor` with this index's Z-tokens; `kwargs` are its other arguments."""
         return ZTokenPostprocessor(
-            compressor=self.compressor, store=self._store, **{"rate": self.rate, **kwargs}
+            compressor=self.compressor,
+            store=self._store,
+            **{"rate": self.rate, "embed_model": self.embed_model, **kwargs},
         )
 
     def as_query_engine(
@@ -479,7 +483,7 @@ class ZTokenIndex(Closing):
             texts = self._texts()
             compressed = self._compress(texts, rate, show_progress)
             self._commit(replace(self._manifest, rate=rate, fingerprint=fingerprint))
-            self._store.prune(fingerprint, rate, texts)
+            self._store.prune(fingerprint, (rate, *LADDER), texts)
             return compressed
 
     def persist(self) -> None:
@@ -555,10 +559,13 @@ class ZTokenIndex(Closing):
         """Put the Z-tokens of texts into the store; the number that had to be compressed."""
         compressed = 0
         distinct = list(dict.fromkeys(texts))
+        scorer = SentenceScorer(self.compressor.tokenizer, self.embed_model, self._store)
         with tqdm(total=len(distinct), desc="Compressing", disable=not show_progress) as bar:
             for start in range(0, len(distinct), _CHUNKS_AT_ONCE):
                 batch = distinct[start : start + _CHUNKS_AT_ONCE]
-                compressed += self._store.resolve(self.compressor, batch, rate)[1]
+                rates = dict.fromkeys((rate, *LADDER))
+                compressed += self._store.resolve_rates(self.compressor, batch, list(rates))[1]
+                scorer.prepare(batch)
                 bar.update(len(batch))
         return compressed
 

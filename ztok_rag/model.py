@@ -7,13 +7,14 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,6 +28,9 @@ from ztok_rag.sequence import EMPTY
 
 QUESTION_SHARE = 0.3
 """Worth of a token that a question names, beside one that is part of an answer."""
+
+FOCUS = 2.5
+"""How many times more Z-tokens a text's part gets that a question is about, and the rest fewer."""
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "default"
 
@@ -299,13 +303,29 @@ class ZModel(nn.Module):
         with self.base.at_layers(layers, act):
             yield
 
-    def encode(self, windows: list[list[int]], rate: float) -> Encoded:
+    def encode(
+        self,
+        windows: list[list[int]],
+        rate: float,
+        focus: Sequence[tuple[int, int] | None] | None = None,
+    ) -> Encoded:
         """Compress windows of token ids in one forward pass.
 
         Args:
             windows: token ids, at least one each, padded here into one batch.
             rate: source tokens per Z-token wanted.
+            focus: for each window, tokens `[start, end)` to spend `FOCUS` times as much on, and
+                as many times less on the others; `None` spends alike.
         """
+        return next(self.encode_rates(windows, (rate,), focus))
+
+    def encode_rates(
+        self,
+        windows: list[list[int]],
+        rates: Sequence[float],
+        focus: Sequence[tuple[int, int] | None] | None = None,
+    ) -> Iterator[Encoded]:
+        """`encode` at each of several rates, all from one forward pass."""
         device = self.base.device
         lengths = [len(window) for window in windows]
         ids = torch.zeros(len(windows), max(lengths), dtype=torch.long)
@@ -318,33 +338,56 @@ class ZModel(nn.Module):
         gate = self.gate(flat_hidden.float())
         scores, uses = gate[:, 0], gate[:, 1:]
         information = nn.functional.softplus(scores)
-
-        spans, picked, owners = [], [], []
-        counts: list[int] = []
-        offset = 0
         nats, weights = self._weigh(windows, information, uses)
-        for length in lengths:
-            here = slice(offset, offset + length)
-            window_spans, window_picked = self._allocate(nats[here], weights[here], rate)
-            spans.append(window_spans)
-            owners.append(window_spans + sum(counts))
-            picked.append(np.where(window_picked < 0, -1, window_picked + offset))
-            counts.append(int(window_spans[-1]) + 1)
+        for rate in rates:
+            spans, counts, flat_picked, several = self._spend(lengths, nats, weights, rate, focus)
+            picked = torch.from_numpy(flat_picked).to(device)
+            anchors = flat_ids[picked.clamp(min=0)].masked_fill(picked < 0, -1)
+            anchors = self.quantizer.anchor_codes(anchors, self.base.embeddings.weight)  # type: ignore[arg-type]
+            starts = np.cumsum([0, *counts[:-1]])
+            owner = np.concatenate([own + at for own, at in zip(spans, starts, strict=True)])
+            features = self._pool(
+                flat_hidden, scores, torch.from_numpy(owner).to(device), picked[:, 0]
+            )
+            embeddings, codes = self._embed_spans(
+                anchors, features, torch.from_numpy(several).to(device)
+            )
+            states = None
+            if inner:
+                states = torch.cat([part[picked[:, 0]] for part in inner], dim=-1).detach()
+            yield Encoded(embeddings, codes, counts, spans, information, uses, states, features)
+
+    def _spend(
+        self,
+        lengths: Sequence[int],
+        nats: FloatArray,
+        weights: FloatArray,
+        rate: float,
+        focus: Sequence[tuple[int, int] | None] | None,
+    ) -> tuple[list[IntArray], list[int], IntArray, NDArray[np.bool_]]:
+        """Where the Z-tokens of a batch of windows go.
+
+        Returns:
+            The span of each token, `[n]` per window; the spans of each window; the positions of
+            their anchors in the batch, `[n_z, anchors]`; and whether each has residual codes.
+        """
+        spans, counts, picked = [], [], []
+        several: list[bool] = []
+        offset = 0
+        for length, region in zip(lengths, focus or [None] * len(lengths), strict=True):
+            own, count = [], 0
+            for a, b, part_rate in _regions(length, region, rate):
+                here = slice(offset + a, offset + b)
+                part, chosen = self._allocate(nats[here], weights[here], part_rate)
+                own.append(part + count)
+                picked.append(np.where(chosen < 0, -1, chosen + offset + a))
+                made = int(part[-1]) + 1
+                several += [made < b - a] * made
+                count += made
+            spans.append(np.concatenate(own))
+            counts.append(count)
             offset += length
-        flat_picked = torch.from_numpy(np.concatenate(picked)).to(device)
-        anchors = flat_ids[flat_picked.clamp(min=0)].masked_fill(flat_picked < 0, -1)
-        anchors = self.quantizer.anchor_codes(anchors, self.base.embeddings.weight)  # type: ignore[arg-type]
-        owner = torch.from_numpy(np.concatenate(owners)).to(device)
-        several = [n < length for n, length in zip(counts, lengths, strict=True)]
-        several_z = torch.tensor(several, device=device).repeat_interleave(
-            torch.tensor(counts, device=device)
-        )
-        features = self._pool(flat_hidden, scores, owner, flat_picked[:, 0])
-        embeddings, codes = self._embed_spans(anchors, features, several_z)
-        states = None
-        if inner:
-            states = torch.cat([part[flat_picked[:, 0]] for part in inner], dim=-1).detach()
-        return Encoded(embeddings, codes, counts, spans, information, uses, states, features)
+        return spans, counts, np.concatenate(picked), np.array(several)
 
     def _weigh(
         self, windows: list[list[int]], information: Tensor, uses: Tensor
@@ -366,7 +409,7 @@ class ZModel(nn.Module):
         Args:
             anchors: `[n_z, anchors]` codes, -1 where empty.
             features: `[n_z, 2 * hidden]` of the spans.
-            several: bool `[n_z]`: the window is not compressed token by token.
+            several: bool `[n_z]`: the text around is not compressed token by token.
         """
         codes = anchors.masked_fill(anchors < 0, EMPTY)
         quantized = None
@@ -403,3 +446,18 @@ class ZModel(nn.Module):
         pooled = pooled.index_add(0, owner, hidden * share)
         normed = (nn.functional.layer_norm(x, x.shape[-1:]) for x in (hidden[anchor], pooled))
         return torch.cat(list(normed), dim=-1)
+
+
+def _regions(
+    length: int, focus: tuple[int, int] | None, rate: float
+) -> list[tuple[int, int, float]]:
+    """The parts `[start, end)` of a window that have a rate of their own, and that rate."""
+    if focus is None:
+        return [(0, length, rate)]
+    start, end = focus
+    parts = [
+        (0, start, rate * FOCUS),
+        (start, end, max(1.0, rate / FOCUS)),
+        (end, length, rate * FOCUS),
+    ]
+    return [(a, b, own) for a, b, own in parts if b > a]

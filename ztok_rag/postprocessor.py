@@ -11,16 +11,18 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
-from ztok_rag.budget import plan_rates
+from ztok_rag.budget import count_fitting, plan_rates
 from ztok_rag.defaults import default_compressor, default_store
 from ztok_rag.errors import ZtokError
 from ztok_rag.events import ZTokenLookupEvent, dispatcher
+from ztok_rag.focus import QuestionFocus
 from ztok_rag.handle import encode_handles, escape_handles, has_handles
 from ztok_rag.node import ZTokenNode, has_text_only
 from ztok_rag.sequence import ZSequence
 from ztok_rag.store import ZStore
 
 if TYPE_CHECKING:
+    from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.llms import LLM
 
     from ztok_rag.compressor import ZCompressor
@@ -50,8 +52,13 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
     the nodes stay available on a response's `source_nodes`. Put it after every postprocessor that
     reads or edits text.
 
-    With a `token_budget`, the nodes share that many positions, metadata included: the better a
-    node's score, the lower its rate, down to raw text; what does not fit at rate 32 is left out.
+    With `focus`, the Z-tokens of a query's nodes are spent by the question: sentences that it
+    seems to be about get more of them than others, as many in all as the rate says. They are
+    composed of what is cached, by an embedding model that runs on the question alone.
+
+    With a `token_budget`, the nodes share that many positions, metadata included, by the
+    question too; without `focus` or a query, the better a node's score, the lower its rate, down
+    to raw text. What does not fit at rate 32 is left out.
 
     For an LLM that cannot read Z-tokens, `show` makes the nodes show text: the `"anchors"`, the
     source tokens that the Z-tokens name, or the `"decompressed"` text. Name that LLM in `llm`,
@@ -65,12 +72,15 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
     token_budget: int | None = Field(
         default=None, ge=1, description="Positions that all nodes share; replaces the rate."
     )
+    focus: bool = Field(default=True, description="Spend the Z-tokens by the question.")
     show: Literal["z-tokens", "anchors", "decompressed"] = Field(
         default="z-tokens", description="What the LLM gets to read."
     )
 
     _compressor: ZCompressor | None = PrivateAttr(default=None)
     _store: ZStore | None = PrivateAttr(default=None)
+    _embed_model: BaseEmbedding | None = PrivateAttr(default=None)
+    _question_focus: QuestionFocus | None = PrivateAttr(default=None)
     _stats: PostprocessorStats = PrivateAttr(default_factory=PostprocessorStats)
     _stats_lock: Any = PrivateAttr(default_factory=threading.Lock)
 
@@ -79,10 +89,12 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         *,
         rate: float = 4.0,
         token_budget: int | None = None,
+        focus: bool = True,
         show: Literal["z-tokens", "anchors", "decompressed"] = "z-tokens",
         llm: LLM | None = None,
         compressor: ZCompressor | None = None,
         store: ZStore | None = None,
+        embed_model: BaseEmbedding | None = None,
         **kwargs: Any,
     ) -> None:
         """Set up; nothing is loaded before the first nodes come.
@@ -90,10 +102,12 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         Args:
             rate: source tokens per Z-token.
             token_budget: positions that all nodes share, in place of `rate`.
+            focus: spend the Z-tokens by the question.
             show: what the LLM gets to read.
             llm: the LLM that will read, to make sure that it can.
             compressor: `None` is the default one, shared with `ZTokenLLM`.
             store: `None` is the default one, shared with `ZTokenLLM`.
+            embed_model: finds what the question is about; `None` is the default one.
             kwargs: fields of `BaseNodePostprocessor`.
 
         Raises:
@@ -105,10 +119,11 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
                 'ZTokenPostprocessor show="anchors" or show="decompressed".'
             )
         super().__init__(  # type: ignore[call-arg]
-            rate=rate, token_budget=token_budget, show=show, **kwargs
+            rate=rate, token_budget=token_budget, focus=focus, show=show, **kwargs
         )
         self._compressor = compressor
         self._store = store
+        self._embed_model = embed_model
 
     @classmethod
     def class_name(cls) -> str:
@@ -129,6 +144,15 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         return self._store
 
     @property
+    def question_focus(self) -> QuestionFocus:
+        """What spends Z-tokens by a question; made when first asked for."""
+        if self._question_focus is None:
+            self._question_focus = QuestionFocus.over(
+                self.compressor, self.store, self._embed_model
+            )
+        return self._question_focus
+
+    @property
     def stats(self) -> PostprocessorStats:
         """Counters as they stand now."""
         with self._stats_lock:
@@ -141,23 +165,27 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         _ = self.compressor, self.store
         start = time.perf_counter()
         texts = [item for item in nodes if has_text_only(item.node)]
-        planned = self._plan(texts)
-        replaced: dict[int, BaseNode] = {}
-        chosen: list[tuple[NodeWithScore, float]] = []
-        for item, rate in zip(texts, planned, strict=True):
-            if rate == 1 and self.token_budget is not None:
-                raw = escape_handles(item.node.get_content(MetadataMode.NONE))
-                replaced[id(item)] = ZTokenNode.of(item.node, raw)
-            elif rate is not None:
-                chosen.append((item, rate))
-        left_out = {id(item) for item, rate in zip(texts, planned, strict=True) if rate is None}
-        sequences, compressed = self._resolve(chosen)
-        for (item, _), shown in zip(chosen, self._shown(sequences), strict=True):
+        replaced: dict[int, BaseNode | None] = {}
+        if self.focus and query_bundle is not None:
+            chosen, sequences, compressed = self._by_question(texts, query_bundle.query_str)
+            replaced |= {id(item): None for item in texts}
+        else:
+            planned = list(zip(texts, self._plan(texts), strict=True))
+            for item, rate in planned:
+                if rate is None:
+                    replaced[id(item)] = None
+                elif rate == 1 and self.token_budget is not None:
+                    raw = escape_handles(item.node.get_content(MetadataMode.NONE))
+                    replaced[id(item)] = ZTokenNode.of(item.node, raw)
+            at_rates = [(i, r) for i, r in planned if r is not None and id(i) not in replaced]
+            chosen = [item for item, _ in at_rates]
+            sequences, compressed = self._resolve(at_rates)
+        for item, shown in zip(chosen, self._shown(sequences), strict=True):
             replaced[id(item)] = ZTokenNode.of(item.node, shown)
         processed = [
-            NodeWithScore(node=replaced.get(id(item)) or _escaped(item.node), score=item.score)
+            NodeWithScore(node=node, score=item.score)
             for item in nodes
-            if id(item) not in left_out
+            if (node := replaced.get(id(item), _escaped(item.node))) is not None
         ]
         ms = 1000 * (time.perf_counter() - start)
         self._count(len(chosen), compressed, ms)
@@ -172,15 +200,37 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         )
         return processed
 
-    def _plan(self, items: list[NodeWithScore]) -> list[float | None]:
-        """The rate of each node, in their order; `None` where the budget has no room for it."""
-        if self.token_budget is None:
-            return [self.rate] * len(items)
+    def _by_question(
+        self, items: list[NodeWithScore], question: str
+    ) -> tuple[list[NodeWithScore], list[ZSequence], int]:
+        """The nodes that fit, their Z-tokens for a question, and how many were compressed."""
+        budget = None
+        if self.token_budget is not None:
+            order, sizes, overheads = self._measure(items)
+            window = self.compressor.model.config.window
+            fitting = count_fitting(sizes, overheads, self.token_budget, window=window)
+            items = [items[i] for i in sorted(order[:fitting])]
+            budget = self.token_budget - sum(overheads[:fitting])
+        texts = [item.node.get_content(MetadataMode.NONE) for item in items]
+        sequences, compressed = self.question_focus.compose(
+            question, texts, self.rate, budget=budget
+        )
+        return items, sequences, compressed
+
+    def _measure(self, items: list[NodeWithScore]) -> tuple[list[int], list[int], list[int]]:
+        """The places of the nodes, the best first, with the tokens of their texts and the rest."""
         count = self.compressor.count_tokens
         best_first = sorted(range(len(items)), key=lambda i: -(items[i].score or 0.0))
         nodes = [items[i].node for i in best_first]
         sizes = [count(node.get_content(MetadataMode.NONE)) for node in nodes]
         overheads = [count(ZTokenNode.of(n, "").get_content(MetadataMode.LLM)) for n in nodes]
+        return best_first, sizes, overheads
+
+    def _plan(self, items: list[NodeWithScore]) -> list[float | None]:
+        """The rate of each node, in their order; `None` where the budget has no room for it."""
+        if self.token_budget is None:
+            return [self.rate] * len(items)
+        best_first, sizes, overheads = self._measure(items)
         window = self.compressor.model.config.window
         planned = plan_rates(sizes, overheads, self.token_budget, window=window)
         rates: list[float | None] = [None] * len(items)

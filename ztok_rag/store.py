@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import diskcache
 from diskcache.core import MODE_BINARY, MODE_RAW, UNKNOWN
@@ -26,6 +26,8 @@ from ztok_rag.sequence import ZSequence
 
 if TYPE_CHECKING:
     from ztok_rag.compressor import ZCompressor
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -113,37 +115,53 @@ class ZStore(Closing):
 
         An entry that cannot be read counts as absent, with a warning.
         """
-        key = _key(fingerprint, rate, text)
-        try:
-            data = self._cache.get(key, retry=True)
-            if data is None:
-                self._count(misses=1)
-                return None
+
+        def parse(data: bytes) -> ZSequence:
             z = ZSequence.from_bytes(data)
             if z.fingerprint != fingerprint:
                 raise ValueError(f"it was made by checkpoint {z.fingerprint}")
+            return z
+
+        z = self._read(_key(fingerprint, rate, text), parse)
+        self._count(**({"misses": 1} if z is None else {"hits": 1}))
+        return z
+
+    def put(self, fingerprint: str, rate: float, text: str, z: ZSequence) -> None:
+        """Keep `z` as the sequence of `text`. A failure to write is a warning."""
+        self._write(_key(fingerprint, rate, text), z.to_bytes())
+
+    def get_bytes(self, kind: str, text: str) -> bytes | None:
+        """What `put_bytes` keeps of `text`, or `None`."""
+        return self._read(f"{kind}:{_content_hash(text)}", bytes)
+
+    def put_bytes(self, kind: str, text: str, data: bytes) -> None:
+        """Keep bytes of another `kind` that belong to `text` and are deleted with it."""
+        self._write(f"{kind}:{_content_hash(text)}", data)
+
+    def _read(self, key: str, parse: Callable[[bytes], Value]) -> Value | None:
+        """An entry, or `None` if it is absent; one that cannot be read is removed."""
+        try:
+            data = self._cache.get(key, retry=True)
+            return None if data is None else parse(data)
         except Exception as error:  # whatever a damaged entry raises, compressing again cures it
-            self._count(misses=1, corrupt=1)
+            self._count(corrupt=1)
             with suppress(OSError, sqlite3.Error, diskcache.Timeout):
                 self._cache.delete(key, retry=True)
             warnings.warn(
                 f"an entry of the store {self.path} cannot be read ({error}); its text is "
                 "compressed again.",
-                stacklevel=2,
+                stacklevel=3,
             )
             return None
-        self._count(hits=1)
-        return z
 
-    def put(self, fingerprint: str, rate: float, text: str, z: ZSequence) -> None:
-        """Keep `z` as the sequence of `text`. A failure to write is a warning."""
+    def _write(self, key: str, data: bytes) -> None:
         try:
-            self._cache.set(_key(fingerprint, rate, text), z.to_bytes(), retry=True)
+            self._cache.set(key, data, retry=True)
         except (OSError, sqlite3.Error, diskcache.Timeout) as error:
             warnings.warn(
                 f"the store {self.path} cannot be written ({error}); "
                 "texts will be compressed again until it can.",
-                stacklevel=2,
+                stacklevel=3,
             )
 
     def delete(self, texts: Sequence[str]) -> int:
@@ -160,8 +178,10 @@ class ZStore(Closing):
         gone = {_content_hash(text) for text in texts}
         return self._remove(lambda key: key.rpartition(":")[2] in gone)
 
-    def prune(self, fingerprint: str, rate: float, texts: Sequence[str]) -> int:
-        """Remove every entry but those of `texts` at `rate` by checkpoint `fingerprint`.
+    def prune(self, fingerprint: str, rates: Sequence[float], texts: Sequence[str]) -> int:
+        """Remove every sequence but those of `texts` at `rates` by checkpoint `fingerprint`.
+
+        Other bytes stay if they belong to one of the texts.
 
         Returns:
             Number of entries removed.
@@ -169,8 +189,14 @@ class ZStore(Closing):
         Raises:
             ZtokError: the store cannot be read or written.
         """
-        kept = {_key(fingerprint, rate, text) for text in texts}
-        return self._remove(lambda key: key not in kept)
+        hashes = {_content_hash(text) for text in texts}
+        made = {f"{fingerprint}:{float(rate)!r}" for rate in rates}
+
+        def doomed(key: str) -> bool:
+            start, _, content = key.rpartition(":")
+            return content not in hashes or (":" in start and start not in made)
+
+        return self._remove(doomed)
 
     @property
     def size_bytes(self) -> int:
@@ -197,24 +223,45 @@ class ZStore(Closing):
         self, compressor: ZCompressor, texts: Sequence[str], rate: float
     ) -> tuple[list[ZSequence], int]:
         """As `get_or_compress`, with the number of texts that had to be compressed."""
+        sequences, compressed = self.resolve_rates(compressor, texts, (rate,))
+        return sequences[rate], compressed
+
+    def resolve_rates(
+        self, compressor: ZCompressor, texts: Sequence[str], rates: Sequence[float]
+    ) -> tuple[dict[float, list[ZSequence]], int]:
+        """The sequences of `texts`, in order, at each of several rates.
+
+        Texts that are absent at any of the rates are compressed, in one batch.
+
+        Returns:
+            The sequences, and the number of texts that had to be compressed.
+        """
         fingerprint = compressor.fingerprint
-        known = {text: self.get(fingerprint, rate, text) for text in dict.fromkeys(texts)}
-        missing = [text for text, z in known.items() if z is None]
+        distinct = list(dict.fromkeys(texts))
+        known = {(text, r): self.get(fingerprint, r, text) for text in distinct for r in rates}
+
+        def absent() -> list[str]:
+            return [t for t in distinct if any(known[t, r] is None for r in rates)]
+
         compressed = 0
-        if missing:
+        if missing := absent():
             # One compression at a time; a thread that waited finds what the one before it made.
             with self._compress_lock:
-                for text in missing:
-                    if self._contains(_key(fingerprint, rate, text)):
-                        known[text] = self.get(fingerprint, rate, text)
-                missing = [text for text in missing if known[text] is None]
-                made = compressor.compress(missing, rate)
-                for text, sequence in zip(missing, made, strict=True):
-                    known[text] = sequence
-                    self.put(fingerprint, rate, text, sequence)
+                for key in [(t, r) for t in missing for r in rates if known[t, r] is None]:
+                    if self._contains(_key(fingerprint, key[1], key[0])):
+                        known[key] = self.get(fingerprint, key[1], key[0])
+                missing = absent()
+                wanted = [r for r in rates if any(known[text, r] is None for text in missing)]
+                made = compressor.compress_rates(missing, wanted) if wanted else {}
+                for rate, sequences in made.items():
+                    for text, sequence in zip(missing, sequences, strict=True):
+                        if known[text, rate] is None:
+                            known[text, rate] = sequence
+                            self.put(fingerprint, rate, text, sequence)
                 compressed = len(missing)
                 self._count(compressed=compressed)
-        return [z for text in texts if (z := known[text]) is not None], compressed
+        found = {r: [z for text in texts if (z := known[text, r]) is not None] for r in rates}
+        return found, compressed
 
     def _remove(self, doomed: Callable[[str], bool]) -> int:
         """Remove the entries whose key is `doomed`; their number."""

@@ -9,10 +9,13 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
 
 from ztok_rag.defaults import default_compressor, default_store
+from ztok_rag.focus import QuestionFocus
 from ztok_rag.node import has_text_only
 from ztok_rag.store import ZStore
 
 if TYPE_CHECKING:
+    from llama_index.core.base.embeddings.base import BaseEmbedding
+
     from ztok_rag.compressor import ZCompressor
 
 
@@ -20,33 +23,40 @@ class ZTokenTransform(TransformComponent):
     """Puts the Z-tokens of every node's text into the store; the nodes pass unchanged.
 
     Put it after the splitter in an `IngestionPipeline`. A `ZTokenPostprocessor` with the same
-    compressor, store and rate then finds them, and no query waits for compression.
+    compressor, store and settings then finds them, and no query waits for compression.
     """
 
     rate: float = Field(default=4.0, ge=1.0, description="Source tokens per Z-token.")
+    focus: bool = Field(default=True, description="Be ready to spend Z-tokens by the question.")
 
     _compressor: ZCompressor | None = PrivateAttr(default=None)
     _store: ZStore | None = PrivateAttr(default=None)
+    _embed_model: BaseEmbedding | None = PrivateAttr(default=None)
 
     def __init__(
         self,
         *,
         rate: float = 4.0,
+        focus: bool = True,
         compressor: ZCompressor | None = None,
         store: ZStore | None = None,
+        embed_model: BaseEmbedding | None = None,
         **kwargs: Any,
     ) -> None:
         """Set up; nothing is loaded before the first nodes come.
 
         Args:
-            rate: source tokens per Z-token.
+            rate: source tokens per Z-token; with `focus`, any rate is served.
+            focus: make what a `ZTokenPostprocessor` with `focus` needs.
             compressor: `None` is the default one, shared with `ZTokenPostprocessor`.
             store: `None` is the default one, shared likewise.
+            embed_model: of the postprocessor's `focus`; `None` is the default one.
             kwargs: fields of `TransformComponent`.
         """
-        super().__init__(rate=rate, **kwargs)  # type: ignore[call-arg]
+        super().__init__(rate=rate, focus=focus, **kwargs)  # type: ignore[call-arg]
         self._compressor = compressor
         self._store = store
+        self._embed_model = embed_model
 
     @classmethod
     def class_name(cls) -> str:
@@ -59,5 +69,8 @@ class ZTokenTransform(TransformComponent):
         if self._store is None:
             self._store = default_store()
         texts = [node.get_content(MetadataMode.NONE) for node in nodes if has_text_only(node)]
-        self._store.resolve(self._compressor, texts, self.rate)
+        if self.focus:
+            QuestionFocus.over(self._compressor, self._store, self._embed_model).prepare(texts)
+        else:
+            self._store.resolve(self._compressor, texts, self.rate)
         return nodes

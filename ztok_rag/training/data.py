@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -98,10 +99,12 @@ class Window:
         ids: of the tokens.
         uses: of each token, whether it is part of an answer, and whether a question names it;
             `None` where there are no questions.
+        focus: tokens `[start, end)` to spend more Z-tokens on, as a question would ask for.
     """
 
     ids: tuple[int, ...]
     uses: tuple[tuple[int, int], ...] | None = None
+    focus: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,8 @@ class BatchSettings:
         continuation_tokens: tokens predicted after the cut.
         pair: probability that two passages share a prefix, the other a distractor.
         drop_context: probability that questions come without their passage.
+        focus: probability that a prefix spends more Z-tokens on a part of each of its windows.
+        focus_tokens: least and most tokens in such a part.
         templates: question prompts; the first is used half of the time.
     """
 
@@ -152,6 +157,8 @@ class BatchSettings:
     continuation_tokens: int = 96
     pair: float = 0.15
     drop_context: float = 0.04
+    focus: float = 0.5
+    focus_tokens: tuple[int, int] = (12, 48)
     templates: tuple[str, ...] = ()
 
 
@@ -239,6 +246,8 @@ class PackedBatches:
         shared, _ = tail.split("{question}")
         if not repeats and rng.random() < settings.drop_context:
             context = []
+        if not repeats and rng.random() < settings.focus:
+            context = [self._focused(p, rng) if isinstance(p, Window) else p for p in context]
         prefix: list[list[int] | Window] = [self._ids(head)] if head else []
         prefix += context
         if repeats:
@@ -286,6 +295,19 @@ class PackedBatches:
         part = slice(start, start + self.settings.window)
         uses = self.uses[index]
         return Window(tuple(self.sources[index][part]), uses and uses[part])
+
+    def _focused(self, window: Window, rng: np.random.Generator) -> Window:
+        """The window with a random part of it in focus, more often than not about an answer."""
+        size = len(window.ids)
+        length = min(size, int(rng.integers(*self.settings.focus_tokens, endpoint=True)))
+        used = [i for i, (answer, _) in enumerate(window.uses or ()) if answer]
+        if used and rng.random() < 0.7:
+            centre = used[int(rng.integers(len(used)))]
+            start = centre - int(rng.integers(length))
+        else:
+            start = int(rng.integers(size))
+        start = max(0, min(start, size - length))
+        return dataclasses.replace(window, focus=(start, start + length))
 
     def sample_windows(self, count: int) -> list[Window]:
         """First windows of `count` passages, drawn by the seed."""

@@ -46,7 +46,7 @@ def held_out_batches(
     """Batches that ask every question once by the plain template, of one passage at a time."""
     settings = BatchSettings(
         batch_tokens=batch_tokens, reconstruct=0.0, pair=0.0,
-        continuation=1.0, drop_context=0.0,
+        continuation=1.0, drop_context=0.0, focus=0.0,
         templates=(QA_TEMPLATE,),
     )  # fmt: skip
     return PackedBatches(passages, tokenizer, settings, seed=0)

@@ -162,7 +162,7 @@ class Objective:
         z_tokens = tokens = sum(map(len, windows))
         work = 0.0
         if rate > 1 and windows:
-            encoded = model.encode(windows, rate)
+            encoded = model.encode(windows, rate, [window.focus for window in asked])
             inputs = encoded.embeddings
             if encoded.states is not None:
                 # The states to come near to travel beside the inputs, to be laid out with them.

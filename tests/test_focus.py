@@ -1,0 +1,168 @@
+"""Spending Z-tokens by the question."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+from llama_index.core.base.embeddings.base import BaseEmbedding
+
+from ztok_rag import ZCompressor, ZStore
+from ztok_rag.focus import (
+    LADDER,
+    QuestionFocus,
+    SentenceScorer,
+    allocate,
+    kept_share,
+    split_sentences,
+)
+from ztok_rag.sequence import ZSequence
+
+LIGHTHOUSE = (
+    "The lighthouse on Gull Rock was built in 1873 by the engineer Marta Lindqvist. Its lamp "
+    "burned whale oil until 1901, when a dynamo was installed. The last keeper, Tomas Berg, "
+    "left the island in 1968, and the tower has run without a crew ever since."
+)
+BAKERY = (
+    "The bakery on Harbour Lane opens at six. Its rye bread is baked in a wood-fired oven, which "
+    "was brought from Turku by ship. On Sundays the owner, Elin Strand, sells cardamom buns."
+)
+
+
+@pytest.fixture
+def focus(compressor: ZCompressor, store: ZStore) -> QuestionFocus:
+    return QuestionFocus.over(compressor, store)
+
+
+def in_range(z: ZSequence, text: str, words: str) -> int:
+    """Z-tokens whose spans begin within some words of the text."""
+    start = text.index(words)
+    starts = z.spans[:, 0]
+    return int(((starts >= start) & (starts < start + len(words))).sum())
+
+
+def test_sentences_cover_the_text() -> None:
+    text = "  Dr. Berg left.\n\nHe said: no!  A list\n- one\n- two"
+    spans = split_sentences(text)
+    assert "".join(text[a:b] for a, b in spans) == text
+    assert len(spans) == 5
+    assert split_sentences("one word") == [(0, 8)]
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "number"),
+    [
+        ("Who built the lighthouse?", 0, 0),
+        ("What fuel did the lamp burn?", 0, 1),
+        ("Who was the last keeper?", 0, 2),
+        ("Where did the oven come from?", 1, 1),
+        ("What is sold on Sundays?", 1, 2),
+    ],
+)
+def test_scorer_finds_the_sentence(
+    question: str, text: int, number: int, focus: QuestionFocus
+) -> None:
+    probabilities = focus.scorer.probabilities(question, [LIGHTHOUSE, BAKERY])
+    assert sum(p.sum() for p in probabilities) == pytest.approx(1.0)
+    best = max((float(p), t, s) for t, row in enumerate(probabilities) for s, p in enumerate(row))
+    assert best[1:] == (text, number)
+
+
+def test_question_decides_where_the_z_tokens_go(focus: QuestionFocus) -> None:
+    texts = [LIGHTHOUSE, BAKERY]
+    keeper, lamp, oven = (
+        focus.compose(question, texts, 4)[0]
+        for question in ("Who was the last keeper?", "What did the lamp burn?", "Whence the oven?")
+    )
+    tokens = sum(z.source_tokens for z in keeper)
+    for composed in (keeper, lamp, oven):
+        assert sum(map(len, composed)) == pytest.approx(tokens / 4, abs=2)
+    sentence = "The last keeper, Tomas Berg, left the island in 1968"
+    assert in_range(keeper[0], LIGHTHOUSE, sentence) > in_range(lamp[0], LIGHTHOUSE, sentence)
+    assert len(oven[1]) > len(oven[0])
+    assert len(keeper[0]) > len(keeper[1])
+
+
+def test_composed_sequence_is_one_like_others(
+    focus: QuestionFocus, compressor: ZCompressor
+) -> None:
+    long = " ".join([LIGHTHOUSE, BAKERY] * 5)
+    (z,), compressed = focus.compose("Who was the last keeper?", [long], 6)
+    assert compressed == 1
+    assert len(z.windows) == len(compressor.compress([long], 8)[0].windows) > 1
+    assert ZSequence.from_bytes(z.to_bytes()) == z
+    assert (np.diff(z.spans[:, 0]) >= 0).all()
+    assert z.spans[:, 1].max() <= len(long)
+    assert isinstance(compressor.decompress([z])[0], str)
+
+
+def test_rate_one_is_the_text(focus: QuestionFocus, compressor: ZCompressor, store: ZStore) -> None:
+    (z,), compressed = focus.compose("Who?", [BAKERY], 1)
+    assert compressed == 0
+    assert len(store) == 0
+    assert compressor.anchor_text(z) == BAKERY
+
+
+def test_one_pass_serves_all_rates_and_questions(
+    focus: QuestionFocus, compressor: ZCompressor, store: ZStore
+) -> None:
+    assert focus.prepare([LIGHTHOUSE]) == 1
+    assert focus.prepare([LIGHTHOUSE]) == 0
+    again = QuestionFocus.over(compressor, store)
+    for rate in (2, 3, 4, 10, 32):
+        (z,), compressed = again.compose("Who built it?", [LIGHTHOUSE], rate)
+        assert compressed == 0
+        assert len(z) <= max(round(z.source_tokens / rate), 3)
+    store.delete([LIGHTHOUSE])
+    assert len(store) == 0
+
+
+def test_sentences_are_embedded_once(
+    compressor: ZCompressor, store: ZStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = SentenceScorer(compressor.tokenizer, store=store)
+    first.prepare([LIGHTHOUSE])
+    kind = next(key for key in store._cache if key.startswith("sentences"))
+    assert len(store._cache[kind]) == 3 * 384 // 8
+
+    second = SentenceScorer(compressor.tokenizer, store=store)
+    monkeypatch.delattr(BaseEmbedding, "get_text_embedding_batch")
+    (p,) = second.probabilities("Who was the last keeper?", [LIGHTHOUSE])
+    assert p.argmax() == 2
+
+
+def test_rates_come_from_one_forward_pass(compressor: ZCompressor) -> None:
+    together = compressor.compress_rates([LIGHTHOUSE, BAKERY], [1, *LADDER])
+    for rate, sequences in together.items():
+        assert sequences == compressor.compress([LIGHTHOUSE, BAKERY], rate)
+
+
+def test_allocation_keeps_the_budget_and_prefers_what_is_asked_for() -> None:
+    costs = {1.0: np.array([20, 20, 20]), 4.0: np.array([5, 5, 5]), 16.0: np.array([1, 1, 1])}
+    worth = np.array([0.1, 0.8, 0.1])
+    assert allocate(worth, costs, 15) == [4.0, 4.0, 4.0]
+    assert allocate(worth, costs, 8)[1] == 4.0
+    assert allocate(worth, costs, 22) == [16.0, 1.0, 16.0]
+    assert allocate(worth, costs, 60) == [1.0, 1.0, 1.0]
+    assert allocate(worth, costs, 0) == [16.0, 16.0, 16.0]
+
+
+def test_kept_share_falls_with_the_rate() -> None:
+    shares = [kept_share(rate) for rate in (1, 1.5, 2, 3, 4, 7, 8, 30, 64)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] == 1.0
+
+
+def test_resolve_is_asked_for_nothing_but_the_ladder(
+    compressor: ZCompressor, store: ZStore
+) -> None:
+    asked: list[tuple[float, ...]] = []
+
+    def resolve(texts: list[str], rates: tuple[float, ...]) -> object:
+        asked.append(tuple(rates))
+        return partial(store.resolve_rates, compressor)(texts, rates)
+
+    scorer = SentenceScorer(compressor.tokenizer)
+    QuestionFocus(compressor, scorer, resolve).compose("Who?", [BAKERY], 5)  # type: ignore[arg-type]
+    assert asked == [LADDER]
