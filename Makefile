@@ -30,9 +30,14 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 1 --rates 4,8 \
-		--arms none,ztok,text-reader --limit 200 --measure 4 --output benchmarks/results/squad_dev
+		--arms none,text-reader,ztok,ztok-focus,truncate,sentences,self-information,trimwise \
+		--limit 150 --measure 4 --output benchmarks/results/squad_dev
 	$(BIN)/ztok eval $(DATA)/squad/dev.jsonl --tasks qa --limit 150 --rates 4,8,16 \
 		--output benchmarks/results/eval_squad
+	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 1 --rates 4,8 \
+		--arms ztok,ztok-focus,longllmlingua --limit 60 --measure 2 \
+		--output benchmarks/results/squad_dev_longllmlingua
+	$(BIN)/python benchmarks/figures.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

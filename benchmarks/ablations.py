@@ -229,6 +229,7 @@ def _run(
             batch_tokens=options.batch_tokens,
             max_source_tokens=256 + 96,
             continuation=1.0,
+            focus=0.0,
             templates=training_templates(),
         ),
         **variant.batch,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
+from peers import PEER_NAMES, check_packages, make_peers
 from report import write_report
 from ztok_rag.errors import ZtokError
 from ztok_rag.evaluation import (
@@ -24,13 +25,18 @@ from ztok_rag.evaluation import (
     evaluate,
     format_table,
     make_arms,
+    paired_differences,
     write_results,
 )
 
 if TYPE_CHECKING:
     from ztok_rag.compressor import ZCompressor
 
-Retrieve = Callable[[Sequence[Question]], Sequence[Sequence[str]]]
+Retrieve = Callable[[Sequence[Question], int], Sequence[Sequence[str]]]
+"""Takes questions and a number `k`; returns `k` chunks of each, in reading order."""
+
+ALL = "all"
+"""What `--arms` takes for every arm."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,20 +60,22 @@ def make_parser(description: str, *, k: int, limit: int | None) -> Parser:
         type=names,
         default=list(ARM_NAMES),
         metavar="A,B",
-        help=f"comma-separated, of {', '.join(ARM_NAMES)} (default: all)",
+        help=f"comma-separated, of {', '.join((*ARM_NAMES, *PEER_NAMES))}, or `{ALL}` for all of "
+        f"them (default: {','.join(ARM_NAMES)})",
     )
     parser.add_argument(
         "--rates",
         type=_numbers,
         default=[4.0, 8.0],
         metavar="R,S",
-        help="source tokens per Z-token, comma-separated (default: 4,8)",
+        help="source tokens per context token, comma-separated (default: 4,8)",
     )
     parser.add_argument(
         "--k",
-        type=count,
-        default=k,
-        help=f"chunks retrieved per question (default: {k})",
+        type=_counts,
+        default=[k],
+        metavar="K,L",
+        help=f"chunks retrieved per question, comma-separated (default: {k})",
     )
     parser.add_argument(
         "--limit",
@@ -118,6 +126,12 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers") from None
 
 
+def _counts(text: str) -> list[int]:
+    if not (counts := list(dict.fromkeys(map(count, names(text))))):
+        raise argparse.ArgumentTypeError("it must name at least one number")
+    return counts
+
+
 def count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
@@ -160,16 +174,21 @@ def run(
     settings: Mapping[str, Any],
     compressor: ZCompressor,
     retrieve: Retrieve,
-    summarize: Callable[[Sequence[Arm], PredictionLog], list[Row]],
+    best_first: bool,
+    summarize: Callable[[Sequence[Arm], PredictionLog, int], list[Row]],
 ) -> None:
-    """Answer all questions by all arms, print the table and write the output folder.
+    """Answer all questions by all arms at every k, print the table and write the output folder.
 
     Args:
         note: what the data are, shown with the results.
         settings: what decides a prediction, beside the settings common to all benchmarks.
+        best_first: whether `retrieve` returns the chunks in the order of their rank.
+        summarize: the rows of one k.
     """
-    reader = compressor.reader
-    arms = make_arms(options.arms, options.rates, reader.adapters)
+    chosen = [*ARM_NAMES, *PEER_NAMES] if ALL in options.arms else options.arms
+    check_packages(chosen)
+    peers = make_peers(compressor, best_first=best_first)
+    arms = make_arms(chosen, options.rates, compressor.reader.adapters, peers)
     output = options.output or Path("results") / benchmark
     checkpoint = str(options.checkpoint or "default")
     shared = {
@@ -178,20 +197,23 @@ def run(
         "fingerprint": compressor.fingerprint,
         "adapters": adapters_digest(compressor),
         "base": options.base,
-        "k": options.k,
         "seed": options.seed,
     }
     log = PredictionLog(output, {**shared, **settings})
-    total = len(arms) * sum(len(questions) for questions in tasks.values())
+    # Without context, answers do not depend on k.
+    arms_at = {
+        k: [arm for arm in arms if arm.rate is not None or k == options.k[0]] for k in options.k
+    }
+    total = sum(map(len, arms_at.values())) * sum(len(questions) for questions in tasks.values())
     try:
         with tqdm(total=total, unit="answer", smoothing=0.1) as bar:
-            for questions in tasks.values():
+            for k, questions in product(options.k, tasks.values()):
                 evaluate(
                     questions,
-                    arms,
+                    arms_at[k],
                     compressor=compressor,
-                    retrieve=retrieve,
-                    log=log,
+                    retrieve=partial(retrieve, k=k),
+                    log=log.at(k),
                     batch_size=options.batch_size,
                     measured=options.measure,
                     seed=options.seed,
@@ -199,7 +221,13 @@ def run(
                 )
     finally:
         log.close()
-    rows = summarize(arms, log)
+    rows = []
+    for k in options.k:
+        rows += [
+            row
+            for row in summarize(arms, log.at(k), k)
+            if row.rate is not None or k == options.k[0]
+        ]
     print(format_table(rows))
     if cut := sum(row.extra.get("truncated", 0) for row in rows if row.task != "average"):
         print(f"{cut} prompts were longer than the base LLM reads and lost their middle.")
@@ -213,31 +241,31 @@ def run(
         benchmark=benchmark,
         note=note,
     )
-    write_report(output / "report.html", results, tasks, arms, log)
+    write_report(output / "report.html", results, tasks, arms, log.at(options.k[0]))
     print(f"{note}\nWritten: {output}/results.json, report.html, predictions.jsonl")
 
 
-def embed_texts(texts: Sequence[str]) -> NDArray[np.float32]:
-    """Unit vectors `[n, d]` of passages by the default embedding model."""
-    return _unit(_embedding().get_text_embedding_batch(list(texts)))
-
-
-def embed_queries(queries: Sequence[str]) -> NDArray[np.float32]:
-    """Unit vectors `[n, d]` of questions by the default embedding model."""
-    model = _embedding()
-    return _unit([model.get_query_embedding(query) for query in queries])
-
-
-def _embedding() -> Any:
-    from ztok_rag.embedding import default_embedding
-
-    return default_embedding()
-
-
-def _unit(vectors: Sequence[Sequence[float]]) -> NDArray[np.float32]:
-    array = np.asarray(vectors, dtype=np.float32)
-    norms = np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)
-    return np.asarray(array / norms, dtype=np.float32)
+def peer_differences(
+    tasks: Mapping[str, Sequence[Question]],
+    arms: Sequence[Arm],
+    log: PredictionLog,
+    *,
+    benchmark: str,
+    k: int,
+    seed: int,
+) -> list[Row]:
+    """What Z-tokens score more than every peer at the same rate, question by question."""
+    pairs = [
+        (arm, peer)
+        for arm in arms
+        for peer in arms
+        if arm.name.startswith("ztok") and peer.shorten is not None and arm.rate == peer.rate
+    ]
+    return [
+        row
+        for arm, peer in pairs
+        for row in paired_differences(tasks, arm, peer, log, benchmark=benchmark, k=k, seed=seed)
+    ]
 
 
 def chunk_size(text: str) -> int:

@@ -26,19 +26,22 @@ import numpy as np
 
 from common import (
     chunk_size,
-    embed_queries,
-    embed_texts,
     load_compressor,
     make_parser,
     names,
+    peer_differences,
     run,
     run_script,
     split_context,
 )
+from embed import embed_queries, embed_texts
 from ztok_rag import metrics
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation import (
+    Arm,
+    PredictionLog,
     Question,
+    Row,
     digest,
     read_jsonl,
     sample,
@@ -149,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options,
         benchmark=benchmark,
         note=f"{note} Contexts were split into chunks of {options.chunk_tokens} tokens and "
-        + (f"the {options.k} nearest" if options.k else "all of them")
+        + " or ".join(f"the {k} nearest" if k else "all of them" for k in options.k)
         + " read in document order.",
         tasks=tasks,
         settings={
@@ -166,9 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             },
             compressor.tokenizer,
             options.chunk_tokens,
-            options.k,
         ),
-        summarize=partial(summarize, benchmark, tasks, k=options.k, seed=options.seed),
+        best_first=False,
+        summarize=partial(_rows, benchmark, tasks, options.seed),
     )
 
 
@@ -203,6 +206,19 @@ def _parser() -> argparse.ArgumentParser:
         help="tokens of the base LLM per chunk (default: 256)",
     )
     return parser
+
+
+def _rows(
+    benchmark: str,
+    tasks: Mapping[str, Sequence[Question]],
+    seed: int,
+    arms: Sequence[Arm],
+    log: PredictionLog,
+    k: int,
+) -> list[Row]:
+    """The scores of all arms, then what Z-tokens gain over each peer."""
+    rows = summarize(benchmark, tasks, arms, log, k=k, seed=seed)
+    return rows + peer_differences(tasks, arms, log, benchmark=benchmark, k=k, seed=seed)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -402,21 +418,19 @@ class Retriever:
         records: Mapping[tuple[str, str], Mapping[str, Any]],
         tokenizer: Any,
         chunk_tokens: int,
-        k: int,
     ) -> None:
         self.records = records
         self.tokenizer = tokenizer
         self.chunk_tokens = chunk_tokens
-        self.k = k
 
-    def __call__(self, questions: Sequence[Question]) -> list[list[str]]:
+    def __call__(self, questions: Sequence[Question], k: int) -> list[list[str]]:
         records = [self.records[question.task, question.id] for question in questions]
         contexts = list(dict.fromkeys(record["context"] for record in records))
         split = {
             context: split_context(context, self.tokenizer, self.chunk_tokens)
             for context in contexts
         }
-        if not self.k:
+        if not k:
             return [split[record["context"]] for record in records]
         chunks = list(dict.fromkeys(chunk for context in contexts for chunk in split[context]))
         places = {chunk: place for place, chunk in enumerate(chunks)}
@@ -428,7 +442,7 @@ class Retriever:
         for record, query in zip(records, queries, strict=True):
             own = split[record["context"]]
             scores = vectors[[places[chunk] for chunk in own]] @ query
-            best = np.argsort(-scores, kind="stable")[: self.k]
+            best = np.argsort(-scores, kind="stable")[:k]
             found.append([own[i] for i in sorted(best)])
         return found
 

@@ -74,16 +74,22 @@ def _text(value: object) -> str:
     return html.escape(str(value))
 
 
-def _label(row: Mapping[str, Any]) -> str:
-    return Arm(row["arm"], row["rate"], None).label
+def _labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The arm of each row, with its number of chunks where there are several."""
+    several = len({row["k"] for row in rows if row["rate"] is not None}) > 1
+    return [
+        Arm(row["arm"], row["rate"], None).label
+        + (f", k={row['k']}" if several and row["rate"] is not None else "")
+        for row in rows
+    ]
 
 
-def _main_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The first metric of each task and arm: the ones that plots show."""
+def _main_rows(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """The first metric of each task and label: the ones that plots show."""
     first: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for row in rows:
-        first.setdefault((row["task"], _label(row)), row)
-    return list(first.values())
+    for row, label in zip(rows, _labels(rows), strict=True):
+        first.setdefault((row["task"], label), row)
+    return first
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
@@ -97,12 +103,12 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 def _score_figure(rows: Sequence[Mapping[str, Any]]) -> Any:
     shown = _main_rows(rows)
-    tasks = list(dict.fromkeys(row["task"] for row in shown))
-    labels = list(dict.fromkeys(_label(row) for row in shown))
+    tasks = list(dict.fromkeys(task for task, _ in shown))
+    labels = list(dict.fromkeys(label for _, label in shown))
     figure, axes = _figure(10, 1.2 + 0.24 * len(tasks) * (len(labels) + 1))
     step = 1 / (len(labels) + 1)
     for index, label in enumerate(labels):
-        mine = [row for row in shown if _label(row) == label]
+        mine = [row for (_, name), row in shown.items() if name == label]
         places = [tasks.index(row["task"]) + (index + 1) * step - 0.5 for row in mine]
         scores = [row["score"] for row in mine]
         low = [max(0, row["score"] - row["ci95"][0]) for row in mine]
@@ -110,7 +116,8 @@ def _score_figure(rows: Sequence[Mapping[str, Any]]) -> Any:
         axes.barh(places, scores, height=step * 0.9, label=label, color=f"C{index}")
         axes.errorbar(scores, places, xerr=[low, high], fmt="none", ecolor="#333", elinewidth=1)
     names = [
-        f"{task}\n({next(row['metric'] for row in shown if row['task'] == task)})" for task in tasks
+        f"{task}\n({next(row['metric'] for (name, _), row in shown.items() if name == task)})"
+        for task in tasks
     ]
     axes.set_yticks(range(len(tasks)), names)
     axes.invert_yaxis()
@@ -121,13 +128,13 @@ def _score_figure(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _cost_figure(rows: Sequence[Mapping[str, Any]]) -> Any:
-    shown = [row for row in _main_rows(rows) if row["context_tokens"] is not None]
-    average = [row for row in shown if row["task"] == "average"]
+    shown = {key: row for key, row in _main_rows(rows).items() if row["context_tokens"] is not None}
+    average = {key: row for key, row in shown.items() if row["task"] == "average"}
     shown = average or shown
-    labels = list(dict.fromkeys(_label(row) for row in shown))
-    figure, axes = _figure(8, 4.5)
+    labels = list(dict.fromkeys(label for _, label in shown))
+    figure, axes = _figure(8, max(4.5, 0.25 * len(labels)))
     for index, label in enumerate(labels):
-        mine = [row for row in shown if _label(row) == label]
+        mine = [row for (_, name), row in shown.items() if name == label]
         x = [row["context_tokens"] for row in mine]
         y = [row["score"] for row in mine]
         low = [max(0, row["score"] - row["ci95"][0]) for row in mine]
@@ -135,7 +142,7 @@ def _cost_figure(rows: Sequence[Mapping[str, Any]]) -> Any:
         axes.errorbar(x, y, yerr=[low, high], fmt="o", color=f"C{index}", label=label, capsize=3)
     axes.set_xlabel("context tokens per question (positions of LLM input), mean")
     axes.set_ylabel("mean score over tasks" if average else "score")
-    axes.set_xlim(left=-0.02 * max([1, *(row["context_tokens"] for row in shown)]))
+    axes.set_xlim(left=-0.02 * max([1, *(row["context_tokens"] for row in shown.values())]))
     axes.set_ylim(bottom=0)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
@@ -155,12 +162,15 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         ("prefill_ms", "prefill, ms", 0, 1),
         ("ttft_ms", "first token, ms", 0, 1),
         ("kv_bytes", "KV cache, MiB", 2, 2**20),
+        ("shorten_ms", "shortening, ms", 1, 1),
         ("truncated", "cut prompts", 0, 1),
     )
     head = "".join(f"<th>{name}</th>" for _, name, _, _ in columns)
     lines = []
     task = None
-    for row in sorted(rows, key=lambda row: [r["task"] for r in rows].index(row["task"])):
+    order = {task: place for place, task in enumerate(dict.fromkeys(r["task"] for r in rows))}
+    labelled = zip(rows, _labels(rows), strict=True)
+    for row, label in sorted(labelled, key=lambda pair: order[pair[0]["task"]]):
         cells = "".join(
             f"<td>{'-' if row.get(key) is None else f'{row[key] / unit:.{digits}f}'}</td>"
             for key, _, digits, unit in columns
@@ -168,7 +178,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         first = ' class="first"' if row["task"] != task else ""
         lines.append(
             f'<tr{first}><td class="text">{_text(row["task"])}</td>'
-            f'<td class="text">{_text(_label(row))}</td>'
+            f'<td class="text">{_text(label)}</td>'
             f'<td class="text">{_text(row["metric"])}</td>'
             f"<td>{row['score']:.1f}</td>"
             f"<td>{row['ci95'][0]:.1f} to {row['ci95'][1]:.1f}</td>"

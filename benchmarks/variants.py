@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -66,8 +67,13 @@ class ContinuousModel(ZModel):
 class MeanPoolModel(ContinuousModel):
     """The mean of a span's token embeddings in the place of its anchor's; not quantized."""
 
-    def encode(self, windows: list[list[int]], rate: float) -> Encoded:
-        encoded = super().encode(windows, rate)
+    def encode(
+        self,
+        windows: list[list[int]],
+        rate: float,
+        focus: Sequence[tuple[int, int] | None] | None = None,
+    ) -> Encoded:
+        encoded = super().encode(windows, rate, focus)
         device = self.base.device
         ids = torch.tensor([token for window in windows for token in window], device=device)
         starts = np.cumsum([0, *encoded.counts[:-1]])
@@ -96,8 +102,15 @@ class MemoryTokenModel(ZModel):
         nn.init.normal_(self.project.weight, std=0.1 * width**-0.5)
         self.to(base.device)
 
-    def encode(self, windows: list[list[int]], rate: float) -> Encoded:
+    def encode(
+        self,
+        windows: list[list[int]],
+        rate: float,
+        focus: Sequence[tuple[int, int] | None] | None = None,
+    ) -> Encoded:
         device = self.base.device
+        if any(focus or ()):
+            raise NotImplementedError("memory tokens stand for a whole window")
         counts = [max(1, round(len(window) / rate)) for window in windows]
         rows, is_memory = [], []
         for window, count in zip(windows, counts, strict=True):

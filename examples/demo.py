@@ -21,7 +21,7 @@ from llama_index.vector_stores.faiss import FaissVectorStore
 from rich.console import Console
 from rich.table import Table
 
-from ztok_rag import ZCompressor, ZStore, ZTokenLLM, ZTokenPostprocessor
+from ztok_rag import ZCompressor, ZStore, ZTokenLLM, ZTokenPostprocessor, ZTokenTransform
 from ztok_rag.embedding import default_embedding
 
 PAGES = (
@@ -80,10 +80,11 @@ def chunk_table(
     nodes = list(index.docstore.docs.values())
     texts = [node.get_content(MetadataMode.NONE) for node in nodes]
     start = time.perf_counter()
-    sequences = store.get_or_compress(compressor, texts, rate)
+    ZTokenTransform(compressor=compressor, store=store)(nodes)
     seconds = time.perf_counter() - start
+    sequences = store.get_or_compress(compressor, texts, rate)
     table = Table(
-        title=f"{len(nodes)} chunks compressed at rate {rate:g} in {seconds:.1f} s",
+        title=f"{len(nodes)} chunks compressed in {seconds:.1f} s, here at rate {rate:g}",
         title_justify="left",
     )
     table.add_column("page")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from conftest import PASSAGE
 
 from ztok_rag import ZCompressor, ZSequence
+from ztok_rag.lossless import LosslessText
 
 
 def ztok(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -51,6 +53,21 @@ def test_errors_are_one_line_and_nothing_is_written(tmp_path: Path, case: str) -
     assert done.returncode != 0
     assert done.stderr.startswith("ztok: ") and len(done.stderr.strip().splitlines()) == 1
     assert not codes.exists()
+
+
+@pytest.mark.parametrize("case", ["folder", "below a file", "device"])
+def test_unwritable_output_is_one_line(tmp_path: Path, compressor: ZCompressor, case: str) -> None:
+    source, codes = tmp_path / "in.txt", tmp_path / "in.zt"
+    source.write_text("Some words here.")
+    (z,) = compressor.compress(["Some words here."], 2)
+    LosslessText.pack("Some words here.", z, compressor.tokenizer).save(codes)
+    output = {"folder": tmp_path, "below a file": source / "out", "device": Path(os.devnull)}[case]
+    for command, file in (("compress", source), ("decompress", codes)):
+        done = ztok(command, str(file), "-o", str(output))
+        assert done.returncode == 1 and not done.stdout
+        assert done.stderr.startswith(f"ztok: cannot write {output}: ")
+        assert "; name a file" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "in.zt"]
 
 
 def test_info_and_help() -> None:

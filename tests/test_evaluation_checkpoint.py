@@ -94,7 +94,7 @@ def test_results_have_the_shape_of_every_evaluation(
     assert rows[qa, "none", None, "f1"]["context_tokens"] == 0
     shares = [key[1:3] for key in rows if key[3] == "share_of_text_reader"]
     if "text" in reader.adapters and rows[qa, "text-reader", 1.0, "f1"]["score"] > 0:
-        assert shares == [("ztok", 2.0), ("ztok", 4.0)]
+        assert shares == [(arm, rate) for arm in ("ztok", "ztok-focus") for rate in (2.0, 4.0)]
     else:
         assert not shares
     row = rows[cut, "ztok", 4.0, "bleu4"]

@@ -37,6 +37,7 @@ import longbench
 import rag_qa
 
 import common
+import peers
 
 FINGERPRINT = "0123456789abcdef"
 TEMPLATES = {
@@ -99,8 +100,13 @@ class StandInCompressor:
         self.tokenizer = WordTokenizer()
         self.texts: list[str] = []
 
-    def compress(self, texts: Sequence[str], rate: float) -> list[ZSequence]:
+    def compress_rates(
+        self, texts: Sequence[str], rates: Sequence[float]
+    ) -> dict[float, list[ZSequence]]:
         self.texts += texts
+        return {rate: self.compress(texts, rate) for rate in rates}
+
+    def compress(self, texts: Sequence[str], rate: float) -> list[ZSequence]:
         out = []
         for text in texts:
             tokens = len(self.tokenizer.encode(text))
@@ -122,8 +128,9 @@ def compressor(monkeypatch: pytest.MonkeyPatch) -> StandInCompressor:
                 vectors[row, sum(word.encode()) % 257] += 1
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    for module in (longbench, rag_qa):
-        monkeypatch.setattr(module, "load_compressor", lambda options: stand_in)
+    for script in (longbench, rag_qa):
+        monkeypatch.setattr(script, "load_compressor", lambda options: stand_in)
+    for module in (longbench, rag_qa, peers):
         monkeypatch.setattr(module, "embed_texts", embed)
         monkeypatch.setattr(module, "embed_queries", embed)
     return stand_in
@@ -244,8 +251,49 @@ def test_other_settings_are_refused(
     compressor: StandInCompressor, data: Path, tmp_path: Path
 ) -> None:
     run(data, tmp_path / "out", "--tasks", "lcc")
-    with pytest.raises(DataError, match="k was 2 and is now 3"):
-        run(data, tmp_path / "out", "--tasks", "lcc", "--k", "3")
+    with pytest.raises(DataError, match="chunk_tokens was 60 and is now 70"):
+        run(data, tmp_path / "out", "--tasks", "lcc", "--chunk-tokens", "70")
+
+
+def test_a_run_holds_several_k(compressor: StandInCompressor, data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "out", "--tasks", "hotpotqa", "--rates", "4", "--k", "1")
+    asked = len(compressor.reader.calls)
+    results = run(data, tmp_path / "out", "--tasks", "hotpotqa", "--rates", "4", "--k", "1,3")
+    again = sum(len(prompts) for _, prompts in compressor.reader.calls[asked:])
+    assert again == 2 * 5  # not `none`, and nothing of k = 1
+    rows = {(r["arm"], r["k"]): r for r in results["rows"]}
+    assert rows.keys() == {("none", 0)} | {(arm, k) for arm in ("text", "ztok") for k in (1, 3)}
+    assert len(results["rows"]) == len(rows)
+    assert rows["text", 1]["context_tokens"] < rows["text", 3]["context_tokens"] / 2
+    assert "text, k=3" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_peers_get_the_budget_of_z_tokens(
+    compressor: StandInCompressor, data: Path, tmp_path: Path
+) -> None:
+    compressor.reader.adapters = ("compress", "read", "text")
+    arms = ["--arms", "ztok,text-reader,truncate,fewer-chunks", "--rates", "2,4"]
+    results = run(data, tmp_path / "out", "--k", "1,2", *arms)
+    rows = {(r["task"], r["arm"], r["rate"], r["k"], r["metric"]): r for r in results["rows"]}
+    assert len(rows) == len(results["rows"])
+    raw = rows["hotpotqa", "text-reader", 1.0, 2, "f1"]["context_tokens"]
+    for rate in (2.0, 4.0):
+        for peer in ("truncate", "fewer-chunks"):
+            row = rows["hotpotqa", peer, rate, 2, "f1"]
+            assert 0 < row["context_tokens"] <= math.ceil(raw / rate)
+            assert row["shorten_ms"] >= 0
+            assert row["bytes_per_source_token"] > 1
+            for task, metric in (
+                ("hotpotqa", "f1"),
+                ("lcc", "edit_similarity"),
+                ("average", "mean"),
+            ):
+                for k in (1, 2):
+                    assert (task, "ztok", rate, k, f"{metric}_minus_{peer}") in rows
+        halves = rows["hotpotqa", "fewer-chunks", 2.0, 2, "f1"]["context_tokens"]
+        assert halves == rows["hotpotqa", "text-reader", 1.0, 1, "f1"]["context_tokens"]
+    adapters = {adapter for adapter, _ in compressor.reader.calls}
+    assert adapters == {"read", "text"}
 
 
 def test_a_long_context_loses_its_middle_and_is_counted(
@@ -373,7 +421,8 @@ def test_rag_qa_reports_the_gain_over_no_context(
     ]
     write(path, records)
     out = tmp_path / "out"
-    rag_qa.main(["--data", str(path), "--output", str(out), "--limit", "4", "--rates", "4"])
+    arms = ["--arms", "none,text,text-reader,ztok"]
+    rag_qa.main(["--data", str(path), "--output", str(out), "--limit", "4", "--rates", "4", *arms])
     rows = {
         (r["arm"], r["metric"]): r for r in json.loads((out / "results.json").read_text())["rows"]
     }
@@ -384,14 +433,38 @@ def test_rag_qa_reports_the_gain_over_no_context(
     assert ("text-reader", "f1") not in rows
 
 
+def test_rag_qa_retrieves_from_documents(compressor: StandInCompressor, tmp_path: Path) -> None:
+    sentences = [f"This line of the report tells about word{i}." for i in range(40)]
+    write(tmp_path / "documents.jsonl", [{"title": "Report", "text": " ".join(sentences)}])
+    write(tmp_path / "qa.jsonl", [{"question": "What of word9?", "answers": ["Paris"]}])
+    out = tmp_path / "out"
+    arguments = ["--data", str(tmp_path / "qa.jsonl"), "--chunk-tokens", "24", "--k", "1,3"]
+    arguments += ["--documents", str(tmp_path / "documents.jsonl"), "--output", str(out)]
+    rag_qa.main([*arguments, "--arms", "none,text"])
+    results = json.loads((out / "results.json").read_text())
+    tokens = {r["k"]: r["context_tokens"] for r in results["rows"] if r["arm"] == "text"}
+    assert tokens[1] <= 24 < tokens[3] <= 3 * 24 + 2
+    assert all("gold_retrieved" not in row for row in results["rows"])
+    prompts = [p[0] for a, ps in compressor.reader.calls for p in ps if a is None]
+    assert all("word9." in prompt for prompt in prompts)
+    with pytest.raises(DataError, match=r"qa\.jsonl, line 1: field 'context' is missing"):
+        rag_qa.main(["--data", str(tmp_path / "qa.jsonl"), "--output", str(out)])
+    write(tmp_path / "documents.jsonl", [{"title": "Report"}])
+    with pytest.raises(DataError, match=r"documents\.jsonl, line 1: it has no text"):
+        rag_qa.main(arguments)
+
+
 def test_arms(caplog: pytest.LogCaptureFixture) -> None:
     arms = make_arms(["none", "text", "text-reader", "ztok"], [4, 8], ["read", "text"])
     assert [arm.label for arm in arms] == ["none", "text", "text-reader", "ztok 4x", "ztok 8x"]
     assert [arm.adapter for arm in arms] == ["read", None, "text", "read", "read"]
     assert make_arms(["text-reader", "text"], [4], ["read"]) == [Arm("text", 1.0, None)]
     assert "text-reader is left out" in caplog.text
-    with pytest.raises(DataError, match="unknown arm 'zip'"):
-        make_arms(["zip"], [4], ["read"])
+    short = {"peer": lambda question, chunks, budget: ""}
+    arms = make_arms(["peer"], [4, 8, 4.0], ["read", "text"], short)
+    assert [(arm.label, arm.adapter) for arm in arms] == [("peer 4x", "text"), ("peer 8x", "text")]
+    with pytest.raises(DataError, match="'zip'; the arms are none, .*, ztok-focus, peer"):
+        make_arms(["zip"], [4], ["read"], short)
     with pytest.raises(DataError, match=r"at least 1 .* not 0\.5"):
         make_arms(["ztok"], [0.5], ["read"])
 

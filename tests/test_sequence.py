@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ztok_rag import SequenceError, ZSequence
+from ztok_rag import SequenceError, ZSequence, ZtokError
 
 
 def make_sequence(n: int = 50, depth: int = 4, seed: int = 0) -> ZSequence:
@@ -64,6 +64,14 @@ def test_file_round_trip_and_errors(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(SequenceError, match=r"text\.zt.*truncated"):
         ZSequence.load(path)
+
+
+def test_an_unwritable_path_names_cause_and_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file" / "out.zt", tmp_path, tmp_path / ("n" * 300)):
+        with pytest.raises(ZtokError, match=r"cannot write .*name a file"):
+            make_sequence().save(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_windows_must_add_up() -> None:

@@ -114,6 +114,31 @@ def fastest_dtype(device: str | torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def load_tokenizer(base: str | Path | None = None) -> Any:
+    """The Hugging Face tokenizer of a base LLM, without the model; errors as `BaseLM.load`."""
+    with _loading(base) as path:
+        return AutoTokenizer.from_pretrained(path)
+
+
+def _is_default(base: str | Path | None) -> bool:
+    return base is None or str(base) == DEFAULT_BASE
+
+
+@contextmanager
+def _loading(base: str | Path | None) -> Iterator[str | Path]:
+    """Where a base LLM lies; what goes wrong while the body loads it is a `CheckpointError`."""
+    path = default_base_path() if base is None or _is_default(base) else base
+    try:
+        with quiet_transformers():
+            yield path
+    except (OSError, ValueError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"cannot load the base LLM {base!s} ({cause}); "
+            "give the id or folder of a Hugging Face causal LM."
+        ) from error
+
+
 class BaseLM:
     """A frozen Hugging Face causal LM with switchable LoRA adapters on one copy of its weights.
 
@@ -150,22 +175,14 @@ class BaseLM:
         Raises:
             CheckpointError: the model cannot be found or loaded.
         """
-        default = base is None or str(base) == DEFAULT_BASE
-        path = default_base_path() if default else base
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = dtype or fastest_dtype(device)
-        try:
-            with quiet_transformers():
-                tokenizer = AutoTokenizer.from_pretrained(path)
-                model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-        except (OSError, ValueError) as error:
-            cause = str(error).strip().splitlines()[0]
-            raise CheckpointError(
-                f"cannot load the base LLM {base!s} ({cause}); "
-                "give the id or folder of a Hugging Face causal LM."
-            ) from error
-        return cls(DEFAULT_BASE if default else str(base), model.to(device), tokenizer)
+        with _loading(base) as path:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        name = DEFAULT_BASE if _is_default(base) else str(base)
+        return cls(name, model.to(device), tokenizer)
 
     @property
     def device(self) -> torch.device:

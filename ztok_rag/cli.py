@@ -11,6 +11,8 @@ from ztok_rag.errors import DataError, ZtokError
 
 if TYPE_CHECKING:
     from ztok_rag.compressor import ZCompressor
+    from ztok_rag.lossless import LosslessText
+    from ztok_rag.sequence import ZSequence
 
 app = typer.Typer(
     name="ztok",
@@ -146,22 +148,37 @@ def compress(
     file: Annotated[Path, typer.Argument(help="UTF-8 text file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="File of codes to write.")],
     rate: Annotated[float, typer.Option(help="Source tokens per Z-token.")] = 4.0,
+    lossless: Annotated[
+        bool, typer.Option("--lossless", help="Keep what gives the exact text back, too.")
+    ] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
     base: Annotated[str | None, typer.Option(help="Base LLM: Hugging Face id or folder.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if any.")] = None,
 ) -> None:
     """Compress a text file into a file of Z-token codes."""
-    text = _read_text(file)
+    text = _read_text(file, exact=lossless)
     from ztok_rag.compressor import ZCompressor
+    from ztok_rag.lossless import LosslessText
 
     compressor = ZCompressor.from_pretrained(checkpoint, base=base, device=device)
     (z,) = compressor.compress([text], rate)
-    z.save(output)
     stored = len(z.to_bytes())
-    typer.echo(
+    line = (
         f"{z.source_tokens} tokens -> {len(z)} Z-tokens (rate {z.rate:.2f}), {stored} bytes, "
         f"{stored / z.source_tokens:.2f} per token"
     )
+    if lossless:
+        import gzip
+
+        both = LosslessText.pack(text, z, compressor.tokenizer)
+        both.save(output)
+        line += (
+            f"; {len(both.packed)} more for the exact text, {len(both.to_bytes())} in all; "
+            f"the text takes {len(text.encode())}, {len(gzip.compress(text.encode(), 9))} by gzip"
+        )
+    else:
+        z.save(output)
+    typer.echo(line)
 
 
 @app.command()
@@ -174,25 +191,34 @@ def decompress(
     base: Annotated[str | None, typer.Option(help="Base LLM: Hugging Face id or folder.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if any.")] = None,
 ) -> None:
-    """Write the text that a file of codes stands for, as the reader reconstructs it."""
-    from ztok_rag.sequence import ZSequence, write_atomic
+    """Write the text of a file of codes: exact if lossless, else as the reader reconstructs it."""
+    from ztok_rag.lossless import LosslessText, parse
+    from ztok_rag.sequence import read_sequence_file, write_atomic
 
-    z = ZSequence.load(file)
-    from ztok_rag.compressor import ZCompressor
-
-    compressor = ZCompressor.from_pretrained(checkpoint, base=base, device=device)
-    (text,) = compressor.decompress([z])
-    if output is None:
-        typer.echo(text)
+    stored = read_sequence_file(file, parse)
+    if isinstance(stored, LosslessText):
+        text = _exact_text(stored, checkpoint, base)
     else:
+        from ztok_rag.compressor import ZCompressor
+
+        compressor = ZCompressor.from_pretrained(checkpoint, base=base, device=device)
+        (text,) = compressor.decompress([stored])
+    if output is not None:
         write_atomic(output, text.encode())
+    elif isinstance(stored, LosslessText):
+        typer.echo(text.encode(), nl=False)
+    else:
+        typer.echo(text)
 
 
 @app.command()
 def view(
-    file: Annotated[Path, typer.Argument(help="UTF-8 text file.")],
+    file: Annotated[Path, typer.Argument(help="UTF-8 text file, or a lossless file of codes.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="HTML page to write.")],
-    rate: Annotated[float, typer.Option(help="Source tokens per Z-token.")] = 4.0,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Source tokens per Z-token; default: 4, or as the lossless file is."),
+    ] = None,
     reconstruct_tokens: Annotated[
         int,
         typer.Option(min=0, help="Reconstruct the windows that begin in so many first tokens."),
@@ -202,15 +228,16 @@ def view(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if any.")] = None,
 ) -> None:
     """Write an HTML page of a text, its Z-tokens, and what the reader reconstructs from them."""
-    text = _read_text(file)
     if output.is_dir():
         raise DataError(f"{output} is a folder; name the HTML file to write.")
+    text, z = _read_text_or_codes(file, checkpoint, base)
     from ztok_rag.compressor import ZCompressor
     from ztok_rag.sequence import write_atomic
     from ztok_rag.view import first_windows, render
 
     compressor = ZCompressor.from_pretrained(checkpoint, base=base, device=device)
-    (z,) = compressor.compress([text], rate)
+    if z is None or rate is not None:
+        (z,) = compressor.compress([text], 4.0 if rate is None else rate)
     windows = first_windows(z, reconstruct_tokens)
     page = render(
         text,
@@ -220,10 +247,7 @@ def view(
         title=file.name,
         anchors=compressor.model.config.anchors,
     )
-    try:
-        write_atomic(output, page.encode())
-    except OSError as error:
-        raise DataError(f"cannot write {output}: {error.strerror}.") from error
+    write_atomic(output, page.encode())
     typer.echo(
         f"{z.source_tokens} tokens -> {len(z)} Z-tokens (rate {z.rate:.2f}), {len(windows)} of "
         f"{len(z.windows)} windows reconstructed\nWritten: {output}"
@@ -251,8 +275,8 @@ def evaluate(
         typer.Option(help="Of qa,reconstruction; default: all that the records allow."),
     ] = None,
     arms: Annotated[
-        str, typer.Option(help="Of none,text,text-reader,ztok; how questions get their context.")
-    ] = "none,text-reader,ztok",
+        str, typer.Option(help="Of none,text,text-reader,ztok,ztok-focus: who reads what.")
+    ] = "none,text-reader,ztok,ztok-focus",
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
     base: Annotated[str | None, typer.Option(help="Base LLM: Hugging Face id or folder.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if any.")] = None,
@@ -489,9 +513,40 @@ def _read_folder(folder: Path, excluded: Path) -> tuple[dict[str, str], int]:
     return texts, skipped
 
 
-def _read_text(file: Path) -> str:
+def _exact_text(stored: LosslessText, checkpoint: Path | None, base: str | None) -> str:
+    """The text of a lossless file; only the base's tokenizer is loaded, and only where needed."""
+    if not stored.needs_tokenizer:
+        return stored.text()
+    from ztok_rag.base import load_tokenizer
+    from ztok_rag.config import ZConfig
+    from ztok_rag.model import DEFAULT_CHECKPOINT
+
+    base = base or ZConfig.load(checkpoint or DEFAULT_CHECKPOINT).base
+    return stored.text(load_tokenizer(base))
+
+
+def _read_text_or_codes(
+    file: Path, checkpoint: Path | None, base: str | None
+) -> tuple[str, ZSequence | None]:
+    """The text of a file, and its Z-tokens where it is a lossless file."""
+    from ztok_rag.lossless import MAGIC, LosslessText
+
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open("rb") as stream:
+            lossless = stream.read(len(MAGIC)) == MAGIC
+    except OSError:
+        lossless = False
+    if not lossless:
+        return _read_text(file), None
+    stored = LosslessText.load(file)
+    return _exact_text(stored, checkpoint, base), stored.z
+
+
+def _read_text(file: Path, *, exact: bool = False) -> str:
+    """A UTF-8 file's text; unless `exact`, every line end becomes a line feed."""
+    try:
+        with file.open(encoding="utf-8", newline="" if exact else None) as stream:
+            text = stream.read()
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}.") from error
     except UnicodeDecodeError as error:

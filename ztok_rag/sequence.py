@@ -6,14 +6,17 @@ import os
 import struct
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ztok_rag.errors import SequenceError
+from ztok_rag.errors import SequenceError, ZtokError
+
+T = TypeVar("T")
 
 EMPTY = 65535
 """Code of an unused slot: the span had fewer tokens than the checkpoint has anchors."""
@@ -114,7 +117,7 @@ class ZSequence:
         counts = [self.source_tokens, len(self), self.depth, len(self.windows), len(gaps)]
         offsets = _varints([*starts.tolist(), *(-gaps).tolist(), int(self.spans[-1, 1])])
         # Learned codes are nearly random, and spoil the compression of what is not.
-        learned, first = planes[1:].tobytes(), _deflate(planes[:1].tobytes() + offsets)
+        learned, first = planes[1:].tobytes(), deflate(planes[:1].tobytes() + offsets)
         body = _varints([*counts, *self.windows]) + learned + first
         head = (_MAGIC, bytes.fromhex(self.fingerprint))
         return _HEADER.pack(*head, zlib.crc32(body, zlib.crc32(head[1]))) + body
@@ -164,36 +167,62 @@ class ZSequence:
 
     @classmethod
     def load(cls, path: str | Path) -> ZSequence:
-        """Read a file that `save` wrote.
+        """Read a file that `save` or `LosslessText.save` wrote.
 
         Raises:
             SequenceError: the file is missing, or is not an intact Z-token sequence.
         """
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise SequenceError(f"cannot read {path}: {error.strerror}.") from error
-        try:
-            return cls.from_bytes(data)
-        except SequenceError as error:
-            raise SequenceError(f"{path}: {error}") from error
+        from ztok_rag.lossless import LosslessText, parse
+
+        stored = read_sequence_file(path, parse)
+        return stored.z if isinstance(stored, LosslessText) else stored
+
+
+def read_sequence_file(path: str | Path, parse: Callable[[bytes], T]) -> T:
+    """What `parse` makes of a file's bytes; its errors name the file.
+
+    Raises:
+        SequenceError: the file cannot be read, or `parse` raised it.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise SequenceError(f"cannot read {path}: {error.strerror}.") from error
+    try:
+        return parse(data)
+    except SequenceError as error:
+        raise SequenceError(f"{path}: {error}") from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` by way of a temporary file in the same folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write `data` to `path` by way of a temporary file in the same folder.
+
+    Raises:
+        ZtokError: it cannot be written there.
+    """
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        if path.exists() and not path.is_file():
+            kind = "is a folder" if path.is_dir() else "is not a regular file"
+            raise ZtokError(f"cannot write {path}: it {kind}; name a file.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        cause = "its folder is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise ZtokError(
+            f"cannot write {path}: {cause}; name a file in a folder that can be written, "
+            "with room on its disk."
+        ) from error
 
 
-def _deflate(data: bytes) -> bytes:
+def deflate(data: bytes) -> bytes:
     """zlib's compression without its own header and checksum."""
     packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
     return packer.compress(data) + packer.flush()

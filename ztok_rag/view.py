@@ -182,7 +182,7 @@ def _returned(
         ("Words invented", f"{invented:,}"),
         (
             "Characters lost",
-            f"{characters_lost(back, [source]):.0%} <small>unlike English texts: about 60%</small>",
+            f"{characters_lost(back, [source]):.0%} <small>unlike texts share letters too</small>",
         ),
         ("BLEU-4", bleu),
     ]

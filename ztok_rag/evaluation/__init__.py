@@ -6,6 +6,7 @@ from ztok_rag.evaluation.questions import (
     QUESTION_FIELDS,
     Arm,
     Question,
+    Shorten,
     check_field,
     check_question,
     make_arms,
@@ -21,21 +22,24 @@ from ztok_rag.evaluation.results import (
     format_table,
     machine_info,
     paired_difference,
+    paired_differences,
     paired_share,
     ratio_ci,
     stratified_ci,
     summarize,
     write_results,
 )
-from ztok_rag.evaluation.run import chat_frame, cut_end, cut_middle, evaluate, reconstruct
+from ztok_rag.evaluation.run import JOIN, chat_frame, cut_end, cut_middle, evaluate, reconstruct
 
 __all__ = [
     "ARM_NAMES",
+    "JOIN",
     "QUESTION_FIELDS",
     "Arm",
     "PredictionLog",
     "Question",
     "Row",
+    "Shorten",
     "adapters_digest",
     "bootstrap_ci",
     "chat_frame",
@@ -50,6 +54,7 @@ __all__ = [
     "make_arms",
     "make_question",
     "paired_difference",
+    "paired_differences",
     "paired_share",
     "ratio_ci",
     "read_jsonl",

@@ -57,7 +57,7 @@ class EvalSettings:
     """
 
     rates: tuple[float, ...] = (4.0, 8.0, 16.0)
-    arms: tuple[str, ...] = ("none", "text-reader", "ztok")
+    arms: tuple[str, ...] = ("none", "text-reader", "ztok", "ztok-focus")
     limit: int | None = None
     seed: int = 0
     batch_size: int = 8
@@ -343,7 +343,7 @@ def _shares(
     shares = [
         paired_share(questions, arm, text_reader, log, "f1", benchmark=QA, k=1, seed=seed)
         for arm in arms
-        if arm.name == "ztok"
+        if arm.name in ("ztok", "ztok-focus")
     ]
     if None in shares:
         logger.warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 class PredictionLog:
     """`predictions.jsonl` of an output folder, by which an interrupted run resumes.
 
-    Each line is one answer of one arm. What is in the file when it is opened counts as done; a
-    last line that a kill left half written is dropped.
+    Each line is one answer of one arm from one number of retrieved chunks. What is in the file
+    when it is opened counts as done; a last line that a kill left half written is dropped.
+
+    Attributes:
+        k: the number of chunks that answers looked up or added are from; see `at`.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -34,7 +38,8 @@ class PredictionLog:
             DataError: the folder holds a run with other settings, or a damaged log.
         """
         self.path = folder / "predictions.jsonl"
-        self.records: dict[tuple[str, str, float | None, str], dict[str, Any]] = {}
+        self.k = 1
+        self.records: dict[tuple[str, str, float | None, int, str], dict[str, Any]] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._check_settings(folder / "settings.json", dict(settings))
@@ -85,13 +90,21 @@ class PredictionLog:
                     f"{self.path}, line {number} is damaged; delete that line to run it again."
                 ) from error
 
+    def at(self, k: int) -> PredictionLog:
+        """The same log, for answers from `k` retrieved chunks."""
+        view = copy.copy(self)
+        view.k = k
+        return view
+
     def get(self, question: Question, arm: Arm) -> dict[str, Any] | None:
         """The record of a question answered by an arm, if it is done."""
-        return self.records.get((question.task, arm.name, arm.rate, question.id))
+        k = 0 if arm.rate is None else self.k
+        return self.records.get((question.task, arm.name, arm.rate, k, question.id))
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
         """Add records, on disk when this returns."""
         for record in records:
+            record = {**record, "k": 0 if record["rate"] is None else self.k}
             self.records[_key(record)] = record
             self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._file.flush()
@@ -118,5 +131,6 @@ def adapters_digest(compressor: ZCompressor) -> str:
     return total.hexdigest()
 
 
-def _key(record: Mapping[str, Any]) -> tuple[str, str, float | None, str]:
-    return record["task"], record["arm"], record["rate"], record["id"]
+def _key(record: Mapping[str, Any]) -> tuple[str, str, float | None, int, str]:
+    k = 0 if record["rate"] is None else record.get("k", 1)
+    return record["task"], record["arm"], record["rate"], k, record["id"]

@@ -17,7 +17,13 @@ from ztok_rag.prompts import QA_TEMPLATE
 
 logger = logging.getLogger(__name__)
 
-ARM_NAMES = ("none", "text", "text-reader", "ztok")
+ARM_NAMES = ("none", "text", "text-reader", "ztok", "ztok-focus")
+"""The arms that need nothing but a checkpoint."""
+
+_WITHOUT_RATE = ("none", "text", "text-reader")
+
+Shorten = Callable[[str, Sequence[str], int], str]
+"""Takes a question, its retrieved chunks and a number of tokens; returns a context as text."""
 
 QUESTION_FIELDS: Mapping[str, type] = {"context": str, "question": str, "answers": list}
 """Fields of a record of SQuAD's kind, as `read_jsonl` requires them."""
@@ -28,19 +34,24 @@ class Arm:
     """One way to give a model its context.
 
     Attributes:
-        name: one of `ARM_NAMES`.
+        name: one of `ARM_NAMES`, or of the shortened raw text.
         rate: source tokens per context position: 1 for raw text, `None` for no context.
         adapter: the reader's adapter; `None` is the plain base LLM.
+        shorten: makes the context out of the retrieved chunks, given the number of tokens that
+            the rate allows.
     """
 
     name: str
     rate: float | None
     adapter: str | None
+    shorten: Shorten | None = field(default=None, compare=False, repr=False)
 
     @property
     def label(self) -> str:
         """The name, with the rate where there may be several."""
-        return f"{self.name} {self.rate:g}x" if self.name == "ztok" else self.name
+        if self.rate is None or self.name in _WITHOUT_RATE:
+            return self.name
+        return f"{self.name} {self.rate:g}x"
 
 
 @dataclass(frozen=True)
@@ -71,39 +82,50 @@ class Question:
     chat: bool = True
 
 
-def make_arms(names: Sequence[str], rates: Sequence[float], adapters: Sequence[str]) -> list[Arm]:
-    """The arms asked for, `ztok` once per rate.
+def make_arms(
+    names: Sequence[str],
+    rates: Sequence[float],
+    adapters: Sequence[str],
+    shorteners: Mapping[str, Shorten] | None = None,
+) -> list[Arm]:
+    """The arms asked for, `ztok` and shortened text once per rate.
 
     An arm whose adapter the checkpoint lacks is left out, with a warning.
 
     Args:
         adapters: of the checkpoint.
+        shorteners: further arms by name, whose shortened text the text reader reads.
 
     Raises:
         DataError: an unknown arm, a rate below 1, or no arm left.
     """
+    shorteners = shorteners or {}
+    known = ", ".join((*ARM_NAMES, *shorteners))
+    distinct = list(dict.fromkeys(map(float, rates)))
     arms = []
     for name in dict.fromkeys(names):
         if name == "none":
             arms.append(Arm(name, None, "read"))
         elif name == "text":
             arms.append(Arm(name, 1.0, None))
+        elif name in ("ztok", "ztok-focus"):
+            arms += [Arm(name, rate, "read") for rate in distinct]
+        elif name != "text-reader" and name not in shorteners:
+            raise DataError(f"unknown arm {name!r}; the arms are {known}.")
+        elif "text" not in adapters:
+            logger.warning(
+                "warning: the arm %s is left out: "
+                "this checkpoint has no adapter trained on raw text.",
+                name,
+            )
         elif name == "text-reader":
-            if "text" in adapters:
-                arms.append(Arm(name, 1.0, "text"))
-            else:
-                logger.warning(
-                    "warning: the arm text-reader is left out: "
-                    "this checkpoint has no adapter trained on raw text."
-                )
-        elif name == "ztok":
-            arms += [Arm(name, float(rate), "read") for rate in dict.fromkeys(rates)]
+            arms.append(Arm(name, 1.0, "text"))
         else:
-            raise DataError(f"unknown arm {name!r}; the arms are {', '.join(ARM_NAMES)}.")
+            arms += [Arm(name, rate, "text", shorteners[name]) for rate in distinct]
     if bad := [rate for rate in rates if not rate >= 1]:
         raise DataError(f"a rate is at least 1 source token per Z-token, not {bad[0]:g}.")
     if not arms:
-        raise DataError(f"no arm is left to run; the arms are {', '.join(ARM_NAMES)}.")
+        raise DataError(f"no arm is left to run; the arms are {known}.")
     return arms
 
 
@@ -114,7 +136,8 @@ def make_question(
 
     Args:
         number: of the record in its file, from 0; the question's id.
-        record: has the `QUESTION_FIELDS`.
+        record: has the `QUESTION_FIELDS`; without a context, no paragraph is known to hold the
+            answer.
     """
     before, after = split_template(QA_TEMPLATE, question=record["question"])
     answers = record["answers"]
@@ -134,7 +157,7 @@ def make_question(
         answers=tuple(answers),
         max_new_tokens=max_new_tokens,
         score=score,
-        gold=record["context"],
+        gold=record.get("context"),
     )
 
 

@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -150,9 +150,7 @@ def paired_difference(
 ) -> Row:
     """The row of `arm`'s score minus `other`'s on the same questions, with its interval."""
     records = _records(questions, arm, log)
-    ours = _scores(questions, records)[metric]
-    theirs = _scores(questions, _records(questions, other, log))[metric]
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    differences = _differences(questions, arm, other, log, metric)
     return Row(
         benchmark=benchmark,
         task=questions[0].task,
@@ -165,6 +163,41 @@ def paired_difference(
         n=len(differences),
         **_costs(records),
     )
+
+
+def paired_differences(
+    tasks: Mapping[str, Sequence[Question]],
+    arm: Arm,
+    other: Arm,
+    log: PredictionLog,
+    *,
+    benchmark: str,
+    k: int,
+    seed: int = 0,
+) -> list[Row]:
+    """The `paired_difference` of each task in its first metric, then their mean over tasks."""
+    rows, groups = [], []
+    for questions in tasks.values():
+        metric = next(iter(_scores(questions[:1], _records(questions[:1], arm, log))))
+        rows.append(
+            paired_difference(
+                questions, arm, other, log, metric, benchmark=benchmark, k=k, seed=seed
+            )
+        )
+        groups.append(_differences(questions, arm, other, log, metric))
+    if len(tasks) > 1:
+        mean = _mean_row(rows, stratified_ci(groups, seed))
+        rows.append(replace(mean, metric=f"mean_minus_{other.name}"))
+    return rows
+
+
+def _differences(
+    questions: Sequence[Question], arm: Arm, other: Arm, log: PredictionLog, metric: str
+) -> list[float]:
+    """What `arm` scores more than `other`, by question."""
+    ours = _scores(questions, _records(questions, arm, log))[metric]
+    theirs = _scores(questions, _records(questions, other, log))[metric]
+    return [a - b for a, b in zip(ours, theirs, strict=True)]
 
 
 def paired_share(
@@ -224,6 +257,10 @@ def _scores(
     return scores
 
 
+_OPTIONAL_COSTS = ("gold_retrieved", "shorten_ms", "postprocess_ms")
+"""Fields of some records whose mean stands in `extra` where any record has them."""
+
+
 def _costs(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Cost fields of a row."""
 
@@ -246,7 +283,7 @@ def _costs(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "truncated": sum(record["truncated"] for record in records),
             "measured": sum("prefill_ms" in record for record in records),
         }
-        | ({"gold_retrieved": share} if (share := mean("gold_retrieved")) is not None else {}),
+        | {name: value for name in _OPTIONAL_COSTS if (value := mean(name)) is not None},
     }
 
 
@@ -273,7 +310,12 @@ def _mean_row(rows: Sequence[Row], interval: tuple[float, float]) -> Row:
         prefill_ms=mean("prefill_ms"),
         ttft_ms=mean("ttft_ms"),
         kv_bytes=mean("kv_bytes"),
-        extra={"truncated": sum(row.extra["truncated"] for row in rows)},
+        extra={"truncated": sum(row.extra["truncated"] for row in rows)}
+        | {
+            name: float(np.mean([row.extra[name] for row in rows]))
+            for name in _OPTIONAL_COSTS
+            if all(name in row.extra for row in rows)
+        },
     )
 
 
@@ -357,8 +399,8 @@ def write_results(
 def format_table(rows: Sequence[Row]) -> str:
     """The rows as aligned text."""
     header = (
-        "task", "arm", "metric", "score", "95% interval", "n", "context tokens",
-        "bytes/source token", "prefill ms", "first token ms", "KV MiB",
+        "task", "arm", "metric", "k", "score", "95% interval", "n", "context tokens",
+        "bytes/source token", "prefill ms", "first token ms", "KV MiB", "shorten ms",
     )  # fmt: skip
     lines = [header, *(_cells(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
@@ -382,6 +424,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.task,
         arm,
         row.metric,
+        str(row.k),
         number(row.score, 1),
         f"{row.ci95[0]:.1f} to {row.ci95[1]:.1f}",
         str(row.n),
@@ -390,6 +433,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         number(row.prefill_ms, 0),
         number(row.ttft_ms, 0),
         number(None if row.kv_bytes is None else row.kv_bytes / 2**20, 2),
+        number(row.extra.get("shorten_ms"), 1),
     )
 
 

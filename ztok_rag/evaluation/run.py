@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ztok_rag.evaluation.log import PredictionLog
 from ztok_rag.evaluation.questions import Arm, Question, sample
+from ztok_rag.focus import LADDER, QuestionFocus, SentenceScorer
 from ztok_rag.sequence import ZSequence
 
 if TYPE_CHECKING:
@@ -18,18 +21,22 @@ if TYPE_CHECKING:
 JOIN = "\n\n"
 """Stands between two retrieved chunks, as text or as Z-tokens."""
 
+_SHORTEN_AT_ONCE = 4
+"""Batches of prompts whose contexts are shortened before the first of them is answered."""
+
 Segments = list[str | ZSequence]
 
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A prompt with the cost of its context."""
+    """A prompt with the cost of its context; `times` are in milliseconds."""
 
     segments: Segments
     context_tokens: int
     source_tokens: int
     stored_bytes: int
     truncated: bool
+    times: Mapping[str, float] = field(default_factory=dict)
 
 
 def evaluate(
@@ -66,48 +73,55 @@ def evaluate(
     found = retrieve(list(with_context.values())) if with_context else []
     chunks = dict(zip(with_context, found, strict=True))
 
+    compressed = _Compressed(compressor)
     for arm in arms:
         if bar is not None:
             bar.update(len(questions) - len(todo[arm]))
-        compressed: dict[str, ZSequence] = {}
-        if arm.name == "ztok" and arm.rate is not None and todo[arm]:
+        if _cached_rates(arm):
             texts = list(dict.fromkeys(text for q in todo[arm] for text in chunks[q.id]))
             for start in range(0, len(texts), 64):
-                show(f"compressing at {arm.rate:g}x, {start} of {len(texts)} chunks done")
-                part = texts[start : start + 64]
-                compressed |= zip(part, compressor.compress(part, rate=arm.rate), strict=True)
+                show(f"compressing for {arm.label}, {start} of {len(texts)} chunks done")
+                compressed.prepare(texts[start : start + 64], arm)
         show(arm.label)
-        prompts = {
-            q.id: _build(q, arm, chunks.get(q.id, ()), compressed, compressor) for q in todo[arm]
-        }
-        warm = False
-        for batch in _batches(todo[arm], prompts, reader, batch_size):
-            outputs = reader.generate(
-                [prompts[q.id].segments for q in batch],
-                max_new_tokens=batch[0].max_new_tokens,
-                adapter=arm.adapter,
-                batch_size=batch_size,
-            )
-            records = []
-            for question, output in zip(batch, outputs, strict=True):
-                record = _record(question, arm, prompts[question.id], output)
-                if question.gold is not None and arm.rate is not None:
-                    record["gold_retrieved"] = question.gold in chunks[question.id]
-                if question.id in timed:
-                    segments = prompts[question.id].segments
-                    if not warm:
-                        reader.measure(segments, adapter=arm.adapter)
-                        warm = True
-                    cost = reader.measure(segments, adapter=arm.adapter)
-                    record |= {
-                        "prefill_ms": round(cost.prefill_ms, 3),
-                        "ttft_ms": round(cost.ttft_ms, 3),
-                        "kv_bytes": cost.kv_bytes,
-                    }
-                records.append(record)
-            log.append(records)
-            if bar is not None:
-                bar.update(len(batch))
+        measured_before = False
+        for group in _groups(todo[arm], arm, batch_size):
+            prompts: dict[str, _Prompt] = {}
+            for question in group:
+                found_chunks = chunks.get(question.id, ())
+                if arm.shorten is not None and found_chunks:
+                    show(f"{arm.label}, shortening for question {question.id}")
+                    if question is todo[arm][0]:
+                        # Loads what it needs, so that no question's time includes that.
+                        arm.shorten(question.text, found_chunks, 1)
+                prompts[question.id] = _build(question, arm, found_chunks, compressed, compressor)
+            show(arm.label)
+            for batch in _batches(group, prompts, reader, batch_size):
+                outputs = reader.generate(
+                    [prompts[q.id].segments for q in batch],
+                    max_new_tokens=batch[0].max_new_tokens,
+                    adapter=arm.adapter,
+                    batch_size=batch_size,
+                )
+                records = []
+                for question, output in zip(batch, outputs, strict=True):
+                    record = _record(question, arm, prompts[question.id], output)
+                    if question.gold is not None and arm.rate is not None:
+                        record["gold_retrieved"] = question.gold in chunks[question.id]
+                    if question.id in timed:
+                        segments = prompts[question.id].segments
+                        if not measured_before:
+                            reader.measure(segments, adapter=arm.adapter)
+                            measured_before = True
+                        cost = reader.measure(segments, adapter=arm.adapter)
+                        record |= {
+                            "prefill_ms": round(cost.prefill_ms, 3),
+                            "ttft_ms": round(cost.ttft_ms, 3),
+                            "kv_bytes": cost.kv_bytes,
+                        }
+                    records.append(record)
+                log.append(records)
+                if bar is not None:
+                    bar.update(len(batch))
 
 
 def reconstruct(
@@ -166,7 +180,17 @@ def _record(question: Question, arm: Arm, prompt: _Prompt, output: str) -> dict[
         "source_tokens": prompt.source_tokens,
         "stored_bytes": prompt.stored_bytes,
         "truncated": prompt.truncated,
+        **{name: round(value, 3) for name, value in prompt.times.items()},
     }
+
+
+def _groups(
+    questions: Sequence[Question], arm: Arm, batch_size: int
+) -> Iterator[Sequence[Question]]:
+    """The questions in groups whose prompts are made together: small where that takes long."""
+    size = len(questions) if arm.shorten is None else _SHORTEN_AT_ONCE * batch_size
+    for start in range(0, len(questions), max(1, size)):
+        yield questions[start : start + size]
 
 
 def _batches(
@@ -193,7 +217,7 @@ def _build(
     question: Question,
     arm: Arm,
     chunks: Sequence[str],
-    compressed: Mapping[str, ZSequence],
+    compressed: _Compressed,
     compressor: ZCompressor,
 ) -> _Prompt:
     """The prompt of an arm, with the middle of the context left out where it is too long."""
@@ -213,13 +237,16 @@ def _build(
 
     if arm.rate is None:
         return _Prompt([before + after], 0, 0, 0, cut)
-    if arm.name != "ztok":
+    if arm.shorten is not None:
+        return _build_shortened(question, arm, chunks, (before, after), room, cut, compressor)
+    if not _cached_rates(arm):
         text, text_cut = cut_middle(JOIN.join(chunks), room, compressor.tokenizer)
         tokens = reader.count_tokens(text) if text else 0
-        stored = len(text.encode("utf-8", "surrogatepass"))
-        return _Prompt([before + text + after], tokens, tokens, stored, cut or text_cut)
+        return _Prompt([before + text + after], tokens, tokens, _bytes(text), cut or text_cut)
 
-    kept = [compressed[chunk] for chunk in chunks]
+    started = time.perf_counter()
+    kept = compressed.read(question.text, chunks, arm)
+    took = 1e3 * (time.perf_counter() - started)
     joint = reader.count_tokens(JOIN)
     while kept and sum(len(z) + joint for z in kept) > room:
         del kept[len(kept) // 2]
@@ -231,9 +258,97 @@ def _build(
         [before, *segments, after],
         reader.count_tokens(segments) if segments else 0,
         sum(z.source_tokens for z in kept),
-        sum(len(z.to_bytes()) for z in kept),
+        compressed.stored_bytes(chunks, arm),
         cut,
+        {"postprocess_ms": took},
     )
+
+
+def _build_shortened(
+    question: Question,
+    arm: Arm,
+    chunks: Sequence[str],
+    around: tuple[str, str],
+    room: int,
+    cut: bool,
+    compressor: ZCompressor,
+) -> _Prompt:
+    """The prompt of an arm that shortens the chunks, which are what it has to store.
+
+    Args:
+        around: prompt text before and after the context.
+        room: most positions of the context.
+        cut: whether `around` has been cut.
+    """
+    assert arm.shorten is not None and arm.rate is not None
+    reader = compressor.reader
+    before, after = around
+    source = sum(reader.count_tokens(chunk) for chunk in chunks)
+    text = ""
+    started = time.perf_counter()
+    if source:
+        text = arm.shorten(question.text, chunks, math.ceil(source / arm.rate))
+    took = 1e3 * (time.perf_counter() - started)
+    text, text_cut = cut_middle(text, room, compressor.tokenizer)
+    return _Prompt(
+        [before + text + after],
+        reader.count_tokens(text) if text else 0,
+        source,
+        sum(_bytes(chunk) for chunk in chunks),
+        cut or text_cut,
+        {"shorten_ms": took},
+    )
+
+
+class _Compressed:
+    """The Z-tokens of chunks, made once for all arms, as a store would keep them."""
+
+    def __init__(self, compressor: ZCompressor) -> None:
+        self.compressor = compressor
+        self.scorer = SentenceScorer(compressor.tokenizer)
+        self.focus = QuestionFocus(compressor, self.scorer, self.resolve)
+        self._known: dict[tuple[str, float], ZSequence] = {}
+
+    def resolve(
+        self, texts: Sequence[str], rates: Sequence[float]
+    ) -> tuple[dict[float, list[ZSequence]], int]:
+        """See `QuestionFocus`."""
+        new = [t for t in dict.fromkeys(texts) if any((t, r) not in self._known for r in rates)]
+        for rate, made in self.compressor.compress_rates(new, rates).items():
+            self._known |= {(text, rate): z for text, z in zip(new, made, strict=True)}
+        return {rate: [self._known[text, rate] for text in texts] for rate in rates}, len(new)
+
+    def prepare(self, texts: Sequence[str], arm: Arm) -> None:
+        """Make what an arm needs of texts, beside the question."""
+        self.resolve(texts, _cached_rates(arm))
+        if arm.name == "ztok-focus":
+            self.scorer.prepare(texts)
+
+    def read(self, question: str, chunks: Sequence[str], arm: Arm) -> list[ZSequence]:
+        """What an arm reads of the chunks."""
+        assert arm.rate is not None
+        if arm.name == "ztok":
+            return self.resolve(chunks, (arm.rate,))[0][arm.rate]
+        return self.focus.compose(question, chunks, arm.rate)[0]
+
+    def stored_bytes(self, chunks: Sequence[str], arm: Arm) -> int:
+        """What of the chunks is kept for an arm."""
+        found, _ = self.resolve(chunks, _cached_rates(arm))
+        size = sum(len(z.to_bytes()) for zs in found.values() for z in zs)
+        if arm.name == "ztok":
+            return size
+        return size + self.scorer.stored_bytes(chunks)
+
+
+def _cached_rates(arm: Arm) -> tuple[float, ...]:
+    """The rates at which an arm needs the Z-tokens of its chunks; none if it reads text."""
+    if arm.name == "ztok-focus":
+        return LADDER
+    return (arm.rate,) if arm.name == "ztok" and arm.rate is not None else ()
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def chat_frame(tokenizer: Any) -> tuple[str, str]:
