@@ -463,7 +463,7 @@ def test_arms(caplog: pytest.LogCaptureFixture) -> None:
     short = {"peer": lambda question, chunks, budget: ""}
     arms = make_arms(["peer"], [4, 8, 4.0], ["read", "text"], short)
     assert [(arm.label, arm.adapter) for arm in arms] == [("peer 4x", "text"), ("peer 8x", "text")]
-    with pytest.raises(DataError, match="'zip'; the arms are none, .*, ztok-focus, peer"):
+    with pytest.raises(DataError, match=r"'zip'; the arms are none, .*, ztok-focus, peer"):
         make_arms(["zip"], [4], ["read"], short)
     with pytest.raises(DataError, match=r"at least 1 .* not 0\.5"):
         make_arms(["ztok"], [0.5], ["read"])
