@@ -39,7 +39,7 @@ from variants import (
 )
 from ztok_rag.base import BaseLM
 from ztok_rag.errors import DataError
-from ztok_rag.evaluation import Row, format_table, write_results
+from ztok_rag.evaluation import Row, format_table, sample, write_results
 from ztok_rag.model import ZModel
 from ztok_rag.prompts import training_templates
 from ztok_rag.sequence import write_atomic
@@ -150,14 +150,7 @@ METRICS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the ablations that have no result yet, and write the table."""
     options = _parse(arguments)
-    passages = load_data(
-        [f"{options.data}/squad/train.jsonl", f"{options.data}/text/wiki_passages.jsonl:0.1"],
-        options.seed,
-    )
-    answered = _some(read_passages(options.data / "squad" / "dev.jsonl"), options.dev, seed=0)
-    wiki = read_passages(options.data / "text" / "wiki_passages.jsonl")
-    trained = {passage.text for passage in passages}
-    repeated = _some([p for p in wiki if p.text not in trained], options.dev, seed=0)
+    passages, answered, repeated = load_passages(options)
     runs: dict[str, Any] = {}
     path = options.output / "runs.json"
     if path.exists():
@@ -167,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name in runs:
             continue
         print(f"{name}: {VARIANTS[name].what}", flush=True)
-        runs[name] = _run(name, passages, answered + repeated, options)
+        runs[name], _ = train_and_score(name, passages, answered + repeated, options)
         write_atomic(path, json.dumps(runs).encode())
         print(json.dumps({metric: round(_score(runs[name], metric), 3) for metric in METRICS}))
     rows = _rows(runs, options.seed)
@@ -206,15 +199,25 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _some(passages: Sequence[Passage], count: int, *, seed: int) -> list[Passage]:
-    chosen = np.random.default_rng(seed).permutation(len(passages))[:count]
-    return [passages[i] for i in sorted(chosen.tolist())]
+def load_passages(
+    options: argparse.Namespace,
+) -> tuple[list[Passage], list[Passage], list[Passage]]:
+    """What to train on, and the development passages to answer from and to repeat."""
+    passages = load_data(
+        [f"{options.data}/squad/train.jsonl", f"{options.data}/text/wiki_passages.jsonl:0.1"],
+        options.seed,
+    )
+    trained = {passage.text for passage in passages}
+    wiki = read_passages(options.data / "text" / "wiki_passages.jsonl")
+    answered = sample(read_passages(options.data / "squad" / "dev.jsonl"), options.dev, 0)
+    repeated = sample([p for p in wiki if p.text not in trained], options.dev, 0)
+    return passages, answered, repeated
 
 
-def _run(
+def train_and_score(
     name: str, passages: Sequence[Passage], dev: Sequence[Passage], options: argparse.Namespace
-) -> dict[str, Any]:
-    """Train one variant and score it."""
+) -> tuple[dict[str, Any], ZModel]:
+    """Train one variant; its record with the scores, and the model."""
     variant = VARIANTS[name]
     torch.manual_seed(options.seed)
     base = BaseLM.load(device=options.device)
@@ -258,7 +261,7 @@ def _run(
     print()
     shutil.rmtree(folder, ignore_errors=True)
     scores = score_tokens(trainer.objective, held_out_batches(dev, base.tokenizer), RATE)
-    return {
+    record = {
         "group": variant.group,
         "what": variant.what,
         "steps": trainer.step,
@@ -271,6 +274,7 @@ def _run(
             for kind, part in scores.items()
         },
     }
+    return record, model
 
 
 def _with_rank(adapter: dict[str, Tensor], rank: int) -> dict[str, Tensor]:

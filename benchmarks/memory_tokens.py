@@ -12,7 +12,6 @@ by token, and answer its questions, scored by token F1.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,15 +25,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from common import Parser, count, positive, run_script
-from ztok_rag.base import BaseLM
 from ztok_rag.compressor import ZCompressor
 from ztok_rag.evaluation import Row, bootstrap_ci, format_table, ratio_ci, write_results
 from ztok_rag.metrics import token_f1
 from ztok_rag.model import DEFAULT_CHECKPOINT, ZModel
 from ztok_rag.prompts import QA_TEMPLATE
 from ztok_rag.sequence import write_atomic
-from ztok_rag.training.data import Kind, Passage, read_passages
-from ztok_rag.training.run import load_data
+from ztok_rag.training.data import Kind, Passage
 
 ARMS = {"ztok": "default", "memory": "memory"}
 """Name in the results, and the variant's."""
@@ -46,14 +43,7 @@ TASK = "squad/dev"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train and score what has no result yet, and write the comparison."""
     options = _parse(arguments)
-    passages = load_data(
-        [f"{options.data}/squad/train.jsonl", f"{options.data}/text/wiki_passages.jsonl:0.1"],
-        options.seed,
-    )
-    answered = some(read_passages(options.data / "squad" / "dev.jsonl"), options.dev)
-    trained = {passage.text for passage in passages}
-    wiki = read_passages(options.data / "text" / "wiki_passages.jsonl")
-    repeated = some([p for p in wiki if p.text not in trained], options.dev)
+    passages, answered, repeated = ablations.load_passages(options)
     path = options.output / "runs.json"
     options.output.mkdir(parents=True, exist_ok=True)
     runs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -100,25 +90,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def some(passages: Sequence[Passage], number: int) -> list[Passage]:
-    """Passages drawn by a fixed seed, in their order."""
-    chosen = np.random.default_rng(0).permutation(len(passages))[:number]
-    return [passages[i] for i in sorted(chosen.tolist())]
-
-
-class Kept:
-    """Creates models of a class, and keeps the last one, to be scored after its training."""
-
-    def __init__(self, kind: type[ZModel]) -> None:
-        self.kind = kind
-        self.model: ZModel | None = None
-
-    def create(self, base: BaseLM, **settings: object) -> ZModel:
-        """As `ZModel.create`."""
-        self.model = self.kind.create(base, **settings)
-        return self.model
-
-
 def train(
     name: str,
     passages: Sequence[Passage],
@@ -127,15 +98,8 @@ def train(
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """The ablation's record of a variant, with the F1 of its answers and its bytes beside."""
-    variant = ablations.VARIANTS[name]
-    kept = Kept(variant.model)
-    ablations.VARIANTS[name] = dataclasses.replace(variant, model=kept)  # type: ignore[arg-type]
-    try:
-        record = ablations._run(name, passages, [*answered, *repeated], options)
-    finally:
-        ablations.VARIANTS[name] = variant
-    assert kept.model is not None
-    model = kept.model.eval()
+    record, model = ablations.train_and_score(name, passages, [*answered, *repeated], options)
+    model.eval()
     record["f1"] = [
         round(100 * f1, 3)
         for passage in tqdm(answered, unit="passage")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ztok_rag.base import BaseLM
 from ztok_rag.config import ZConfig
-from ztok_rag.model import Encoded, ZModel
+from ztok_rag.model import Encoded, Focus, ZModel
 from ztok_rag.quantizer import ZQuantizer
 from ztok_rag.segment import FloatArray, IntArray, select_anchors
 
@@ -67,13 +67,13 @@ class ContinuousModel(ZModel):
 class MeanPoolModel(ContinuousModel):
     """The mean of a span's token embeddings in the place of its anchor's; not quantized."""
 
-    def encode(
-        self,
-        windows: list[list[int]],
-        rate: float,
-        focus: Sequence[tuple[int, int] | None] | None = None,
-    ) -> Encoded:
-        encoded = super().encode(windows, rate, focus)
+    def encode_rates(
+        self, windows: list[list[int]], rates: Sequence[float], focus: Focus = None
+    ) -> Iterator[Encoded]:
+        for encoded in super().encode_rates(windows, rates, focus):
+            yield self._with_means(windows, encoded)
+
+    def _with_means(self, windows: list[list[int]], encoded: Encoded) -> Encoded:
         device = self.base.device
         ids = torch.tensor([token for window in windows for token in window], device=device)
         starts = np.cumsum([0, *encoded.counts[:-1]])
@@ -102,15 +102,16 @@ class MemoryTokenModel(ZModel):
         nn.init.normal_(self.project.weight, std=0.1 * width**-0.5)
         self.to(base.device)
 
-    def encode(
-        self,
-        windows: list[list[int]],
-        rate: float,
-        focus: Sequence[tuple[int, int] | None] | None = None,
-    ) -> Encoded:
-        device = self.base.device
+    def encode_rates(
+        self, windows: list[list[int]], rates: Sequence[float], focus: Focus = None
+    ) -> Iterator[Encoded]:
         if any(focus or ()):
             raise NotImplementedError("memory tokens stand for a whole window")
+        for rate in rates:
+            yield self._read_memory(windows, rate)
+
+    def _read_memory(self, windows: list[list[int]], rate: float) -> Encoded:
+        device = self.base.device
         counts = [max(1, round(len(window) / rate)) for window in windows]
         rows, is_memory = [], []
         for window, count in zip(windows, counts, strict=True):

@@ -47,7 +47,7 @@ def test_sentences_cover_the_text() -> None:
     spans = split_sentences(text)
     assert "".join(text[a:b] for a, b in spans) == text
     assert len(spans) == 5
-    assert split_sentences("one word") == [(0, 8)]
+    assert split_sentences("one word") == ((0, 8),)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,12 @@ def test_composed_sequence_is_one_like_others(
     assert (np.diff(z.spans[:, 0]) >= 0).all()
     assert z.spans[:, 1].max() <= len(long)
     assert isinstance(compressor.decompress([z])[0], str)
+
+
+def test_rate_beyond_the_ladder_is_kept(focus: QuestionFocus, compressor: ZCompressor) -> None:
+    long = " ".join([LIGHTHOUSE, BAKERY] * 5)
+    composed, _ = focus.compose("Who was the last keeper?", [long], 64)
+    assert composed == compressor.compress([long], 64)
 
 
 def test_rate_one_is_the_text(focus: QuestionFocus, compressor: ZCompressor, store: ZStore) -> None:

@@ -529,11 +529,12 @@ def _read_text_or_codes(
     file: Path, checkpoint: Path | None, base: str | None
 ) -> tuple[str, ZSequence | None]:
     """The text of a file, and its Z-tokens where it is a lossless file."""
-    from ztok_rag.lossless import MAGIC, LosslessText
+    from ztok_rag.lossless import LosslessText
+    from ztok_rag.sequence import LOSSLESS_MAGIC, is_lossless
 
     try:
         with file.open("rb") as stream:
-            lossless = stream.read(len(MAGIC)) == MAGIC
+            lossless = is_lossless(stream.read(len(LOSSLESS_MAGIC)))
     except OSError:
         lossless = False
     if not lossless:

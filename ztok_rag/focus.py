@@ -44,14 +44,15 @@ _COMMON_IDS = 200
 _MEMORY = 4096
 
 
-def split_sentences(text: str) -> list[Span]:
+@lru_cache(maxsize=_MEMORY)
+def split_sentences(text: str) -> tuple[Span, ...]:
     """Character ranges `[start, end)` of the text's sentences and lines; together the text."""
     starts = [0]
     for a, b in _punkt().span_tokenize(text):
         starts.append(a)
         starts += [a + match.end() for match in re.finditer(r"\n+", text[a:b])]
     starts = sorted(set(starts))
-    return [(a, b) for a, b in zip(starts, [*starts[1:], len(text)], strict=True) if a < b]
+    return tuple((a, b) for a, b in zip(starts, [*starts[1:], len(text)], strict=True) if a < b)
 
 
 class SentenceScorer:
@@ -186,10 +187,15 @@ class QuestionFocus:
         scorer = SentenceScorer(compressor.tokenizer, embed_model, store)
         return cls(compressor, scorer, partial(store.resolve_rates, compressor))
 
-    def prepare(self, texts: Sequence[str]) -> int:
-        """Make what `compose` needs beside the question; the number of texts compressed."""
+    def prepare(self, texts: Sequence[str], rates: Sequence[float] = ()) -> int:
+        """Make what `compose` needs beside the question; the number of texts compressed.
+
+        Args:
+            texts: to be retrieved later.
+            rates: further rates to have the texts at.
+        """
         self.scorer.prepare(texts)
-        return self._resolve(texts, LADDER)[1]
+        return self._resolve(texts, tuple(dict.fromkeys((*LADDER, *rates))))[1]
 
     def compose(
         self, question: str, texts: Sequence[str], rate: float, *, budget: int | None = None
@@ -209,6 +215,9 @@ class QuestionFocus:
             return [], 0
         whole = self.compressor.compress(texts, 1.0)
         if budget is None:
+            if rate > LADDER[-1]:  # coarser than all there is to choose from
+                sequences, compressed = self._resolve(texts, (rate,))
+                return sequences[rate], compressed
             budget = round(sum(map(len, whole)) / rate)
         if budget >= sum(map(len, whole)):
             return whole, 0

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from ztok_rag.defaults import default_compressor
 from ztok_rag.embedding import default_embedding, default_embedding_path
 from ztok_rag.errors import ZtokError
-from ztok_rag.focus import LADDER, SentenceScorer
+from ztok_rag.focus import LADDER, QuestionFocus
 from ztok_rag.index_folder import IndexFolder, Manifest
 from ztok_rag.llm import ZTokenLLM
 from ztok_rag.postprocessor import ZTokenPostprocessor
@@ -559,13 +559,11 @@ class ZTokenIndex(Closing):
         """Put the Z-tokens of texts into the store; the number that had to be compressed."""
         compressed = 0
         distinct = list(dict.fromkeys(texts))
-        scorer = SentenceScorer(self.compressor.tokenizer, self.embed_model, self._store)
+        focus = QuestionFocus.over(self.compressor, self._store, self.embed_model)
         with tqdm(total=len(distinct), desc="Compressing", disable=not show_progress) as bar:
             for start in range(0, len(distinct), _CHUNKS_AT_ONCE):
                 batch = distinct[start : start + _CHUNKS_AT_ONCE]
-                rates = dict.fromkeys((rate, *LADDER))
-                compressed += self._store.resolve_rates(self.compressor, batch, list(rates))[1]
-                scorer.prepare(batch)
+                compressed += focus.prepare(batch, [rate])
                 bar.update(len(batch))
         return compressed
 

@@ -16,13 +16,18 @@ from typing import Any
 import numpy as np
 
 from ztok_rag.errors import SequenceError
-from ztok_rag.sequence import EMPTY, ZSequence, deflate, read_sequence_file, write_atomic
+from ztok_rag.sequence import (
+    EMPTY,
+    ZSequence,
+    deflate,
+    is_lossless,
+    join_lossless,
+    read_sequence_file,
+    split_lossless,
+    write_atomic,
+)
 
-MAGIC = b"ZL1\n"
-# Magic, checksum of all the rest, bytes of the sequence, coding of the text, hash of the text.
-_HEADER = struct.Struct("<4sIIB8s")
-_CHECKED = 8
-"""Bytes of the header up to where its checksum begins to count."""
+_HEADER = struct.Struct("<B8s")  # coding of the text, hash of the text
 
 
 class Coding(IntEnum):
@@ -126,10 +131,7 @@ class LosslessText:
 
     def to_bytes(self) -> bytes:
         """The content of the file, checksummed."""
-        z = self.z.to_bytes()
-        head = _HEADER.pack(MAGIC, 0, len(z), self.coding, self.digest)
-        rest = head[_CHECKED:] + z + self.packed
-        return MAGIC + zlib.crc32(rest).to_bytes(4, "little") + rest
+        return join_lossless(self.z, _HEADER.pack(self.coding, self.digest) + self.packed)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> LosslessText:
@@ -138,27 +140,17 @@ class LosslessText:
         Raises:
             SequenceError: the bytes are not of a lossless file, or are truncated or altered.
         """
-        if not is_lossless(data):
-            raise SequenceError(
-                "this is not a lossless file of this version; make one with "
-                "`ztok compress --lossless`."
-            )
-        if len(data) < _HEADER.size or zlib.crc32(data[_CHECKED:]) != int.from_bytes(
-            data[4:_CHECKED], "little"
-        ):
-            raise SequenceError(
-                "this lossless file is truncated or altered (its checksum does not match); "
-                "take an intact copy, or compress the source text again."
-            )
-        _, _, length, coding, digest = _HEADER.unpack_from(data)
-        end = _HEADER.size + length
+        z, rest = split_lossless(data)
+        if len(rest) < _HEADER.size:
+            raise SequenceError("this lossless file holds no text; compress the text again.")
+        coding, digest = _HEADER.unpack_from(rest)
         try:
             known = Coding(coding)
         except ValueError as error:
             raise SequenceError(
                 f"this lossless file has the unknown coding {coding}; update ztok-rag."
             ) from error
-        return cls(ZSequence.from_bytes(data[_HEADER.size : end]), known, data[end:], digest)
+        return cls(z, known, rest[_HEADER.size :], digest)
 
     def save(self, path: str | Path) -> None:
         """Write to `path` atomically: the file is whole or not there."""
@@ -172,11 +164,6 @@ class LosslessText:
             SequenceError: the file is missing, or is not an intact lossless file.
         """
         return read_sequence_file(path, cls.from_bytes)
-
-
-def is_lossless(data: bytes) -> bool:
-    """Whether these first bytes, or all, are of a lossless file."""
-    return data.startswith(MAGIC)
 
 
 def parse(data: bytes) -> ZSequence | LosslessText:

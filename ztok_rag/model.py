@@ -29,6 +29,9 @@ from ztok_rag.sequence import EMPTY
 QUESTION_SHARE = 0.3
 """Worth of a token that a question names, beside one that is part of an answer."""
 
+Focus = Sequence["tuple[int, int] | None"] | None
+"""For each window, tokens `[start, end)` to spend more on; `None` spends alike."""
+
 FOCUS = 2.5
 """How many times more Z-tokens a text's part gets that a question is about, and the rest fewer."""
 
@@ -303,12 +306,7 @@ class ZModel(nn.Module):
         with self.base.at_layers(layers, act):
             yield
 
-    def encode(
-        self,
-        windows: list[list[int]],
-        rate: float,
-        focus: Sequence[tuple[int, int] | None] | None = None,
-    ) -> Encoded:
+    def encode(self, windows: list[list[int]], rate: float, focus: Focus = None) -> Encoded:
         """Compress windows of token ids in one forward pass.
 
         Args:
@@ -320,10 +318,7 @@ class ZModel(nn.Module):
         return next(self.encode_rates(windows, (rate,), focus))
 
     def encode_rates(
-        self,
-        windows: list[list[int]],
-        rates: Sequence[float],
-        focus: Sequence[tuple[int, int] | None] | None = None,
+        self, windows: list[list[int]], rates: Sequence[float], focus: Focus = None
     ) -> Iterator[Encoded]:
         """`encode` at each of several rates, all from one forward pass."""
         device = self.base.device
@@ -363,7 +358,7 @@ class ZModel(nn.Module):
         nats: FloatArray,
         weights: FloatArray,
         rate: float,
-        focus: Sequence[tuple[int, int] | None] | None,
+        focus: Focus,
     ) -> tuple[list[IntArray], list[int], IntArray, NDArray[np.bool_]]:
         """Where the Z-tokens of a batch of windows go.
 

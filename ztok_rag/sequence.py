@@ -21,8 +21,13 @@ T = TypeVar("T")
 EMPTY = 65535
 """Code of an unused slot: the span had fewer tokens than the checkpoint has anchors."""
 
+LOSSLESS_MAGIC = b"ZL1\n"
+"""Begins a file that holds a sequence and, after it, what gives back the exact text."""
+
 _MAGIC = b"ZT2\n"
 _HEADER = struct.Struct("<4s8sI")  # magic, fingerprint, checksum of all the rest
+_LOSSLESS_HEADER = struct.Struct("<4sII")  # magic, checksum of all the rest, sequence's bytes
+_CHECKED = 8  # bytes of that header up to where its checksum begins to count
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,10 +177,46 @@ class ZSequence:
         Raises:
             SequenceError: the file is missing, or is not an intact Z-token sequence.
         """
-        from ztok_rag.lossless import LosslessText, parse
 
-        stored = read_sequence_file(path, parse)
-        return stored.z if isinstance(stored, LosslessText) else stored
+        def parse(data: bytes) -> ZSequence:
+            return split_lossless(data)[0] if is_lossless(data) else cls.from_bytes(data)
+
+        return read_sequence_file(path, parse)
+
+
+def is_lossless(data: bytes) -> bool:
+    """Whether these first bytes, or all, are of a lossless file."""
+    return data.startswith(LOSSLESS_MAGIC)
+
+
+def join_lossless(z: ZSequence, rest: bytes) -> bytes:
+    """The content of a lossless file, checksummed: a sequence, and what follows it."""
+    sequence = z.to_bytes()
+    head = _LOSSLESS_HEADER.pack(LOSSLESS_MAGIC, 0, len(sequence))
+    checked = head[_CHECKED:] + sequence + rest
+    return LOSSLESS_MAGIC + zlib.crc32(checked).to_bytes(4, "little") + checked
+
+
+def split_lossless(data: bytes) -> tuple[ZSequence, bytes]:
+    """Inverse of `join_lossless`.
+
+    Raises:
+        SequenceError: the bytes are not of a lossless file, or are truncated or altered.
+    """
+    if not is_lossless(data):
+        raise SequenceError(
+            "this is not a lossless file of this version; make one with `ztok compress --lossless`."
+        )
+    if len(data) < _LOSSLESS_HEADER.size or zlib.crc32(data[_CHECKED:]) != int.from_bytes(
+        data[4:_CHECKED], "little"
+    ):
+        raise SequenceError(
+            "this lossless file is truncated or altered (its checksum does not match); "
+            "take an intact copy, or compress the source text again."
+        )
+    _, _, length = _LOSSLESS_HEADER.unpack_from(data)
+    start = _LOSSLESS_HEADER.size
+    return ZSequence.from_bytes(data[start : start + length]), data[start + length :]
 
 
 def read_sequence_file(path: str | Path, parse: Callable[[bytes], T]) -> T:

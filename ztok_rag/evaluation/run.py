@@ -245,20 +245,20 @@ def _build(
         return _Prompt([before + text + after], tokens, tokens, _bytes(text), cut or text_cut)
 
     started = time.perf_counter()
-    kept = compressed.read(question.text, chunks, arm)
+    kept = list(zip(chunks, compressed.read(question.text, chunks, arm), strict=True))
     took = 1e3 * (time.perf_counter() - started)
     joint = reader.count_tokens(JOIN)
-    while kept and sum(len(z) + joint for z in kept) > room:
+    while kept and sum(len(z) + joint for _, z in kept) > room:
         del kept[len(kept) // 2]
         cut = True
     segments: Segments = []
-    for z in kept:
+    for _, z in kept:
         segments += [JOIN, z] if segments else [z]
     return _Prompt(
         [before, *segments, after],
         reader.count_tokens(segments) if segments else 0,
-        sum(z.source_tokens for z in kept),
-        compressed.stored_bytes(chunks, arm),
+        sum(z.source_tokens for _, z in kept),
+        compressed.stored_bytes([chunk for chunk, _ in kept], arm),
         cut,
         {"postprocess_ms": took},
     )
