@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -67,13 +66,8 @@ class ContinuousModel(ZModel):
 class MeanPoolModel(ContinuousModel):
     """The mean of a span's token embeddings in the place of its anchor's; not quantized."""
 
-    def encode_rates(
-        self, windows: list[list[int]], rates: Sequence[float], focus: Focus = None
-    ) -> Iterator[Encoded]:
-        for encoded in super().encode_rates(windows, rates, focus):
-            yield self._with_means(windows, encoded)
-
-    def _with_means(self, windows: list[list[int]], encoded: Encoded) -> Encoded:
+    def encode(self, windows: list[list[int]], rate: float, focus: Focus = None) -> Encoded:
+        encoded = super().encode(windows, rate, focus)
         device = self.base.device
         ids = torch.tensor([token for window in windows for token in window], device=device)
         starts = np.cumsum([0, *encoded.counts[:-1]])
@@ -102,15 +96,9 @@ class MemoryTokenModel(ZModel):
         nn.init.normal_(self.project.weight, std=0.1 * width**-0.5)
         self.to(base.device)
 
-    def encode_rates(
-        self, windows: list[list[int]], rates: Sequence[float], focus: Focus = None
-    ) -> Iterator[Encoded]:
+    def encode(self, windows: list[list[int]], rate: float, focus: Focus = None) -> Encoded:
         if any(focus or ()):
             raise NotImplementedError("memory tokens stand for a whole window")
-        for rate in rates:
-            yield self._read_memory(windows, rate)
-
-    def _read_memory(self, windows: list[list[int]], rate: float) -> Encoded:
         device = self.base.device
         counts = [max(1, round(len(window) / rate)) for window in windows]
         rows, is_memory = [], []

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from ztok_rag import ZCompressor, ZStore
 from ztok_rag.focus import (
-    LADDER,
     QuestionFocus,
     SentenceScorer,
     allocate,
@@ -97,10 +94,13 @@ def test_composed_sequence_is_one_like_others(
     assert isinstance(compressor.decompress([z])[0], str)
 
 
-def test_rate_beyond_the_ladder_is_kept(focus: QuestionFocus, compressor: ZCompressor) -> None:
+def test_at_the_highest_rate_there_is_nothing_to_choose(
+    focus: QuestionFocus, compressor: ZCompressor
+) -> None:
     long = " ".join([LIGHTHOUSE, BAKERY] * 5)
-    composed, _ = focus.compose("Who was the last keeper?", [long], 64)
-    assert composed == compressor.compress([long], 64)
+    (z,), _ = focus.compose("Who was the last keeper?", [long], 64)
+    (alike,) = compressor.compress_nested([long])
+    assert z.codes.tolist() == alike.at(64).codes.tolist()
 
 
 def test_rate_one_is_the_text(focus: QuestionFocus, compressor: ZCompressor, store: ZStore) -> None:
@@ -138,12 +138,6 @@ def test_sentences_are_embedded_once(
     assert p.argmax() == 2
 
 
-def test_rates_come_from_one_forward_pass(compressor: ZCompressor) -> None:
-    together = compressor.compress_rates([LIGHTHOUSE, BAKERY], [1, *LADDER])
-    for rate, sequences in together.items():
-        assert sequences == compressor.compress([LIGHTHOUSE, BAKERY], rate)
-
-
 def test_allocation_keeps_the_budget_and_prefers_what_is_asked_for() -> None:
     costs = {1.0: np.array([20, 20, 20]), 4.0: np.array([5, 5, 5]), 16.0: np.array([1, 1, 1])}
     worth = np.array([0.1, 0.8, 0.1])
@@ -158,17 +152,3 @@ def test_kept_share_falls_with_the_rate() -> None:
     shares = [kept_share(rate) for rate in (1, 1.5, 2, 3, 4, 7, 8, 30, 64)]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == 1.0
-
-
-def test_resolve_is_asked_for_nothing_but_the_ladder(
-    compressor: ZCompressor, store: ZStore
-) -> None:
-    asked: list[tuple[float, ...]] = []
-
-    def resolve(texts: list[str], rates: tuple[float, ...]) -> object:
-        asked.append(tuple(rates))
-        return partial(store.resolve_rates, compressor)(texts, rates)
-
-    scorer = SentenceScorer(compressor.tokenizer)
-    QuestionFocus(compressor, scorer, resolve).compose("Who?", [BAKERY], 5)  # type: ignore[arg-type]
-    assert asked == [LADDER]

@@ -22,11 +22,10 @@ from typer.testing import CliRunner
 
 from ztok_rag import ZCompressor, ZStore, ZTokenIndex, ZtokError, cli
 from ztok_rag.embedding import default_embedding
-from ztok_rag.focus import LADDER
 from ztok_rag.handle import has_handles
 from ztok_rag.index_folder import IndexFolder
 
-ENTRIES = len(LADDER) + 1
+ENTRIES = 2  # of a text: its Z-tokens and the bits of its sentences
 """Of a text in a store: Z-tokens at each rate, and bits of its sentences."""
 
 LIGHTHOUSE = (
@@ -201,8 +200,7 @@ def test_deletion_leaves_nothing_behind(folder: Path, compressor: ZCompressor) -
     index = build(folder, [*documents(), document("observatory.txt", OBSERVATORY)])
     words = ("Brannock", "lighthouse.txt")
     assert files_with(folder, *words)
-    index.store.resolve(compressor, [LIGHTHOUSE], 8.0)
-    codes = index.store.get(compressor.fingerprint, 4.0, LIGHTHOUSE)
+    codes = index.store.get(compressor.fingerprint, LIGHTHOUSE)
     assert codes is not None
     stored = codes.to_bytes()
     files = [path for path in folder.rglob("*") if path.is_file()]
@@ -213,7 +211,7 @@ def test_deletion_leaves_nothing_behind(folder: Path, compressor: ZCompressor) -
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert not any(stored in path.read_bytes() for path in files)
     assert len(index.store) == 2 * ENTRIES
-    assert index.store.get(compressor.fingerprint, 8.0, LIGHTHOUSE) is None
+    assert index.store.get(compressor.fingerprint, LIGHTHOUSE) is None
     assert set(found(index, LIGHTHOUSE)) == {"bakery.txt", "observatory.txt"}
     assert load(folder).stats().chunks == 2
     with pytest.raises(ZtokError, match=r"no document 'lighthouse\.txt'"):
@@ -254,24 +252,22 @@ def test_refresh_changes_what_has_changed(folder: Path) -> None:
     assert index.document_ids == ("bakery.txt", "lighthouse.txt")
 
 
-def test_store_forgets_a_text_at_every_rate_and_of_every_checkpoint(
-    store: ZStore, compressor: ZCompressor
-) -> None:
-    (z, other), _ = store.resolve(compressor, [LIGHTHOUSE, BAKERY], 4.0)
-    store.resolve(compressor, [LIGHTHOUSE], 8.0)
-    foreign = replace(z, fingerprint="f" * 16)
-    store.put("f" * 16, 4.0, LIGHTHOUSE, foreign)
-    assert len(store) == 4
+def test_store_forgets_a_text_of_every_checkpoint(store: ZStore, compressor: ZCompressor) -> None:
+    (z, other), _ = store.resolve(compressor, [LIGHTHOUSE, BAKERY])
+    foreign = replace(z, finest=replace(z.finest, fingerprint="f" * 16))
+    store.put("f" * 16, LIGHTHOUSE, foreign)
+    assert len(store) == 3
     store.close()  # moves the log into the database
-    assert store.delete([LIGHTHOUSE, "never stored"]) == 3
+    assert store.delete([LIGHTHOUSE, "never stored"]) == 2
     assert store.delete([LIGHTHOUSE]) == store.delete([]) == 0
     assert store.size_bytes == len(other.to_bytes())
-    assert store.get(compressor.fingerprint, 4.0, BAKERY) == other
+    assert store.get(compressor.fingerprint, BAKERY) == other
     data = [path.read_bytes() for path in store.path.rglob("*") if path.is_file()]
     assert any(other.to_bytes() in content for content in data)
     for codes in (z, foreign):
         assert not any(codes.to_bytes() in content for content in data)
-    assert store.prune(compressor.fingerprint, [8.0], [BAKERY]) == 1
+    assert store.prune(compressor.fingerprint, [BAKERY]) == 0
+    assert store.prune("f" * 16, [BAKERY]) == 1
     assert store.size_bytes == 0
 
 

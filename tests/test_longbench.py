@@ -29,6 +29,7 @@ from ztok_rag.evaluation import (
     split_template,
     stratified_ci,
 )
+from ztok_rag.nested import FINEST, NestedSequence
 from ztok_rag.sequence import ZSequence
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -100,14 +101,13 @@ class StandInCompressor:
         self.tokenizer = WordTokenizer()
         self.texts: list[str] = []
 
-    def compress_rates(
-        self, texts: Sequence[str], rates: Sequence[float]
-    ) -> dict[float, list[ZSequence]]:
-        self.texts += texts
-        return {rate: self.compress(texts, rate) for rate in rates}
+    def compress_nested(self, texts: Sequence[str]) -> list[NestedSequence]:
+        made = self.compress(texts, FINEST)
+        return [NestedSequence(z, np.full(len(z), 8, np.uint8)) for z in made]
 
     def compress(self, texts: Sequence[str], rate: float) -> list[ZSequence]:
         out = []
+        self.texts += texts
         for text in texts:
             tokens = len(self.tokenizer.encode(text))
             n = math.ceil(tokens / rate)

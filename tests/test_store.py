@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ztok_rag.errors import ZtokError
+from ztok_rag.nested import RATES, NestedSequence
 from ztok_rag.sequence import ZSequence
 from ztok_rag.store import ZStore
 
@@ -27,22 +28,26 @@ class CountingCompressor:
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
 
-    def compress_rates(
-        self, texts: Sequence[str], rates: Sequence[float]
-    ) -> dict[float, list[ZSequence]]:
+    def compress_nested(self, texts: Sequence[str]) -> list[NestedSequence]:
         self.batches.append(list(texts))
-        return {rate: [sequence(text, rate) for text in texts] for rate in rates}
+        return [nested(text) for text in texts]
 
 
-def sequence(text: str, rate: float = 4.0, fingerprint: str = FINGERPRINT) -> ZSequence:
+def sequence(text: str, fingerprint: str = FINGERPRINT) -> ZSequence:
     edges = np.arange(len(text) + 1, dtype=np.int64)
     return ZSequence(
-        codes=np.array([[ord(c), int(rate)] for c in text], dtype=np.uint16),
+        codes=np.array([[ord(c), 1] for c in text], dtype=np.uint16),
         spans=np.stack([edges[:-1], edges[1:]], axis=1),
         windows=(len(text),),
         source_tokens=len(text),
         fingerprint=fingerprint,
     )
+
+
+def nested(text: str, fingerprint: str = FINGERPRINT) -> NestedSequence:
+    """A sequence that is the same at all rates."""
+    lasts = np.full(len(text), len(RATES) - 1, dtype=np.uint8)
+    return NestedSequence(sequence(text, fingerprint), lasts)
 
 
 def rewrite_rows(path: Path, assignment: str, *values: object) -> None:
@@ -53,21 +58,20 @@ def rewrite_rows(path: Path, assignment: str, *values: object) -> None:
 
 
 def test_entries_survive_reopening(tmp_path: Path) -> None:
-    z = sequence("kept")
+    z = nested("kept")
     with ZStore(tmp_path / "s") as store:
-        store.put(FINGERPRINT, 4.0, "kept", z)
+        store.put(FINGERPRINT, "kept", z)
     with ZStore(tmp_path / "s") as store:
-        assert store.get(FINGERPRINT, 4, "kept") == z
+        assert store.get(FINGERPRINT, "kept") == z
         assert len(store) == 1
         assert store.stats.hits == 1
 
 
-def test_key_is_checkpoint_rate_and_content(store: ZStore) -> None:
-    store.put(FINGERPRINT, 4.0, "text", sequence("text"))
-    assert store.get("f" * 16, 4.0, "text") is None
-    assert store.get(FINGERPRINT, 8.0, "text") is None
-    assert store.get(FINGERPRINT, 4.0, "text ") is None
-    assert store.stats.misses == 3
+def test_key_is_checkpoint_and_content(store: ZStore) -> None:
+    store.put(FINGERPRINT, "text", nested("text"))
+    assert store.get("f" * 16, "text") is None
+    assert store.get(FINGERPRINT, "text ") is None
+    assert store.stats.misses == 2
 
 
 def test_only_absent_texts_are_compressed_in_one_batch(store: ZStore) -> None:
@@ -127,9 +131,9 @@ def test_unreadable_entry_is_compressed_again_with_a_warning(
 
 
 def test_entry_of_another_checkpoint_under_this_key_is_corrupt(store: ZStore) -> None:
-    store.put(FINGERPRINT, 4.0, "abc", sequence("abc", fingerprint="f" * 16))
+    store.put(FINGERPRINT, "abc", nested("abc", fingerprint="f" * 16))
     with pytest.warns(UserWarning, match="made by checkpoint ffff"):
-        assert store.get(FINGERPRINT, 4.0, "abc") is None
+        assert store.get(FINGERPRINT, "abc") is None
 
 
 class Bomb:
@@ -149,10 +153,10 @@ def test_pickled_entry_is_never_unpickled(tmp_path: Path) -> None:
 
     folder = tmp_path / "s"
     with ZStore(folder) as store:
-        store.put(FINGERPRINT, 4.0, "abc", sequence("abc"))
+        store.put(FINGERPRINT, "abc", nested("abc"))
     rewrite_rows(folder, f"mode = {diskcache.core.MODE_PICKLE}, value = ?", pickle.dumps(Bomb()))
     with ZStore(folder) as store, pytest.warns(UserWarning, match="not raw bytes"):
-        assert store.get(FINGERPRINT, 4.0, "abc") is None
+        assert store.get(FINGERPRINT, "abc") is None
     assert not Bomb.mark.exists()
 
 
@@ -161,12 +165,12 @@ def test_entry_cannot_name_a_file_outside_the_store(tmp_path: Path) -> None:
     outside.write_bytes(sequence("abc").to_bytes())
     folder = tmp_path / "s"
     with ZStore(folder) as store:
-        store.put(FINGERPRINT, 4.0, "abc", sequence("abc"))
+        store.put(FINGERPRINT, "abc", nested("abc"))
     rewrite_rows(folder, "mode = 2, value = NULL, filename = ?", "../outside.val")
     with ZStore(folder) as store:
         with pytest.warns(UserWarning, match="outside the store"):
-            assert store.get(FINGERPRINT, 4.0, "abc") is None
-        store.put(FINGERPRINT, 4.0, "abc", sequence("abc"))
+            assert store.get(FINGERPRINT, "abc") is None
+        store.put(FINGERPRINT, "abc", nested("abc"))
     assert outside.exists()
 
 

@@ -6,18 +6,35 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ztok_rag.base import BaseLM
 from ztok_rag.errors import ZtokError
 from ztok_rag.model import ZModel
+from ztok_rag.nested import FINEST, RATES, NestedSequence
 from ztok_rag.reader import ZReader
+from ztok_rag.segment import IntArray
 from ztok_rag.sequence import EMPTY, ZSequence
 
 MAX_RATE = 64.0
+
+
+class _Window(NamedTuple):
+    """The Z-tokens of one window.
+
+    Attributes:
+        codes: uint16 `[n_z, depth]`.
+        owners: `[n]`, of each source token the Z-token whose span it is in.
+        lasts: uint8 `[n_z]`, how many coarser rates each Z-token outlasts.
+    """
+
+    codes: NDArray[np.uint16]
+    owners: IntArray
+    lasts: NDArray[np.uint8]
 
 
 class ZCompressor:
@@ -88,22 +105,32 @@ class ZCompressor:
         Raises:
             ZtokError: the rate is out of range, or a text is not a string or is empty.
         """
-        return self.compress_rates(texts, (rate,), batch_tokens=batch_tokens)[rate]
+        if not (math.isfinite(rate) and 1.0 <= rate <= MAX_RATE):
+            raise ZtokError(f"the rate must be from 1 to {MAX_RATE:.0f}, not {rate}.")
+        return self._compress(texts, rate, batch_tokens)[0]
 
-    def compress_rates(
-        self, texts: Sequence[str], rates: Sequence[float], *, batch_tokens: int = 4096
-    ) -> dict[float, list[ZSequence]]:
-        """Compress texts at several rates, with one forward pass for all; else as `compress`."""
+    def compress_nested(
+        self, texts: Sequence[str], *, batch_tokens: int = 4096
+    ) -> list[NestedSequence]:
+        """Compress texts once for all rates from 2 on; else as `compress`.
+
+        At rate 2 the Z-tokens are those that `compress` makes. At a higher rate they are the part
+        of them that stays when neighbours which carry little are merged.
+        """
+        sequences, lasts = self._compress(texts, FINEST, batch_tokens, RATES[1:])
+        return [NestedSequence(z, own) for z, own in zip(sequences, lasts, strict=True)]
+
+    def _compress(
+        self, texts: Sequence[str], rate: float, batch_tokens: int, coarser: Sequence[float] = ()
+    ) -> tuple[list[ZSequence], list[NDArray[np.uint8]]]:
+        """Sequences of texts, and how many of the `coarser` rates each Z-token outlasts."""
         if isinstance(texts, str):
             raise ZtokError("compress takes a list of texts; put the text in a list.")
-        for rate in rates:
-            if not (math.isfinite(rate) and 1.0 <= rate <= MAX_RATE):
-                raise ZtokError(f"the rate must be from 1 to {MAX_RATE:.0f}, not {rate}.")
         for index, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise ZtokError(f"text {index} has no words to compress; leave it out.")
         if not texts:
-            return {rate: [] for rate in rates}
+            return [], []
         encoding = self.tokenizer(
             list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -111,46 +138,31 @@ class ZCompressor:
         starts = [np.array([a for a, _ in row]) for row in encoding["offset_mapping"]]
         cuts = [self._cut(text, start) for text, start in zip(texts, starts, strict=True)]
         windows = [ids[i][a:b] for i, cut in enumerate(cuts) for a, b in cut]
-        encoded = {1.0: [self._name(window) for window in windows]} if 1 in rates else {}
-        if several := [rate for rate in rates if rate > 1]:
-            encoded |= self._encode(windows, several, batch_tokens)
-        return {rate: self._sequences(texts, starts, cuts, iter(encoded[rate])) for rate in rates}
-
-    def _sequences(
-        self,
-        texts: Sequence[str],
-        starts: Sequence[np.ndarray],
-        cuts: Sequence[list[tuple[int, int]]],
-        encoded: Iterator[tuple[np.ndarray, np.ndarray]],
-    ) -> list[ZSequence]:
-        """One sequence per text.
-
-        Args:
-            texts: sources.
-            starts: character offset of each token of each text.
-            cuts: the windows of each text.
-            encoded: codes and span indices of all windows in order.
-        """
-        results = []
+        if rate == 1:
+            encoded = iter([self._name(window) for window in windows])
+        else:
+            encoded = iter(self._encode(windows, rate, batch_tokens, coarser))
+        sequences, lasts = [], []
         for text, start, cut in zip(texts, starts, cuts, strict=True):
             parts = [next(encoded) for _ in cut]
             firsts = np.concatenate(
                 [
-                    start[a + np.flatnonzero(np.diff(spans, prepend=-1))]
-                    for (a, _), (_, spans) in zip(cut, parts, strict=True)
+                    start[a + np.flatnonzero(np.diff(part.owners, prepend=-1))]
+                    for (a, _), part in zip(cut, parts, strict=True)
                 ]
             )
             firsts[0] = 0
-            results.append(
+            sequences.append(
                 ZSequence(
-                    codes=np.concatenate([codes for codes, _ in parts]),
+                    codes=np.concatenate([part.codes for part in parts]),
                     spans=np.stack([firsts, np.append(firsts[1:], len(text))], axis=1),
-                    windows=tuple(len(codes) for codes, _ in parts),
+                    windows=tuple(len(part.codes) for part in parts),
                     source_tokens=len(start),
                     fingerprint=self.fingerprint,
                 )
             )
-        return results
+            lasts.append(np.concatenate([part.lasts for part in parts]))
+        return sequences, lasts
 
     def decompress(self, zs: Sequence[ZSequence], *, batch_size: int = 8) -> list[str]:
         """Write the texts that Z-tokens stand for, window by window, as the reader sees them.
@@ -190,29 +202,32 @@ class ZCompressor:
 
     @torch.inference_mode()
     def _encode(
-        self, windows: Sequence[list[int]], rates: Sequence[float], batch_tokens: int
-    ) -> dict[float, list[tuple[np.ndarray, np.ndarray]]]:
-        """Codes and span indices of each window, computed with windows of like length together."""
-        results: dict[float, list[tuple[np.ndarray, np.ndarray]]] = {
-            rate: [(np.empty(0), np.empty(0))] * len(windows) for rate in rates
-        }
+        self,
+        windows: Sequence[list[int]],
+        rate: float,
+        batch_tokens: int,
+        coarser: Sequence[float],
+    ) -> list[_Window]:
+        """The Z-tokens of each window, computed with windows of like length together."""
+        results: dict[int, _Window] = {}
         for batch in batches_by_size([len(window) for window in windows], batch_tokens):
-            made = self.model.encode_rates([windows[j] for j in batch], rates)
-            for rate, out in zip(rates, made, strict=True):
-                codes = out.codes.cpu().numpy().astype(np.uint16)
-                split = np.split(codes, np.cumsum(out.counts)[:-1])
-                for j, window_codes, spans in zip(batch, split, out.spans, strict=True):
-                    results[rate][j] = (window_codes, spans)
-        return results
+            own = [windows[j] for j in batch]
+            out = self.model.encode(own, rate)
+            codes = out.codes.cpu().numpy().astype(np.uint16)
+            lasts = self.model.outlasted(own, out, coarser).astype(np.uint8)
+            at = np.cumsum(out.counts)[:-1]
+            parts = zip(np.split(codes, at), out.spans, np.split(lasts, at), strict=True)
+            results |= {j: _Window(*part) for j, part in zip(batch, parts, strict=True)}
+        return [results[j] for j in range(len(windows))]
 
-    def _name(self, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Codes and span indices at rate 1, where Z-tokens are the tokens: no model is run."""
+    def _name(self, ids: list[int]) -> _Window:
+        """A window at rate 1, where Z-tokens are the tokens: no model is run."""
         base = self.model.base
         tokens = torch.tensor(ids, device=base.device)
         anchors = self.model.quantizer.anchor_codes(tokens, base.embeddings.weight)  # type: ignore[arg-type]
         codes = np.full((len(ids), self.depth), EMPTY, dtype=np.uint16)
         codes[:, 0] = anchors.cpu().numpy()
-        return codes, np.arange(len(ids))
+        return _Window(codes, np.arange(len(ids)), np.zeros(len(ids), dtype=np.uint8))
 
 
 def batches_by_size(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:

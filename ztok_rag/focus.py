@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ztok_rag.nested import RATES, NestedSequence
+from ztok_rag.segment import IntArray
 from ztok_rag.sequence import ZSequence
 
 if TYPE_CHECKING:
@@ -24,11 +26,11 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 FloatArray = NDArray[np.float64]
-Resolve = Callable[[Sequence[str], Sequence[float]], tuple[dict[float, list[ZSequence]], int]]
-"""Takes texts and rates; returns the sequences of each rate, and how many were compressed."""
+Resolve = Callable[[Sequence[str]], tuple[list[NestedSequence], int]]
+"""Takes texts; returns their Z-tokens, and how many of them were compressed."""
 
-LADDER = (2.0, 4.0, 8.0, 16.0, 32.0)
-"""Rates at which the Z-tokens of texts are kept, for all mean rates and questions alike."""
+COMPOSED_RATES = RATES[::4]
+"""Rates to choose from for a sentence, beside 1."""
 
 KEPT = ((1, 1.0), (2, 0.80), (4, 0.62), (8, 0.41), (16, 0.29), (32, 0.22), (64, 0.17))
 """Share of the raw text's answer F1 that Z-tokens of a rate keep, about."""
@@ -165,7 +167,7 @@ class SentenceScorer:
 
 
 class QuestionFocus:
-    """Composes the Z-tokens of texts for a question, from those cached at a few rates."""
+    """Composes the Z-tokens of texts for a question, out of those they have at all rates."""
 
     def __init__(self, compressor: ZCompressor, scorer: SentenceScorer, resolve: Resolve) -> None:
         """See the class.
@@ -173,7 +175,7 @@ class QuestionFocus:
         Args:
             compressor: of the sequences.
             scorer: finds what the question is about.
-            resolve: gives the texts' sequences at the rates of the `LADDER`.
+            resolve: gives texts' Z-tokens.
         """
         self.compressor = compressor
         self.scorer = scorer
@@ -185,17 +187,12 @@ class QuestionFocus:
     ) -> QuestionFocus:
         """One whose sequences, and the bits of whose sentences, are kept in a store."""
         scorer = SentenceScorer(compressor.tokenizer, embed_model, store)
-        return cls(compressor, scorer, partial(store.resolve_rates, compressor))
+        return cls(compressor, scorer, partial(store.resolve, compressor))
 
-    def prepare(self, texts: Sequence[str], rates: Sequence[float] = ()) -> int:
-        """Make what `compose` needs beside the question; the number of texts compressed.
-
-        Args:
-            texts: to be retrieved later.
-            rates: further rates to have the texts at.
-        """
+    def prepare(self, texts: Sequence[str]) -> int:
+        """Make what `compose` needs beside the question; the number of texts compressed."""
         self.scorer.prepare(texts)
-        return self._resolve(texts, tuple(dict.fromkeys((*LADDER, *rates))))[1]
+        return self._resolve(texts)[1]
 
     def compose(
         self, question: str, texts: Sequence[str], rate: float, *, budget: int | None = None
@@ -215,33 +212,77 @@ class QuestionFocus:
             return [], 0
         whole = self.compressor.compress(texts, 1.0)
         if budget is None:
-            if rate > LADDER[-1]:  # coarser than all there is to choose from
-                sequences, compressed = self._resolve(texts, (rate,))
-                return sequences[rate], compressed
             budget = round(sum(map(len, whole)) / rate)
         if budget >= sum(map(len, whole)):
             return whole, 0
-        sequences, compressed = self._resolve(texts, LADDER)
-        sequences = {1.0: whole, **sequences}
+        nested, compressed = self._resolve(texts)
         sentences = [split_sentences(text) for text in texts]
-        owners = {
-            own: [_owners(z, s) for z, s in zip(zs, sentences, strict=True)]
-            for own, zs in sequences.items()
-        }
+        parts = [_Parts(*each) for each in zip(sentences, whole, nested, strict=True)]
         costs = {
-            own: np.concatenate(
-                [np.bincount(o, minlength=len(s)) for o, s in zip(found, sentences, strict=True)]
-            )
-            for own, found in owners.items()
+            rate: np.concatenate([part.counts(rate) for part in parts])
+            for rate in (1.0, *COMPOSED_RATES)
         }
         worth = np.concatenate(self.scorer.probabilities(question, texts))
         chosen = iter(allocate(worth, costs, budget))
-        composed = []
-        for i, spans in enumerate(sentences):
-            rates = [next(chosen) for _ in spans]
-            parts = {own: (zs[i], owners[own][i]) for own, zs in sequences.items()}
-            composed.append(_blend(spans, rates, parts))
-        return composed, compressed
+        return [part.joined([next(chosen) for _ in part.sentences]) for part in parts], compressed
+
+
+class _Parts:
+    """The Z-tokens of one text's sentences at each rate."""
+
+    def __init__(self, sentences: Sequence[Span], whole: ZSequence, nested: NestedSequence) -> None:
+        """See the class.
+
+        Args:
+            sentences: of the text.
+            whole: the text at rate 1.
+            nested: the text at the other rates.
+        """
+        self.sentences = sentences
+        self._whole = whole
+        self._nested = nested
+        self._owners_in_whole = self._owners(whole)
+        self._owners_in_finest = self._owners(nested.finest)
+
+    def _owners(self, z: ZSequence) -> IntArray:
+        """The sentence of each Z-token: the one that the middle of its span lies in."""
+        ends = np.array([end for _, end in self.sentences])
+        owners: IntArray = np.searchsorted(ends[:-1], z.spans.mean(axis=1), side="right")
+        return owners
+
+    def _at(self, rate: float) -> tuple[ZSequence, IntArray]:
+        """A sequence, and the sentence of each of its Z-tokens that are there at a rate, or -1."""
+        if rate == 1:
+            return self._whole, self._owners_in_whole
+        kept = self._nested.kept(rate)
+        return self._nested.finest, np.where(kept, self._owners_in_finest, -1)
+
+    def counts(self, rate: float) -> IntArray:
+        """`[n]` Z-tokens of each sentence at a rate."""
+        return np.bincount(self._at(rate)[1] + 1, minlength=1 + len(self.sentences))[1:]
+
+    def joined(self, rates: Sequence[float]) -> ZSequence:
+        """The text's sequence with a rate of its own for each sentence."""
+        codes, spans = [], []
+        for number, ((start, end), rate) in enumerate(zip(self.sentences, rates, strict=True)):
+            z, owners = self._at(rate)
+            own = owners == number
+            firsts = z.spans[own, 0].clip(start, end)
+            firsts[:1] = start
+            codes.append(z.codes[own])
+            spans.append(np.stack([firsts, np.append(firsts[1:], end)[: len(firsts)]], axis=1))
+        if not sum(map(len, codes)):
+            return self._nested.at(COMPOSED_RATES[-1])
+        finest, joined = self._nested.finest, np.concatenate(spans)
+        edges = finest.spans[np.cumsum([0, *finest.windows[:-1]]), 0]
+        window = np.searchsorted(edges, joined[:, 0], side="right")
+        return ZSequence(
+            codes=np.concatenate(codes),
+            spans=joined,
+            windows=tuple(np.unique(window, return_counts=True)[1].tolist()),
+            source_tokens=finest.source_tokens,
+            fingerprint=finest.fingerprint,
+        )
 
 
 def allocate(
@@ -280,46 +321,6 @@ def kept_share(rate: float) -> float:
     """`KEPT` at any rate, linear in its logarithm."""
     known, shares = zip(*KEPT, strict=True)
     return float(np.interp(math.log(rate), np.log(known), shares))
-
-
-def _owners(z: ZSequence, sentences: Sequence[Span]) -> NDArray[np.int64]:
-    """The sentence of each Z-token: the one that the middle of its span lies in."""
-    ends = np.array([b for _, b in sentences])
-    found = np.searchsorted(ends[:-1], z.spans.mean(axis=1), side="right")
-    return np.asarray(found, dtype=np.int64)
-
-
-def _blend(
-    sentences: Sequence[Span],
-    rates: Sequence[float],
-    parts: Mapping[float, tuple[ZSequence, NDArray[np.int64]]],
-) -> ZSequence:
-    """One text's sequence with a rate of its own for each sentence.
-
-    Args:
-        sentences: of the text.
-        rates: of each sentence.
-        parts: the sequence at each rate, and the sentence of each of its Z-tokens.
-    """
-    codes, spans = [], []
-    for number, ((start, end), rate) in enumerate(zip(sentences, rates, strict=True)):
-        z, owners = parts[rate]
-        own = owners == number
-        codes.append(z.codes[own])
-        spans.append(z.spans[own].clip(start, end))
-    coarsest, _ = parts[max(parts)]
-    if not sum(map(len, codes)):
-        return coarsest
-    joined = np.concatenate(spans)
-    firsts = np.cumsum([0, *coarsest.windows[:-1]])
-    window = np.searchsorted(coarsest.spans[firsts, 0], joined[:, 0], side="right")
-    return ZSequence(
-        codes=np.concatenate(codes),
-        spans=joined,
-        windows=tuple(np.unique(window, return_counts=True)[1].tolist()),
-        source_tokens=coarsest.source_tokens,
-        fingerprint=coarsest.fingerprint,
-    )
 
 
 @lru_cache(maxsize=1)

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from ztok_rag.defaults import default_compressor
 from ztok_rag.embedding import default_embedding, default_embedding_path
 from ztok_rag.errors import ZtokError
-from ztok_rag.focus import LADDER, QuestionFocus
+from ztok_rag.focus import QuestionFocus
 from ztok_rag.index_folder import IndexFolder, Manifest
 from ztok_rag.llm import ZTokenLLM
 from ztok_rag.postprocessor import ZTokenPostprocessor
@@ -55,8 +55,8 @@ class IndexStats:
         source_tokens: tokens of the base LLM in the chunks.
         z_tokens: Z-tokens of the chunks.
         rate: source tokens per Z-token, as it came out.
-        stored_bytes: bytes in the store: Z-tokens of each distinct chunk at every rate that is
-            kept, and what finds the sentences that a question is about.
+        stored_bytes: bytes in the store: Z-tokens of each distinct chunk, for all rates at once,
+            and what finds the sentences that a question is about.
         bytes_per_token: of these bytes, per source token.
         text_bytes: bytes of the chunks' text in UTF-8.
     """
@@ -181,7 +181,7 @@ class ZTokenIndex(Closing):
         index = cls(folder, manifest, llama_index, embed_model=embed_model, compressor=compressor)
         try:
             index._change(add=documents, show_progress=show_progress)
-            index._store.prune(manifest.fingerprint, (rate, *LADDER), index._texts())
+            index._store.prune(manifest.fingerprint, index._texts())
         except BaseException:
             index.close()
             raise
@@ -288,12 +288,10 @@ class ZTokenIndex(Closing):
         manifest = self._manifest
         fingerprint = manifest.fingerprint if loaded is None else loaded.fingerprint
         texts = self._texts()
-        sequences = {
-            text: self._store.get(fingerprint, manifest.rate, text) for text in dict.fromkeys(texts)
-        }
+        sequences = {text: self._store.get(fingerprint, text) for text in dict.fromkeys(texts)}
         chunks = [z for text in texts if (z := sequences[text]) is not None]
-        source_tokens = sum(z.source_tokens for z in chunks)
-        z_tokens = sum(map(len, chunks))
+        source_tokens = sum(z.finest.source_tokens for z in chunks)
+        z_tokens = sum(len(z.at(manifest.rate)) for z in chunks)
         stored_bytes = self._store.size_bytes
         return IndexStats(
             documents=len(self.document_ids),
@@ -481,9 +479,9 @@ class ZTokenIndex(Closing):
             _check_settings(rate, self.chunk_size, self._manifest.chunk_overlap)
             fingerprint = self.compressor.fingerprint
             texts = self._texts()
-            compressed = self._compress(texts, rate, show_progress)
+            compressed = self._compress(texts, show_progress)
             self._commit(replace(self._manifest, rate=rate, fingerprint=fingerprint))
-            self._store.prune(fingerprint, (rate, *LADDER), texts)
+            self._store.prune(fingerprint, texts)
             return compressed
 
     def persist(self) -> None:
@@ -524,7 +522,7 @@ class ZTokenIndex(Closing):
     def _prepare(self, documents: Sequence[Document], show_progress: bool) -> list[BaseNode]:
         """The chunks of documents with their vectors; their Z-tokens are in the store."""
         nodes = self._split(documents)
-        self._compress([_text(node) for node in nodes], self.rate, show_progress)
+        self._compress([_text(node) for node in nodes], show_progress)
         vectors = embed_nodes(nodes, self.embed_model, show_progress=show_progress)
         for node in nodes:
             node.embedding = vectors[node.node_id]
@@ -555,7 +553,7 @@ class ZTokenIndex(Closing):
                 ) from error
         return nodes
 
-    def _compress(self, texts: Sequence[str], rate: float, show_progress: bool) -> int:
+    def _compress(self, texts: Sequence[str], show_progress: bool) -> int:
         """Put the Z-tokens of texts into the store; the number that had to be compressed."""
         compressed = 0
         distinct = list(dict.fromkeys(texts))
@@ -563,7 +561,7 @@ class ZTokenIndex(Closing):
         with tqdm(total=len(distinct), desc="Compressing", disable=not show_progress) as bar:
             for start in range(0, len(distinct), _CHUNKS_AT_ONCE):
                 batch = distinct[start : start + _CHUNKS_AT_ONCE]
-                compressed += focus.prepare(batch, [rate])
+                compressed += focus.prepare(batch)
                 bar.update(len(batch))
         return compressed
 

@@ -23,7 +23,14 @@ from ztok_rag.base import BaseLM
 from ztok_rag.config import ZConfig
 from ztok_rag.errors import CheckpointError
 from ztok_rag.quantizer import ZQuantizer
-from ztok_rag.segment import FloatArray, IntArray, segment, select_anchors, target_count
+from ztok_rag.segment import (
+    FloatArray,
+    IntArray,
+    outlast,
+    segment,
+    select_anchors,
+    target_count,
+)
 from ztok_rag.sequence import EMPTY
 
 QUESTION_SHARE = 0.3
@@ -315,12 +322,6 @@ class ZModel(nn.Module):
             focus: for each window, tokens `[start, end)` to spend `FOCUS` times as much on, and
                 as many times less on the others; `None` spends alike.
         """
-        return next(self.encode_rates(windows, (rate,), focus))
-
-    def encode_rates(
-        self, windows: list[list[int]], rates: Sequence[float], focus: Focus = None
-    ) -> Iterator[Encoded]:
-        """`encode` at each of several rates, all from one forward pass."""
         device = self.base.device
         lengths = [len(window) for window in windows]
         ids = torch.zeros(len(windows), max(lengths), dtype=torch.long)
@@ -334,23 +335,45 @@ class ZModel(nn.Module):
         scores, uses = gate[:, 0], gate[:, 1:]
         information = nn.functional.softplus(scores)
         nats, weights = self._weigh(windows, information, uses)
-        for rate in rates:
-            spans, counts, flat_picked, several = self._spend(lengths, nats, weights, rate, focus)
-            picked = torch.from_numpy(flat_picked).to(device)
-            anchors = flat_ids[picked.clamp(min=0)].masked_fill(picked < 0, -1)
-            anchors = self.quantizer.anchor_codes(anchors, self.base.embeddings.weight)  # type: ignore[arg-type]
-            starts = np.cumsum([0, *counts[:-1]])
-            owner = np.concatenate([own + at for own, at in zip(spans, starts, strict=True)])
-            features = self._pool(
-                flat_hidden, scores, torch.from_numpy(owner).to(device), picked[:, 0]
-            )
-            embeddings, codes = self._embed_spans(
-                anchors, features, torch.from_numpy(several).to(device)
-            )
-            states = None
-            if inner:
-                states = torch.cat([part[picked[:, 0]] for part in inner], dim=-1).detach()
-            yield Encoded(embeddings, codes, counts, spans, information, uses, states, features)
+        spans, counts, flat_picked, several = self._spend(lengths, nats, weights, rate, focus)
+        picked = torch.from_numpy(flat_picked).to(device)
+        anchors = flat_ids[picked.clamp(min=0)].masked_fill(picked < 0, -1)
+        anchors = self.quantizer.anchor_codes(anchors, self.base.embeddings.weight)  # type: ignore[arg-type]
+        starts = np.cumsum([0, *counts[:-1]])
+        owner = np.concatenate([own + at for own, at in zip(spans, starts, strict=True)])
+        features = self._pool(flat_hidden, scores, torch.from_numpy(owner).to(device), picked[:, 0])
+        embeddings, codes = self._embed_spans(
+            anchors, features, torch.from_numpy(several).to(device)
+        )
+        states = None
+        if inner:
+            states = torch.cat([part[picked[:, 0]] for part in inner], dim=-1).detach()
+        return Encoded(embeddings, codes, counts, spans, information, uses, states, features)
+
+    def outlasted(
+        self, windows: list[list[int]], encoded: Encoded, rates: Sequence[float]
+    ) -> IntArray:
+        """How many of some rates, from the first on, each Z-token outlasts.
+
+        Args:
+            windows: that were encoded.
+            encoded: their Z-tokens, at a rate below the others.
+            rates: rising.
+
+        Returns:
+            `[sum(counts)]`. About `n / rate` of a window's Z-tokens outlast a rate, one at least.
+        """
+        config, lasts, at = self.config, [], 0
+        nats, weights = self._weigh(windows, encoded.information, encoded.uses)
+        for window, spans in zip(windows, encoded.spans, strict=True):
+            here = slice(at, at + len(window))
+            at += len(window)
+            counts = [
+                target_count(nats[here], rate, config.mean_information, config.elasticity)
+                for rate in rates
+            ]
+            lasts.append(outlast(weights[here], spans, counts, config.max_span))
+        return np.concatenate(lasts)
 
     def _spend(
         self,

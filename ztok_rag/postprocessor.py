@@ -48,9 +48,9 @@ class PostprocessorStats:
 class ZTokenPostprocessor(BaseNodePostprocessor):
     """Shows the LLM each retrieved text as Z-tokens; for use with `ZTokenLLM`.
 
-    Texts already in the store are not compressed again. Ids, scores, metadata and source text of
-    the nodes stay available on a response's `source_nodes`. Put it after every postprocessor that
-    reads or edits text.
+    Texts already in the store are not compressed again, at whatever rate they are read. Ids,
+    scores, metadata and source text of the nodes stay available on a response's `source_nodes`.
+    Put it after every postprocessor that reads or edits text.
 
     With `focus`, the Z-tokens of a query's nodes are spent by the question: sentences that it
     seems to be about get more of them than others, as many in all as the rate says. They are
@@ -100,7 +100,7 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         """Set up; nothing is loaded before the first nodes come.
 
         Args:
-            rate: source tokens per Z-token.
+            rate: source tokens per Z-token; without `focus`, one between 1 and 2 is 2.
             token_budget: positions that all nodes share, in place of `rate`.
             focus: spend the Z-tokens by the question.
             show: what the LLM gets to read.
@@ -241,15 +241,10 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
     def _resolve(self, chosen: list[tuple[NodeWithScore, float]]) -> tuple[list[ZSequence], int]:
         """The Z-tokens of each node at its rate, and how many had to be compressed."""
         texts = [item.node.get_content(MetadataMode.NONE) for item, _ in chosen]
-        rates = [rate for _, rate in chosen]
-        found: dict[int, ZSequence] = {}
-        compressed = 0
-        for rate in dict.fromkeys(rates):
-            places = [i for i, own in enumerate(rates) if own == rate]
-            made, new = self.store.resolve(self.compressor, [texts[i] for i in places], rate)
-            found |= dict(zip(places, made, strict=True))
-            compressed += new
-        return [found[i] for i in range(len(chosen))], compressed
+        if all(rate == 1 for _, rate in chosen):
+            return self.compressor.compress(texts, 1.0), 0
+        nested, compressed = self.store.resolve(self.compressor, texts)
+        return [z.at(rate) for z, (_, rate) in zip(nested, chosen, strict=True)], compressed
 
     def _shown(self, sequences: list[ZSequence]) -> list[str]:
         """What the LLM reads in place of each text."""

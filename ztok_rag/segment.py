@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,3 +95,43 @@ def select_anchors(information: FloatArray, spans: IntArray, anchors: int) -> In
     picked = np.full((n_spans, anchors), -1, dtype=np.int64)
     picked[spans[kept], rank[kept]] = kept
     return picked
+
+
+def outlast(
+    information: FloatArray, spans: IntArray, counts: Sequence[int], max_span: int
+) -> IntArray:
+    """Which spans stay when neighbours are merged into ever fewer.
+
+    The two neighbours that carry the least together are merged first, and the one with the more
+    informative token stays. What stays at one count is thereby a part of what stays at a higher.
+
+    Args:
+        information: `[n]` positive weight of each token.
+        spans: `[n]` span index of each token, as `segment` returns.
+        counts: spans to stay, falling; a count is not reached where `max_span` forbids it.
+        max_span: most tokens in a span.
+
+    Returns:
+        `[n_spans]` how many of the counts, from the first on, each span outlasts.
+    """
+    starts = np.searchsorted(spans, np.arange(int(spans[-1]) + 1))
+    mass = np.add.reduceat(information, starts)
+    peak = np.maximum.reduceat(information, starts)
+    length = np.diff(starts, append=len(spans))
+    alive = np.arange(len(starts))
+    lasts = np.zeros(len(starts), dtype=np.int64)
+    for count in counts:
+        while len(alive) > count:
+            joined = np.where(length[:-1] + length[1:] <= max_span, mass[:-1] + mass[1:], np.inf)
+            left = int(joined.argmin())
+            if joined[left] == np.inf:
+                break
+            right = left + 1
+            alive[left] = alive[left if peak[left] >= peak[right] else right]
+            for values, merge in ((mass, np.add), (length, np.add), (peak, np.maximum)):
+                values[left] = merge(values[left], values[right])
+            alive, mass, peak, length = (
+                np.delete(values, right) for values in (alive, mass, peak, length)
+            )
+        lasts[alive] += 1
+    return lasts

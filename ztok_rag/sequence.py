@@ -1,4 +1,4 @@
-"""`ZSequence`: the discrete, variable-length form of a text, and its file format."""
+"""`ZSequence`, the discrete, variable-length form of a text, and its file format."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOSSLESS_MAGIC = b"ZL1\n"
 
 _MAGIC = b"ZT2\n"
 _HEADER = struct.Struct("<4s8sI")  # magic, fingerprint, checksum of all the rest
-_LOSSLESS_HEADER = struct.Struct("<4sII")  # magic, checksum of all the rest, sequence's bytes
+_JOINED_HEADER = struct.Struct("<4sII")  # magic, checksum of all the rest, sequence's bytes
 _CHECKED = 8  # bytes of that header up to where its checksum begins to count
 
 
@@ -191,10 +191,7 @@ def is_lossless(data: bytes) -> bool:
 
 def join_lossless(z: ZSequence, rest: bytes) -> bytes:
     """The content of a lossless file, checksummed: a sequence, and what follows it."""
-    sequence = z.to_bytes()
-    head = _LOSSLESS_HEADER.pack(LOSSLESS_MAGIC, 0, len(sequence))
-    checked = head[_CHECKED:] + sequence + rest
-    return LOSSLESS_MAGIC + zlib.crc32(checked).to_bytes(4, "little") + checked
+    return join_sequence(LOSSLESS_MAGIC, z, rest)
 
 
 def split_lossless(data: bytes) -> tuple[ZSequence, bytes]:
@@ -203,19 +200,34 @@ def split_lossless(data: bytes) -> tuple[ZSequence, bytes]:
     Raises:
         SequenceError: the bytes are not of a lossless file, or are truncated or altered.
     """
-    if not is_lossless(data):
-        raise SequenceError(
-            "this is not a lossless file of this version; make one with `ztok compress --lossless`."
-        )
-    if len(data) < _LOSSLESS_HEADER.size or zlib.crc32(data[_CHECKED:]) != int.from_bytes(
+    return split_sequence(
+        LOSSLESS_MAGIC,
+        data,
+        "a lossless file of this version; make one with `ztok compress --lossless`.",
+    )
+
+
+def join_sequence(magic: bytes, z: ZSequence, rest: bytes) -> bytes:
+    """Checksummed bytes of a sequence and what follows it."""
+    sequence = z.to_bytes()
+    head = _JOINED_HEADER.pack(magic, 0, len(sequence))
+    checked = head[_CHECKED:] + sequence + rest
+    return magic + zlib.crc32(checked).to_bytes(4, "little") + checked
+
+
+def split_sequence(magic: bytes, data: bytes, kind: str) -> tuple[ZSequence, bytes]:
+    """Inverse of `_join`; an error says that these are not the bytes of this `kind`."""
+    if not data.startswith(magic):
+        raise SequenceError(f"this is not {kind}")
+    if len(data) < _JOINED_HEADER.size or zlib.crc32(data[_CHECKED:]) != int.from_bytes(
         data[4:_CHECKED], "little"
     ):
         raise SequenceError(
-            "this lossless file is truncated or altered (its checksum does not match); "
+            "this file is truncated or altered (its checksum does not match); "
             "take an intact copy, or compress the source text again."
         )
-    _, _, length = _LOSSLESS_HEADER.unpack_from(data)
-    start = _LOSSLESS_HEADER.size
+    _, _, length = _JOINED_HEADER.unpack_from(data)
+    start = _JOINED_HEADER.size
     return ZSequence.from_bytes(data[start : start + length]), data[start + length :]
 
 

@@ -22,12 +22,15 @@ from diskcache.core import MODE_BINARY, MODE_RAW, UNKNOWN
 from ztok_rag.base import cache_dir
 from ztok_rag.errors import ZtokError
 from ztok_rag.handle import SECRET_BYTES
-from ztok_rag.sequence import ZSequence
+from ztok_rag.nested import NestedSequence
 
 if TYPE_CHECKING:
     from ztok_rag.compressor import ZCompressor
+    from ztok_rag.sequence import ZSequence
 
 Value = TypeVar("Value")
+
+_NESTED = "nested-"  # begins the keys of Z-tokens; the checkpoint follows
 
 
 @dataclass(frozen=True)
@@ -110,25 +113,25 @@ class ZStore(Closing):
         with self._stats_lock:
             return self._stats
 
-    def get(self, fingerprint: str, rate: float, text: str) -> ZSequence | None:
-        """The sequence of `text` at `rate` by checkpoint `fingerprint`, or `None`.
+    def get(self, fingerprint: str, text: str) -> NestedSequence | None:
+        """The Z-tokens of `text` by checkpoint `fingerprint`, or `None`.
 
         An entry that cannot be read counts as absent, with a warning.
         """
 
-        def parse(data: bytes) -> ZSequence:
-            z = ZSequence.from_bytes(data)
+        def parse(data: bytes) -> NestedSequence:
+            z = NestedSequence.from_bytes(data)
             if z.fingerprint != fingerprint:
                 raise ValueError(f"it was made by checkpoint {z.fingerprint}")
             return z
 
-        z = self._read(_key(fingerprint, rate, text), parse)
+        z = self._read(_key(fingerprint, text), parse)
         self._count(**({"misses": 1} if z is None else {"hits": 1}))
         return z
 
-    def put(self, fingerprint: str, rate: float, text: str, z: ZSequence) -> None:
-        """Keep `z` as the sequence of `text`. A failure to write is a warning."""
-        self._write(_key(fingerprint, rate, text), z.to_bytes())
+    def put(self, fingerprint: str, text: str, z: NestedSequence) -> None:
+        """Keep `z` as the Z-tokens of `text`. A failure to write is a warning."""
+        self._write(_key(fingerprint, text), z.to_bytes())
 
     def get_bytes(self, kind: str, text: str) -> bytes | None:
         """What `put_bytes` keeps of `text`, or `None`."""
@@ -165,7 +168,7 @@ class ZStore(Closing):
             )
 
     def delete(self, texts: Sequence[str]) -> int:
-        """Remove the entries of `texts`, at every rate and of every checkpoint.
+        """Remove the entries of `texts`, of every checkpoint.
 
         What they held is overwritten on disk, in the database's log too.
 
@@ -178,8 +181,8 @@ class ZStore(Closing):
         gone = {_content_hash(text) for text in texts}
         return self._remove(lambda key: key.rpartition(":")[2] in gone)
 
-    def prune(self, fingerprint: str, rates: Sequence[float], texts: Sequence[str]) -> int:
-        """Remove every sequence but those of `texts` at `rates` by checkpoint `fingerprint`.
+    def prune(self, fingerprint: str, texts: Sequence[str]) -> int:
+        """Remove all Z-tokens but those of `texts` by checkpoint `fingerprint`.
 
         Other bytes stay if they belong to one of the texts.
 
@@ -190,11 +193,11 @@ class ZStore(Closing):
             ZtokError: the store cannot be read or written.
         """
         hashes = {_content_hash(text) for text in texts}
-        made = {f"{fingerprint}:{float(rate)!r}" for rate in rates}
 
         def doomed(key: str) -> bool:
             start, _, content = key.rpartition(":")
-            return content not in hashes or (":" in start and start not in made)
+            foreign = start.startswith(_NESTED) and start != _NESTED + fingerprint
+            return content not in hashes or foreign
 
         return self._remove(doomed)
 
@@ -214,54 +217,43 @@ class ZStore(Closing):
         return int(size)
 
     def get_or_compress(
-        self, compressor: ZCompressor, texts: Sequence[str], rate: float
+        self, compressor: ZCompressor, texts: Sequence[str], rate: float = 4.0
     ) -> list[ZSequence]:
-        """The sequences of `texts`, in order; only absent ones are compressed, in one batch."""
-        return self.resolve(compressor, texts, rate)[0]
+        """The sequences of `texts`, in order; only absent ones are compressed, in one batch.
+
+        Args:
+            compressor: makes what is absent.
+            texts: any number, of any length.
+            rate: source tokens per Z-token: 1, or one of 2 to 64. All are kept at once.
+
+        Raises:
+            ZtokError: a text is empty.
+        """
+        if rate == 1:
+            return compressor.compress(texts, rate)
+        return [z.at(rate) for z in self.resolve(compressor, texts)[0]]
 
     def resolve(
-        self, compressor: ZCompressor, texts: Sequence[str], rate: float
-    ) -> tuple[list[ZSequence], int]:
-        """As `get_or_compress`, with the number of texts that had to be compressed."""
-        sequences, compressed = self.resolve_rates(compressor, texts, (rate,))
-        return sequences[rate], compressed
-
-    def resolve_rates(
-        self, compressor: ZCompressor, texts: Sequence[str], rates: Sequence[float]
-    ) -> tuple[dict[float, list[ZSequence]], int]:
-        """The sequences of `texts`, in order, at each of several rates.
-
-        Texts that are absent at any of the rates are compressed, in one batch.
-
-        Returns:
-            The sequences, and the number of texts that had to be compressed.
-        """
+        self, compressor: ZCompressor, texts: Sequence[str]
+    ) -> tuple[list[NestedSequence], int]:
+        """The Z-tokens of `texts` at all rates, and how many texts had to be compressed."""
         fingerprint = compressor.fingerprint
-        distinct = list(dict.fromkeys(texts))
-        known = {(text, r): self.get(fingerprint, r, text) for text in distinct for r in rates}
-
-        def absent() -> list[str]:
-            return [t for t in distinct if any(known[t, r] is None for r in rates)]
-
+        known = {text: self.get(fingerprint, text) for text in dict.fromkeys(texts)}
         compressed = 0
-        if missing := absent():
+        if any(z is None for z in known.values()):
             # One compression at a time; a thread that waited finds what the one before it made.
             with self._compress_lock:
-                for key in [(t, r) for t in missing for r in rates if known[t, r] is None]:
-                    if self._contains(_key(fingerprint, key[1], key[0])):
-                        known[key] = self.get(fingerprint, key[1], key[0])
-                missing = absent()
-                wanted = [r for r in rates if any(known[text, r] is None for text in missing)]
-                made = compressor.compress_rates(missing, wanted) if wanted else {}
-                for rate, sequences in made.items():
-                    for text, sequence in zip(missing, sequences, strict=True):
-                        if known[text, rate] is None:
-                            known[text, rate] = sequence
-                            self.put(fingerprint, rate, text, sequence)
+                for text in [text for text, z in known.items() if z is None]:
+                    if self._contains(_key(fingerprint, text)):
+                        known[text] = self.get(fingerprint, text)
+                missing = [text for text, z in known.items() if z is None]
+                made = compressor.compress_nested(missing)
+                for text, nested in zip(missing, made, strict=True):
+                    known[text] = nested
+                    self.put(fingerprint, text, nested)
                 compressed = len(missing)
                 self._count(compressed=compressed)
-        found = {r: [z for text in texts if (z := known[text, r]) is not None] for r in rates}
-        return found, compressed
+        return [z for text in texts if (z := known[text]) is not None], compressed
 
     def _remove(self, doomed: Callable[[str], bool]) -> int:
         """Remove the entries whose key is `doomed`; their number."""
@@ -369,8 +361,8 @@ class _BytesDisk(diskcache.Disk):  # type: ignore[misc]
         return (root / filename).resolve().is_relative_to(root)
 
 
-def _key(fingerprint: str, rate: float, text: str) -> str:
-    return f"{fingerprint}:{float(rate)!r}:{_content_hash(text)}"
+def _key(fingerprint: str, text: str) -> str:
+    return f"{_NESTED}{fingerprint}:{_content_hash(text)}"
 
 
 def _content_hash(text: str) -> str:

@@ -23,10 +23,9 @@ class ZTokenTransform(TransformComponent):
     """Puts the Z-tokens of every node's text into the store; the nodes pass unchanged.
 
     Put it after the splitter in an `IngestionPipeline`. A `ZTokenPostprocessor` with the same
-    compressor, store and settings then finds them, and no query waits for compression.
+    compressor and store then finds them, and no query waits for compression, at any rate.
     """
 
-    rate: float = Field(default=4.0, ge=1.0, description="Source tokens per Z-token.")
     focus: bool = Field(default=True, description="Be ready to spend Z-tokens by the question.")
 
     _compressor: ZCompressor | None = PrivateAttr(default=None)
@@ -36,7 +35,6 @@ class ZTokenTransform(TransformComponent):
     def __init__(
         self,
         *,
-        rate: float = 4.0,
         focus: bool = True,
         compressor: ZCompressor | None = None,
         store: ZStore | None = None,
@@ -46,14 +44,13 @@ class ZTokenTransform(TransformComponent):
         """Set up; nothing is loaded before the first nodes come.
 
         Args:
-            rate: source tokens per Z-token; with `focus`, any rate is served.
             focus: make what a `ZTokenPostprocessor` with `focus` needs.
             compressor: `None` is the default one, shared with `ZTokenPostprocessor`.
             store: `None` is the default one, shared likewise.
             embed_model: of the postprocessor's `focus`; `None` is the default one.
             kwargs: fields of `TransformComponent`.
         """
-        super().__init__(rate=rate, focus=focus, **kwargs)  # type: ignore[call-arg]
+        super().__init__(focus=focus, **kwargs)  # type: ignore[call-arg]
         self._compressor = compressor
         self._store = store
         self._embed_model = embed_model
@@ -72,5 +69,5 @@ class ZTokenTransform(TransformComponent):
         if self.focus:
             QuestionFocus.over(self._compressor, self._store, self._embed_model).prepare(texts)
         else:
-            self._store.resolve(self._compressor, texts, self.rate)
+            self._store.resolve(self._compressor, texts)
         return nodes

@@ -47,6 +47,11 @@ class Arm:
     shorten: Shorten | None = field(default=None, compare=False, repr=False)
 
     @property
+    def reads_z_tokens(self) -> bool:
+        """Whether its context is Z-tokens."""
+        return self.name in ("ztok", "ztok-focus")
+
+    @property
     def label(self) -> str:
         """The name, with the rate where there may be several."""
         if self.rate is None or self.name in _WITHOUT_RATE:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ztok_rag.evaluation.log import PredictionLog
 from ztok_rag.evaluation.questions import Arm, Question, sample
-from ztok_rag.focus import LADDER, QuestionFocus, SentenceScorer
+from ztok_rag.focus import QuestionFocus, SentenceScorer
+from ztok_rag.nested import NestedSequence
 from ztok_rag.sequence import ZSequence
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def evaluate(
     for arm in arms:
         if bar is not None:
             bar.update(len(questions) - len(todo[arm]))
-        if _cached_rates(arm):
+        if arm.reads_z_tokens:
             texts = list(dict.fromkeys(text for q in todo[arm] for text in chunks[q.id]))
             for start in range(0, len(texts), 64):
                 show(f"compressing for {arm.label}, {start} of {len(texts)} chunks done")
@@ -239,7 +240,7 @@ def _build(
         return _Prompt([before + after], 0, 0, 0, cut)
     if arm.shorten is not None:
         return _build_shortened(question, arm, chunks, (before, after), room, cut, compressor)
-    if not _cached_rates(arm):
+    if not arm.reads_z_tokens:
         text, text_cut = cut_middle(JOIN.join(chunks), room, compressor.tokenizer)
         tokens = reader.count_tokens(text) if text else 0
         return _Prompt([before + text + after], tokens, tokens, _bytes(text), cut or text_cut)
@@ -306,45 +307,45 @@ class _Compressed:
     def __init__(self, compressor: ZCompressor) -> None:
         self.compressor = compressor
         self.scorer = SentenceScorer(compressor.tokenizer)
-        self.focus = QuestionFocus(compressor, self.scorer, self.resolve)
+        self.focus = QuestionFocus(compressor, self.scorer, self._resolve_nested)
         self._known: dict[tuple[str, float], ZSequence] = {}
+        self._nested: dict[str, NestedSequence] = {}
 
-    def resolve(
-        self, texts: Sequence[str], rates: Sequence[float]
-    ) -> tuple[dict[float, list[ZSequence]], int]:
+    def _resolve(self, texts: Sequence[str], rate: float) -> list[ZSequence]:
+        """Sequences at one rate."""
+        new = [text for text in dict.fromkeys(texts) if (text, rate) not in self._known]
+        for text, z in zip(new, self.compressor.compress(new, rate), strict=True):
+            self._known[text, rate] = z
+        return [self._known[text, rate] for text in texts]
+
+    def _resolve_nested(self, texts: Sequence[str]) -> tuple[list[NestedSequence], int]:
         """See `QuestionFocus`."""
-        new = [t for t in dict.fromkeys(texts) if any((t, r) not in self._known for r in rates)]
-        for rate, made in self.compressor.compress_rates(new, rates).items():
-            self._known |= {(text, rate): z for text, z in zip(new, made, strict=True)}
-        return {rate: [self._known[text, rate] for text in texts] for rate in rates}, len(new)
+        new = [text for text in dict.fromkeys(texts) if text not in self._nested]
+        self._nested |= dict(zip(new, self.compressor.compress_nested(new), strict=True))
+        return [self._nested[text] for text in texts], len(new)
 
     def prepare(self, texts: Sequence[str], arm: Arm) -> None:
         """Make what an arm needs of texts, beside the question."""
-        self.resolve(texts, _cached_rates(arm))
         if arm.name == "ztok-focus":
-            self.scorer.prepare(texts)
+            self.focus.prepare(texts)
+        elif arm.name == "ztok":
+            assert arm.rate is not None
+            self._resolve(texts, arm.rate)
 
     def read(self, question: str, chunks: Sequence[str], arm: Arm) -> list[ZSequence]:
         """What an arm reads of the chunks."""
         assert arm.rate is not None
         if arm.name == "ztok":
-            return self.resolve(chunks, (arm.rate,))[0][arm.rate]
+            return self._resolve(chunks, arm.rate)
         return self.focus.compose(question, chunks, arm.rate)[0]
 
     def stored_bytes(self, chunks: Sequence[str], arm: Arm) -> int:
         """What of the chunks is kept for an arm."""
-        found, _ = self.resolve(chunks, _cached_rates(arm))
-        size = sum(len(z.to_bytes()) for zs in found.values() for z in zs)
+        assert arm.rate is not None
         if arm.name == "ztok":
-            return size
-        return size + self.scorer.stored_bytes(chunks)
-
-
-def _cached_rates(arm: Arm) -> tuple[float, ...]:
-    """The rates at which an arm needs the Z-tokens of its chunks; none if it reads text."""
-    if arm.name == "ztok-focus":
-        return LADDER
-    return (arm.rate,) if arm.name == "ztok" and arm.rate is not None else ()
+            return sum(len(z.to_bytes()) for z in self._resolve(chunks, arm.rate))
+        nested, _ = self._resolve_nested(chunks)
+        return sum(len(z.to_bytes()) for z in nested) + self.scorer.stored_bytes(chunks)
 
 
 def _bytes(text: str) -> int:
