@@ -30,7 +30,6 @@ from torch import Tensor
 
 from common import Parser, count, names, positive, run_script
 from variants import (
-    BothModel,
     ContinuousModel,
     MeanPoolModel,
     MemoryTokenModel,
@@ -51,6 +50,7 @@ from ztok_rag.training.run import load_data
 from ztok_rag.training.trainer import Trainer
 
 RATE = 4.0
+ADAPTERS = ("compress", "read", "text")
 FIXED = {"text_steps": 0, "ramp_steps": 0, "rates": (RATE,)}
 
 
@@ -110,7 +110,10 @@ VARIANTS = {
     ),
     "uniform": Variant("allocation", "uniform", UniformModel),
     "surprisal": Variant("allocation", "surprisal", SurprisalModel),
-    "both": Variant("allocation", "learned, times surprisal", BothModel),
+    "root": Variant(
+        "allocation", "learned, times the root of surprisal", config={"surprisal_power": 0.5}
+    ),
+    "both": Variant("allocation", "learned, times surprisal", config={"surprisal_power": 1.0}),
     "depth-1": Variant("depth", "1 anchor", config={"residual_depth": 0, "inject_layers": ()}),
     "depth-2": Variant("depth", "1 anchor + 1 residual code", config={"residual_depth": 1}),
     "depth-4": Variant("depth", "1 anchor + 3 residual codes", config={"residual_depth": 3}),
@@ -221,7 +224,7 @@ def train_and_score(
     variant = VARIANTS[name]
     torch.manual_seed(options.seed)
     base = BaseLM.load(device=options.device)
-    config = {"adapters": ("compress", "read", "text"), **variant.config}
+    config = {"adapters": ADAPTERS, "surprisal_power": 0.0, **variant.config}
     model = variant.model.create(base, **config)
     text = load_file(options.reader / "text.safetensors")
     model.load_adapter("text", _with_rank(text, model.config.rank))

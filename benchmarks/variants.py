@@ -36,16 +36,6 @@ class SurprisalModel(ZModel):
         return nats, nats
 
 
-class BothModel(ZModel):
-    """Spans share out surprisal times how likely tokens are to be asked for."""
-
-    def _weigh(
-        self, windows: list[list[int]], information: Tensor, uses: Tensor
-    ) -> tuple[FloatArray, FloatArray]:
-        nats, weights = super()._weigh(windows, information, uses)
-        return nats, nats * weights
-
-
 class _ContinuousQuantizer(ZQuantizer):
     """Residual vectors in the place of residual codes, of as many dimensions."""
 

@@ -28,6 +28,8 @@ class ZConfig:
         max_span: most source tokens one Z-token may stand for.
         elasticity: how far, as a share, the Z-tokens of one window may stray from
             `tokens / rate` to follow its content.
+        surprisal_power: of a token's predicted surprisal in what the spans share out, beside how
+            likely it is to be asked for.
         mean_information: mean predicted surprisal, in nats per token, of the training text.
         adapters: LoRA adapters in the checkpoint.
     """
@@ -43,6 +45,7 @@ class ZConfig:
     window: int = 256
     max_span: int = 64
     elasticity: float = 0.08
+    surprisal_power: float = 0.5
     mean_information: float = 1.0
     adapters: tuple[str, ...] = ("compress", "read")
 

@@ -412,12 +412,13 @@ class ZModel(nn.Module):
     ) -> tuple[FloatArray, FloatArray]:
         """The surprisal of all tokens, `[sum(n)]` nats, and what the spans share out.
 
-        The latter is the square of how likely the token is to be asked for: what nobody asks for
-        is summed up in long spans.
+        The latter is the square of how likely the token is to be asked for, times a power of its
+        surprisal: what nobody asks for, or everybody would guess, is summed up in long spans.
         """
         nats = information.detach().double().cpu().numpy() + 1e-3
         answer, question = uses.detach().double().sigmoid().cpu().numpy().T
-        return nats, (answer + QUESTION_SHARE * question) ** 2 + 1e-4
+        asked = (answer + QUESTION_SHARE * question) ** 2 + 1e-4
+        return nats, asked * nats**self.config.surprisal_power
 
     def _embed_spans(
         self, anchors: Tensor, features: Tensor, several: Tensor
