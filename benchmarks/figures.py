@@ -67,6 +67,7 @@ STORED = {
     "zstd": "zstd",
     "embedding-fp16": "embeddings, fp16",
     "kv-cache-fp16": "KV cache, fp16",
+    "ztok-store": "Z-tokens for all rates, with sentences' bits",
 }
 
 
@@ -454,7 +455,7 @@ def draw_bytes(rows: Sequence[Json], file: Path) -> Path:
     )
     figure, axis = plt.subplots(figsize=(6.4, 0.42 * len(chosen) + 1.1))
     for place, row in enumerate(chosen):
-        ours = row["arm"] == "ztok"
+        ours = row["arm"].startswith("ztok")
         axis.barh(place, row["score"], color=ARMS["ztok"].colour if ours else "0.6", height=0.62)
         text = f" {row['score']:,.2f}" if row["score"] < 100 else f" {row['score']:,.0f}"
         axis.annotate(text, (row["score"], place), va="center", fontsize=8)
@@ -495,6 +496,42 @@ MEMORY_METRICS = {
     "answer_accuracy": "answer tokens right, %",
     "reconstruction_accuracy": "text tokens right, %",
 }
+
+
+ABLATION_METRICS = {
+    "answer_nats": "answers",
+    "reconstruction_nats": "reconstruction",
+}
+
+
+def draw_ablations(rows: Sequence[Json], file: Path) -> Path:
+    """What each variant changes, in nats per token, with its interval; the better to the left."""
+    arms = _by_group(row for row in rows if row["arm"] != "default")
+    size = (8.5, 0.8 + 0.24 * len(arms))
+    figure, axes = plt.subplots(1, len(ABLATION_METRICS), figsize=size, sharey=True)
+    for axis, (metric, label) in zip(axes, ABLATION_METRICS.items(), strict=True):
+        for place, arm in enumerate(arms):
+            row = pick(rows, arm=arm, metric=f"{metric}_minus_default")
+            if row is None:
+                continue
+            low, high = row["ci95"]
+            colour = "#009E73" if high < 0 else "#D55E00" if low > 0 else "0.55"
+            axis.plot([low, high], [place, place], color=colour, linewidth=2)
+            axis.plot(row["score"], place, "o", color=colour, markersize=4)
+        axis.axvline(0, color="0.3", linewidth=0.8)
+        axis.set_xlabel(f"nats per token of {label}, against the default", fontsize=8)
+        axis.set_yticks(range(len(arms)), arms, fontsize=8)
+        plain(axis)
+    axes[0].invert_yaxis()
+    return save(figure, file)
+
+
+def _by_group(rows: Iterable[Json]) -> list[str]:
+    """Variants, those of a group together."""
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        groups.setdefault(row["task"], []).append(row["arm"])
+    return list(dict.fromkeys(arm for arms in groups.values() for arm in arms))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -738,7 +775,7 @@ def bytes_section(results: Results, place: Place) -> str:
     lines = [
         bold(
             [stored_name(row), score(row, 2), f"{row['p10']:,.2f} to {row['p90']:,.2f}"],
-            row["arm"] == "ztok",
+            row["arm"].startswith("ztok"),
         )
         for row in sorted(rows, key=lambda r: r["score"])
     ]
@@ -776,6 +813,34 @@ def memory_section(results: Results, place: Place) -> str:
             + "."
         )
     return "\n\n".join([*out, results.source(rows)])
+
+
+def ablations_section(results: Results, place: Place) -> str:
+    """Variants of the model and its training, after the same compute each."""
+    rows = results.where(benchmark="ablations")
+    if not rows:
+        return NOT_RUN
+    file = draw_ablations(rows, place.pictures / "ablations.png")
+    lines = []
+    for arm in ["default", *_by_group(row for row in rows if row["arm"] != "default")]:
+        chosen = [row for row in rows if row["arm"] == arm]
+        cells = [f"`{arm}`", chosen[0]["task"], chosen[0]["what"]]
+        for metric in ABLATION_METRICS:
+            change = pick(chosen, metric=f"{metric}_minus_default")
+            own = pick(chosen, metric=metric)
+            cells.append(number(own["score"], 2) if own else "")
+            cells.append("" if change is None else _signed(change))
+        lines.append(bold(cells, arm == "default"))
+    header = ["variant", "group", "what it is"]
+    for label in ABLATION_METRICS.values():
+        header += [f"nats per token of {label}", "against the default"]
+    image = place.image("Variants against the default", file)
+    return "\n\n".join([image, table(header, lines), results.source(rows)])
+
+
+def _signed(row: Json) -> str:
+    low, high = row["ci95"]
+    return f"{row['score']:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 @dataclass(frozen=True)
@@ -884,6 +949,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Results, Place], str]]] = {
     "bytes": ("Bytes on disk", bytes_section),
     "paper": ("The paper's own tasks", paper_section),
     "memory": ("Against continuous memory tokens", memory_section),
+    "ablations": ("Ablations", ablations_section),
     "headline": ("", headline_section),
 }
 

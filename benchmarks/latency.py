@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import importlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import DynamicCache
+from zstandard import ZstdCompressor
 
 from common import Parser, count, load_compressor, names, positive, run_script
 from ztok_rag.base import BaseLM
@@ -43,6 +43,7 @@ from ztok_rag.evaluation import (
     split_template,
     write_results,
 )
+from ztok_rag.focus import QuestionFocus, SentenceScorer
 from ztok_rag.metrics import token_f1
 from ztok_rag.prompts import QA_TEMPLATE
 
@@ -447,9 +448,8 @@ def measure_queries(bench: Bench, bar: tqdm[Any]) -> list[Row]:
         ZStore(Path(folder, "cold")) as cold,
         ZStore(Path(folder, "warm")) as warm,
     ):
-        for rate in bench.rates:
-            bar.set_postfix_str(f"compressing at rate {rate:g}")
-            warm.get_or_compress(bench.compressor, chunks, rate)
+        bar.set_postfix_str("compressing")
+        QuestionFocus.over(bench.compressor, warm, default_embedding()).prepare(chunks)
         for k in bench.options.k:
             questions = [q.question for q in sample(asked, bench.repeats + 1, bench.options.seed)]
             engines = make_engines(bench, index, {"cold": cold, "warm": warm}, k)
@@ -614,16 +614,22 @@ def measure_bytes(bench: Bench, bar: tqdm[Any]) -> list[Row]:
     base, chunks = bench.base, bench.corpus.chunks[: bench.options.chunks]
     tokens = [bench.compressor.count_tokens(chunk) for chunk in chunks]
     raw = [chunk.encode("utf-8", "surrogatepass") for chunk in chunks]
+    zstd = ZstdCompressor(level=19)
     half = torch.finfo(torch.float16).bits // 8
     kv = base.kv_bytes_per_position // base.dtype.itemsize * half
     sizes: dict[tuple[str, float], list[int]] = {
         ("text", 1.0): [len(data) for data in raw],
         ("gzip", 1.0): [len(gzip.compress(data, 9)) for data in raw],
+        ("zstd", 1.0): [len(zstd.compress(data)) for data in raw],
         ("embedding-fp16", 1.0): [n * base.hidden_size * half for n in tokens],
         ("kv-cache-fp16", 1.0): [n * kv for n in tokens],
     }
-    if compress := _zstd():
-        sizes["zstd", 1.0] = [len(compress(data)) for data in raw]
+    nested = bench.compressor.compress_nested(chunks, batch_tokens=bench.options.batch_tokens)
+    scorer = SentenceScorer(bench.compressor.tokenizer)
+    sizes["ztok-store", 1.0] = [
+        len(z.to_bytes()) + scorer.stored_bytes([chunk])
+        for z, chunk in zip(nested, chunks, strict=True)
+    ]
     for rate in bench.rates:
         bar.set_postfix_str(f"rate {rate:g}")
         zs = bench.compressor.compress(chunks, rate, batch_tokens=bench.options.batch_tokens)
@@ -636,16 +642,6 @@ def measure_bytes(bench: Bench, bar: tqdm[Any]) -> list[Row]:
         row.ci95 = ratio_ci(stored, tokens, bench.options.seed)
         rows.append(row)
     return rows
-
-
-def _zstd() -> Callable[[bytes], bytes] | None:
-    """zstd at level 19, where the package `zstandard` is installed."""
-    try:
-        module = importlib.import_module("zstandard")
-    except ImportError:
-        return None
-    compress: Callable[[bytes], bytes] = module.ZstdCompressor(level=19).compress
-    return compress
 
 
 # ----------------------------------------------------------------------------------------------

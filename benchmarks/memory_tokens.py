@@ -33,7 +33,7 @@ from ztok_rag.prompts import QA_TEMPLATE
 from ztok_rag.sequence import write_atomic
 from ztok_rag.training.data import Kind, Passage
 
-ARMS = {"ztok": "default", "memory": "memory"}
+ARMS = {"ztok": "root", "memory": "memory"}
 """Name in the results, and the variant's."""
 
 ACCURACIES = {"answer_accuracy": Kind.ANSWER, "reconstruction_accuracy": Kind.RECONSTRUCTION}

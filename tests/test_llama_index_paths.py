@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,15 @@ from llama_index.core.response_synthesizers import ResponseMode
 from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 from llama_index.core.tools import QueryEngineTool
 
-from ztok_rag import ZCompressor, ZReader, ZStore, ZTokenLLM, ZTokenPostprocessor, ZTokenTransform
+from ztok_rag import (
+    ZCompressor,
+    ZReader,
+    ZStore,
+    ZTokenLLM,
+    ZTokenPostprocessor,
+    ZTokenTransform,
+    token_counting,
+)
 from ztok_rag.budget import RATES, cost, plan_rates
 from ztok_rag.errors import DataError, ZtokError
 from ztok_rag.evaluation import read_rag_dataset, write_rag_dataset
@@ -325,6 +334,20 @@ def test_plan_of_a_budget() -> None:
         used = [cost(s, r) + 3 for s, r in zip(sizes, rates, strict=True) if r is not None]
         assert sum(used) <= budget
         assert all(rate is None or rate in RATES for rate in rates)
+
+
+def test_no_handle_is_made_that_nothing_can_read(
+    compressor: ZCompressor, store: ZStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_counting, "_installed", threading.Event())
+    nodes = [NodeWithScore(node=TextNode(text=FACT), score=1.0)]
+    postprocessor = ZTokenPostprocessor(rate=2, compressor=compressor, store=store)
+    with pytest.raises(ZtokError, match="no ZTokenLLM has been made"):
+        postprocessor.postprocess_nodes(nodes)
+    llm = ZTokenLLM(reader=compressor.reader, store=store)
+    for step in (postprocessor, ZTokenPostprocessor(llm=llm, compressor=compressor, store=store)):
+        (shown,) = step.postprocess_nodes(nodes)
+        assert has_handles(shown.node.get_content(MetadataMode.LLM))
 
 
 @pytest.mark.parametrize("show", ["anchors", "decompressed"])

@@ -20,6 +20,7 @@ from ztok_rag.handle import encode_handles, escape_handles, has_handles
 from ztok_rag.node import ZTokenNode, has_text_only
 from ztok_rag.sequence import ZSequence
 from ztok_rag.store import ZStore
+from ztok_rag.token_counting import handles_are_counted
 
 if TYPE_CHECKING:
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -62,7 +63,8 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
 
     For an LLM that cannot read Z-tokens, `show` makes the nodes show text: the `"anchors"`, the
     source tokens that the Z-tokens name, or the `"decompressed"` text. Name that LLM in `llm`,
-    and a postprocessor that would send it handles refuses to.
+    and a postprocessor that would send it handles refuses to. Without a name it refuses as long
+    as no `ZTokenLLM` has been made, since there is none to read them.
 
     Nodes without text, and image, audio and video nodes, stay as they are. Text they show
     the LLM that would be taken for a handle is escaped.
@@ -77,6 +79,7 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         default="z-tokens", description="What the LLM gets to read."
     )
 
+    _reader_known: bool = PrivateAttr(default=False)
     _compressor: ZCompressor | None = PrivateAttr(default=None)
     _store: ZStore | None = PrivateAttr(default=None)
     _embed_model: BaseEmbedding | None = PrivateAttr(default=None)
@@ -121,6 +124,7 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         super().__init__(  # type: ignore[call-arg]
             rate=rate, token_budget=token_budget, focus=focus, show=show, **kwargs
         )
+        self._reader_known = llm is not None
         self._compressor = compressor
         self._store = store
         self._embed_model = embed_model
@@ -161,6 +165,12 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
+        if self.show == "z-tokens" and not (self._reader_known or handles_are_counted()):
+            raise ZtokError(
+                "no ZTokenLLM has been made, and no other LLM can read Z-tokens; make the one that "
+                "answers before nodes are retrieved for it, or name it in ZTokenPostprocessor's "
+                'llm; for other LLMs use show="anchors" or show="decompressed".'
+            )
         # Loading is no part of the time.
         _ = self.compressor, self.store
         start = time.perf_counter()

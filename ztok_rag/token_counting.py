@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ import llama_index.core
 from llama_index.core.utils import get_tokenizer, set_global_tokenizer
 
 from ztok_rag.handle import count_tokens
+
+_installed = threading.Event()
 
 
 class HandleTokenizer:
@@ -24,6 +27,11 @@ class HandleTokenizer:
         return [0] * count_tokens(text, self.inner)
 
 
+def handles_are_counted() -> bool:
+    """Whether `install_handle_tokenizer` was ever called, as by every `ZTokenLLM` that is made."""
+    return _installed.is_set()
+
+
 def install_handle_tokenizer() -> None:
     """Wrap LlamaIndex's global tokenizer in a `HandleTokenizer`, unless it is one already.
 
@@ -31,5 +39,6 @@ def install_handle_tokenizer() -> None:
     Without this a handle would count as its hundreds of characters, and a prompt that fits would
     be cut inside one.
     """
+    _installed.set()
     if not isinstance(llama_index.core.global_tokenizer, HandleTokenizer):
         set_global_tokenizer(HandleTokenizer(get_tokenizer()))
