@@ -33,7 +33,7 @@ Json = dict[str, Any]
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-DOCUMENTS = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
+DOCUMENTS = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "model_card.md", ROOT / "README.md")
 NOT_RUN = "not run"
 SQUAD = "squad/dev"
 
@@ -815,6 +815,40 @@ def memory_section(results: Results, place: Place) -> str:
     return "\n\n".join([*out, results.source(rows)])
 
 
+def gold_section(results: Results, place: Place) -> str:
+    """Answers of each data set when the paragraph that holds them is what is read."""
+    out = []
+    for task in dict.fromkeys(row["task"] for row in results.where(benchmark="qa")):
+        rows = results.where(benchmark="qa", task=task)
+        lines = []
+        for row in sorted((r for r in rows if r["metric"] == "f1"), key=_arm_order):
+            same = {"arm": row["arm"], "rate": row["rate"]}
+            share = pick(rows, metric="share_of_text_reader", **same)
+            cells = [name_of(row["arm"], row["rate"]), score(row)]
+            cells += ["" if share is None else score(share, 0)]
+            cells += [number(row["context_tokens"]), number(row["bytes_per_source_token"], 2)]
+            lines.append(bold(cells, row["arm"].startswith("ztok")))
+        header = ("arm", "token F1", "share of the text reader's F1, %", "context tokens")
+        made = table((*header, "bytes stored per source token"), lines)
+        out.append(f"### {task}, {rows[0]['n']} questions\n\n{made}\n\n{results.source(rows)}")
+    return "\n\n".join(out) or NOT_RUN
+
+
+def repeated_section(results: Results, place: Place) -> str:
+    """Reconstructed texts, by rate."""
+    rows = results.where(benchmark="reconstruction")
+    metrics = {"bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "characters_lost": "characters lost, %"}
+    lines = []
+    for task, rate in dict.fromkeys((row["task"], row["rate"]) for row in rows):
+        own = [row for row in rows if (row["task"], row["rate"]) == (task, rate)]
+        cells = [task, str(own[0]["n"]), f"{rate:g}"]
+        lines.append([*cells, *(score(pick(own, metric=metric)) for metric in metrics)])
+    if not lines:
+        return NOT_RUN
+    made = table(("text", "passages", "rate", *metrics.values()), lines)
+    return f"{made}\n\n{results.source(rows)}"
+
+
 def ablations_section(results: Results, place: Place) -> str:
     """Variants of the model and its training, after the same compute each."""
     rows = results.where(benchmark="ablations")
@@ -950,6 +984,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Results, Place], str]]] = {
     "paper": ("The paper's own tasks", paper_section),
     "memory": ("Against continuous memory tokens", memory_section),
     "ablations": ("Ablations", ablations_section),
+    "gold": ("", gold_section),
+    "repeated": ("", repeated_section),
     "headline": ("", headline_section),
 }
 
