@@ -63,6 +63,12 @@ _PYDOC_NOTE = (
 _REPOSITORY = "THUDM/LongBench"
 _CONFIG_URL = "https://raw.githubusercontent.com/THUDM/LongBench/main/LongBench/config/"
 _CONFIG = ("dataset2prompt.json", "dataset2maxlen.json")
+QUALITY = "quality"
+"""Not a task of LongBench's: multiple-choice questions on stories (Pang et al. 2022)."""
+
+_QUALITY_PROMPT = QA_TEMPLATE.replace("{question}", "{input}")
+_QUALITY_LENGTH = 48
+_OPTION = re.compile(r"^\s*(\([A-Z]\) .*?)(?=\n\s*\([A-Z]\) |\Z)", re.DOTALL | re.MULTILINE)
 _QUERY_CHARACTERS = 1000
 _FULL_LINE = 50
 """Fewest characters of a line, not the last, of a wrapped paragraph."""
@@ -105,6 +111,7 @@ TASKS: dict[str, TaskKind] = {
     "trec": TaskKind("classification", metrics.classification, first_line=True, chat=False),
     "triviaqa": TaskKind("f1", _plain(metrics.token_f1), first_line=True, chat=False),
     "samsum": TaskKind("rouge_l", _plain(metrics.rouge_l_union), first_line=True, chat=False),
+    "quality": TaskKind("choice", metrics.choice),
     "passage_count": TaskKind("count", _plain(metrics.count)),
     "passage_retrieval_en": TaskKind("retrieval", _plain(metrics.retrieval)),
     "lcc": _CODE,
@@ -128,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         templates, lengths = {PYDOC_TASK: template}, {PYDOC_TASK: 32}
     else:
         folder = download() if options.data == "hub" else Path(options.data)
-        names = options.tasks or [name for name in TASKS if (folder / f"{name}.jsonl").exists()]
+        names = options.tasks or [name for name in TASKS if task_file(folder, name).exists()]
         if not names:
             raise DataError(
                 f"{folder} holds no TASK.jsonl file of {', '.join(TASKS)}; give another --data."
@@ -231,9 +238,11 @@ def load_task(folder: Path, task: str) -> list[dict[str, Any]]:
     Raises:
         DataError: the file is missing, or a record is malformed.
     """
-    path = folder / f"{task}.jsonl"
+    path = task_file(folder, task)
     if not path.exists():
         raise DataError(f"{path} does not exist; give a folder with the files of all --tasks.")
+    if task == QUALITY:
+        return _load_quality(path)
     records = read_jsonl(
         path,
         {"input": str, "context": str, "answers": list},
@@ -246,6 +255,49 @@ def load_task(folder: Path, task: str) -> list[dict[str, Any]]:
         seen.add(record["_id"])
         record["all_classes"] = record.get("all_classes") or []
     return records
+
+
+def task_file(folder: Path, task: str) -> Path:
+    """Where the records of a task are; QuALITY's are in L-Eval's format."""
+    return folder / ("leval_quality.jsonl" if task == QUALITY else f"{task}.jsonl")
+
+
+def _load_quality(path: Path) -> list[dict[str, Any]]:
+    """L-Eval's QuALITY, each question with its options as one record."""
+    documents = read_jsonl(path, {"id": str, "document": str}, _check_quality)
+    records = []
+    for document in documents:
+        for number, asked in enumerate(document["questions"]):
+            text, answer = asked["question"], asked["answer"]
+            options = _options(text)
+            records.append(
+                {
+                    "_id": f"{document['id']}#{number}",
+                    "input": text,
+                    "context": document["document"],
+                    "answers": _with_letter_of(answer, options),
+                    "all_classes": options,
+                }
+            )
+    return records
+
+
+def _options(question: str) -> list[str]:
+    return [found.strip() for found in _OPTION.findall(question)]
+
+
+def _with_letter_of(answer: str, options: Sequence[str]) -> list[str]:
+    return [option for option in options if option[:3] == answer.strip()[:3]]
+
+
+def _check_quality(record: Mapping[str, Any]) -> None:
+    for asked in record.get("questions") or [{}]:
+        if not isinstance(asked, dict) or not all(
+            isinstance(asked.get(name), str) for name in ("question", "answer")
+        ):
+            raise ValueError("field 'questions' is not a list of {question, answer}")
+        if not _with_letter_of(asked["answer"], _options(asked["question"])):
+            raise ValueError(f"the answer {asked['answer']!r} is not among its question's options")
 
 
 def _check_record(metric: str, record: Mapping[str, Any]) -> None:
@@ -271,8 +323,12 @@ def load_config(
     Raises:
         DataError: a file is missing or malformed, or lacks a task.
     """
-    prompts = _load_json(templates or folder / _CONFIG[0], str, tasks)
-    lengths = _load_json(folder / _CONFIG[1], int, tasks)
+    prompts, lengths = {}, {}
+    if QUALITY in tasks:
+        prompts[QUALITY], lengths[QUALITY] = _QUALITY_PROMPT, _QUALITY_LENGTH
+    if own := [task for task in tasks if task != QUALITY]:
+        prompts |= _load_json(templates or folder / _CONFIG[0], str, own)
+        lengths |= _load_json(folder / _CONFIG[1], int, own)
     return prompts, lengths
 
 

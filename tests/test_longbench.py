@@ -351,6 +351,27 @@ def test_records_of_some_tasks_need_more(data: Path) -> None:
         longbench.load_task(data, "qasper")
 
 
+def test_quality_comes_in_the_format_of_l_eval(tmp_path: Path) -> None:
+    question = "Who left?\n\n (A) The keeper \n (B)  The engineer\nand her son \n (C) Nobody "
+    asked = {"question": question, "answer": "(B) The engineer and her son\n"}
+    story = {"id": "story", "document": "A long story.", "questions": [asked]}
+    file = tmp_path / "leval_quality.jsonl"
+    file.write_text(json.dumps(story) + "\n", encoding="utf-8")
+    (record,) = longbench.load_task(tmp_path, "quality")
+    assert record["all_classes"] == [
+        "(A) The keeper",
+        "(B)  The engineer\nand her son",
+        "(C) Nobody",
+    ]
+    assert record["answers"] == record["all_classes"][1:2]
+    assert "{input}" in longbench.load_config(tmp_path, None, ["quality"])[0]["quality"]
+
+    story["questions"] = [{**asked, "answer": "(D) The cook"}]
+    file.write_text(json.dumps(story) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 1: the answer .* not among"):
+        longbench.load_task(tmp_path, "quality")
+
+
 def test_missing_files_are_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"qasper\.jsonl does not exist"):
         longbench.load_task(data, "qasper")

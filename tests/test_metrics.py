@@ -97,6 +97,23 @@ def test_classification() -> None:
     assert metrics.classification("Postal code", ["Postal code"], names) == 1
 
 
+@pytest.mark.parametrize(
+    ("prediction", "expected"),
+    [
+        (" (B) A lamp", 1),
+        ("B", 1),
+        ("the lamp of the tower", 1),
+        ("(A)", 0),
+        ("A lamp", 1),  # the article, not the letter
+        ("an oven", 0),
+        ("nothing", 1 / 3),
+    ],
+)
+def test_choice(prediction: str, expected: float) -> None:
+    options = ["(A) An oven", "(B) A lamp in the tower", "(C) The ship"]
+    assert metrics.choice(prediction, options[1:2], options) == expected
+
+
 def test_numbers() -> None:
     assert metrics.retrieval("Paragraph 7", ["Paragraph 7"]) == 1
     assert metrics.retrieval("7 or 17", ["Paragraph 7"]) == 0.5

@@ -122,6 +122,19 @@ def classification(prediction: str, answers: Sequence[str], classes: Sequence[st
     return _best(score, prediction, answers)
 
 
+def choice(prediction: str, answers: Sequence[str], options: Sequence[str]) -> float:
+    """1 if the prediction names the right one of options that begin with `(A)`, `(B)` and so on.
+
+    It names an option by beginning with its letter, or else by having the most words in common.
+    """
+    letter = re.match(r"\s*\(?([A-Z])\b(?! \w)", prediction)
+    named = [option for option in options if letter and option.startswith(f"({letter[1]})")]
+    if not named:
+        shared = [_token_f1(prediction, option) for option in options]
+        named = [option for option, f1 in zip(options, shared, strict=True) if f1 == max(shared)]
+    return 1 / len(named) if set(named) & set(answers) else 0.0
+
+
 def retrieval(prediction: str, answers: Sequence[str]) -> float:
     """Share of the numbers in the prediction that are the answer's paragraph number."""
 
