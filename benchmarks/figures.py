@@ -327,7 +327,7 @@ def draw_throughput(rows: Sequence[Json], file: Path) -> Path:
     chosen = [row for row in rows if row["metric"].endswith("tokens_per_second")]
     figure, axis = plt.subplots(figsize=(6.4, 0.55 * len(chosen) + 1.2))
     for place, row in enumerate(reversed(chosen)):
-        ours = row["arm"] == "ztok"
+        ours = row["arm"].startswith("ztok")
         axis.barh(place, row["score"], color=ARMS["ztok"].colour if ours else "0.6", height=0.62)
         axis.plot([row["p10"], row["p90"]], [place, place], color="black", linewidth=1)
         axis.annotate(
@@ -344,6 +344,8 @@ def draw_throughput(rows: Sequence[Json], file: Path) -> Path:
 def throughput_name(row: Json) -> str:
     if row["arm"] == "ztok":
         return f"compress, rate {row['rate']:g}"
+    if row["arm"] == "ztok-store":
+        return "compress, all rates"
     return f"base, {row['metric'].removesuffix('_tokens_per_second')}"
 
 
@@ -693,7 +695,7 @@ def _throughput_part(rows: Sequence[Json], place: Place) -> str:
             f"{row['p10']:,.0f} to {row['p90']:,.0f}",
             f"{share['score']:.0f}%" if share else "",
         ]
-        lines.append(bold(cells, row["arm"] == "ztok"))
+        lines.append(bold(cells, row["arm"].startswith("ztok")))
     header = ("", "source tokens per second, median", "p10 to p90", "share of the base's prefill")
     return f"{place.image('Compression throughput', file)}\n\n{table(header, lines)}"
 

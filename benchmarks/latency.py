@@ -298,13 +298,16 @@ def measure_compression(bench: Bench, bar: tqdm[Any]) -> list[Row]:
         works[f"rate {rate:g}"] = partial(
             compressor.compress, texts, rate, batch_tokens=batch_tokens
         )
+    works["all rates"] = partial(compressor.compress_nested, texts, batch_tokens=batch_tokens)
     times = in_turns(base, works, bench.repeats, bar)
     tokens = sum(map(len, ids))
     extra = {"windows": len(texts), "source_tokens": tokens, "batch_tokens": batch_tokens}
     rows = []
     for name, taken in times.items():
         plain = name in ("forward", "prefill")
-        arm, rate = ("base", 1.0) if plain else ("ztok", float(name.removeprefix("rate ")))
+        arm, rate = ("base" if plain else "ztok-store"), 1.0
+        if name.startswith("rate "):
+            arm, rate = "ztok", float(name.removeprefix("rate "))
         metric = f"{name if plain else 'compress'}_tokens_per_second"
         rates = [tokens / t for t in taken]
         rows.append(bench.row("compress", arm, rate, metric, rates, extra=extra))
