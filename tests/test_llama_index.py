@@ -490,7 +490,7 @@ def test_without_focus_or_a_question_all_nodes_are_at_the_rate(
 ) -> None:
     blind = ZTokenPostprocessor(rate=6, focus=False, compressor=compressor, store=store)
     nodes = [NodeWithScore(node=TextNode(text=LIGHTHOUSE), score=0.5)]
-    (expected,) = compressor.compress([LIGHTHOUSE], 6)
+    expected = compressor.compress_nested([LIGHTHOUSE])[0].at(6)
     for item in (blind, postprocessor.model_copy(update={"rate": 6.0})):
         (shown,) = item.postprocess_nodes(nodes, **({"query_str": "Who?"} if item is blind else {}))
         handle = shown.node.get_content(MetadataMode.LLM)

@@ -282,16 +282,18 @@ def test_an_agent_with_a_query_engine_tool(
 def test_ingestion_compresses_what_queries_will_need(
     compressor: ZCompressor, store: ZStore, llm: ZTokenLLM
 ) -> None:
-    transform = ZTokenTransform(rate=2.0, compressor=compressor, store=store)
+    transform = ZTokenTransform(compressor=compressor, store=store)
     splitter = SentenceSplitter(chunk_size=64, chunk_overlap=0)
     nodes = IngestionPipeline(transformations=[splitter, transform]).run(
         documents=[Document(text=f"{FACT} {FACT} {FACT}")], show_progress=False
     )
     assert len(nodes) > 1 and store.stats.compressed == len({n.get_content() for n in nodes})
-    postprocessor = ZTokenPostprocessor(rate=2.0, compressor=compressor, store=store)
-    postprocessor.postprocess_nodes([NodeWithScore(node=node, score=1.0) for node in nodes])
-    assert postprocessor.stats.compressed == 0
-    assert ZTokenTransform.from_dict(transform.to_dict()).rate == 2.0
+    for rate in (2.0, 7.5):
+        postprocessor = ZTokenPostprocessor(rate=rate, compressor=compressor, store=store)
+        postprocessor.postprocess_nodes([NodeWithScore(node=node, score=1.0) for node in nodes])
+        assert postprocessor.stats.compressed == 0
+    transform.focus = False
+    assert ZTokenTransform.from_dict(transform.to_dict()).focus is False
 
 
 def scored(count: int) -> list[NodeWithScore]:

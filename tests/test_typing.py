@@ -100,11 +100,11 @@ ZCompressor.from_pretrained(3)  # arg-type
 ZCompressor.from_pretrained().compress(["text"], rate="4")  # arg-type
 ZReader.from_pretrained().generate([7])  # list-item
 ZSequence.load("text.zt").spent  # attr-defined
-ZStore(path="folder").get("fingerprint", 4.0)  # call-arg
+ZStore(path="folder").get("fingerprint")  # call-arg
 ZTokenIndex.load("folder").stats().nothing  # attr-defined
 ZTokenLLM(reader="reader")  # arg-type
 ZTokenPostprocessor(show="nothing")  # arg-type
-ZTokenTransform(rate="4")  # arg-type
+ZTokenTransform(focus="4")  # arg-type
 answer: int = ZTokenIndex.load("folder").rate  # assignment
 """
 
