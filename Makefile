@@ -37,8 +37,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 1 --rates 4,8 \
 		--arms ztok,ztok-focus,longllmlingua --limit 60 --measure 2 \
 		--output benchmarks/results/squad_dev_longllmlingua
-	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 3,5,10 --rates 4,8 \
-		--arms none,text,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,trimwise \
+	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 5 --rates 4,8 \
+		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,trimwise \
 		--limit 40 --measure 2 --output benchmarks/results/squad_dev_chunks
 	$(BIN)/python benchmarks/longbench.py --data $(DATA)/longbench --k 4 --rates 4,8 \
 		--arms none,text-reader,ztok,ztok-focus --limit 8 --measure 1 \
