@@ -98,7 +98,7 @@ _F1 = TaskKind("f1", _plain(metrics.token_f1))
 _ROUGE = TaskKind("rouge_l", _plain(metrics.rouge_l_union))
 _CODE = TaskKind("edit_similarity", _plain(metrics.edit_similarity), chat=False)
 
-TASKS: dict[str, TaskKind] = {
+LONGBENCH: dict[str, TaskKind] = {
     "narrativeqa": _F1,
     "qasper": _F1,
     "multifieldqa_en": _F1,
@@ -111,12 +111,12 @@ TASKS: dict[str, TaskKind] = {
     "trec": TaskKind("classification", metrics.classification, first_line=True, chat=False),
     "triviaqa": TaskKind("f1", _plain(metrics.token_f1), first_line=True, chat=False),
     "samsum": TaskKind("rouge_l", _plain(metrics.rouge_l_union), first_line=True, chat=False),
-    "quality": TaskKind("choice", metrics.choice),
     "passage_count": TaskKind("count", _plain(metrics.count)),
     "passage_retrieval_en": TaskKind("retrieval", _plain(metrics.retrieval)),
     "lcc": _CODE,
     "repobench-p": _CODE,
 }
+TASKS = {**LONGBENCH, QUALITY: TaskKind("choice", metrics.choice)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -357,7 +357,7 @@ def download() -> Path:
     from ztok_rag.base import cache_dir
 
     folder = cache_dir() / "longbench"
-    if all((folder / name).exists() for name in (*_CONFIG, *(f"{t}.jsonl" for t in TASKS))):
+    if all((folder / name).exists() for name in (*_CONFIG, *(f"{t}.jsonl" for t in LONGBENCH))):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -366,7 +366,7 @@ def download() -> Path:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         archive = hf_hub_download(_REPOSITORY, "data.zip", repo_type="dataset")
         with zipfile.ZipFile(archive) as files:
-            for task in TASKS:
+            for task in LONGBENCH:
                 with files.open(f"data/{task}.jsonl") as source:
                     _save(source, folder / f"{task}.jsonl")
         for name in _CONFIG:

@@ -5,10 +5,12 @@ The model is replaced by a stand-in that cuts words, so that these tests are abo
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -370,6 +372,23 @@ def test_quality_comes_in_the_format_of_l_eval(tmp_path: Path) -> None:
     file.write_text(json.dumps(story) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"line 1: the answer .* not among"):
         longbench.load_task(tmp_path, "quality")
+
+
+def test_the_hub_is_asked_for_the_tasks_of_longbench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "data.zip"
+    with zipfile.ZipFile(archive, "w") as files:
+        for task in longbench.LONGBENCH:
+            files.writestr(f"data/{task}.jsonl", "{}")
+    monkeypatch.setenv("ZTOK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(archive))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO(b"{}"))
+    folder = longbench.download()
+    found = {path.stem for path in folder.glob("*.jsonl")}
+    assert found == set(longbench.LONGBENCH) and len(found) == 16
+    archive.unlink()
+    assert longbench.download() == folder, "what is there is not asked for again"
 
 
 def test_missing_files_are_named(data: Path, tmp_path: Path) -> None:
