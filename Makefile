@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # Folder of evaluation data, with squad/dev.jsonl in it.
 DATA ?= data
 
-.PHONY: demo test lint bench setup clean
+.PHONY: demo test lint bench ablations setup clean
 
 setup: $(STAMP)
 
@@ -47,10 +47,18 @@ bench: $(STAMP)
 		--rates 4,8 --arms none,text-reader,ztok,ztok-focus --limit 40 --measure 1 \
 		--output benchmarks/results/quality
 	$(BIN)/python benchmarks/latency.py --data $(DATA)/squad/dev.jsonl \
-		--lengths 1k,2k,4k,8k,16k,30k --repeats 2 --answers 2 \
+		--parts compress,query,context --lengths 1k,2k,4k,8k,16k,30k --repeats 2 --answers 2 \
 		--output benchmarks/results/latency
+	$(BIN)/python benchmarks/latency.py --data $(DATA)/squad/dev.jsonl --parts bytes \
+		--output benchmarks/results/latency_bytes
 	$(BIN)/python benchmarks/memory_tokens.py --data $(DATA) --work 50000 \
 		--output benchmarks/results/memory_tokens
+	$(BIN)/python benchmarks/figures.py
+
+# Hours: every variant is trained.
+ablations: $(STAMP)
+	$(BIN)/python benchmarks/ablations.py --data $(DATA) --reader ztok_rag/checkpoints/default \
+		--work 50000 --dev 48 --output benchmarks/results/ablations
 	$(BIN)/python benchmarks/figures.py
 
 clean:

@@ -50,7 +50,6 @@ from ztok_rag.training.run import load_data
 from ztok_rag.training.trainer import Trainer
 
 RATE = 4.0
-ADAPTERS = ("compress", "read", "text")
 FIXED = {"text_steps": 0, "ramp_steps": 0, "rates": (RATE,)}
 
 
@@ -224,7 +223,11 @@ def train_and_score(
     variant = VARIANTS[name]
     torch.manual_seed(options.seed)
     base = BaseLM.load(device=options.device)
-    config = {"adapters": ADAPTERS, "surprisal_power": 0.0, **variant.config}
+    config = {
+        "adapters": ("compress", "read", "text"),
+        "surprisal_power": 0.0,
+        **variant.config,
+    }
     model = variant.model.create(base, **config)
     text = load_file(options.reader / "text.safetensors")
     model.load_adapter("text", _with_rank(text, model.config.rank))

@@ -184,6 +184,12 @@ def score(row: Mapping[str, Any] | None, digits: int = 1) -> str:
     return f"{row['score']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
+def signed(row: Json, digits: int = 1) -> str:
+    """A difference with its sign, and its interval."""
+    low, high = row["ci95"]
+    return f"{row['score']:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
 def mib(value: float | None) -> str:
     return "" if value is None else f"{value / 2**20:.1f}"
 
@@ -627,7 +633,7 @@ def paired_section(results: Results, place: Place) -> str:
             name_of(row["arm"], row["rate"]),
             name_of(other, None),
             str(row["k"]),
-            f"{row['score']:+.1f} ({low:+.1f} to {high:+.1f})",
+            signed(row),
             "higher" if low > 0 else "lower" if high < 0 else "not told apart",
         ]
         lines.append(cells)
@@ -809,7 +815,7 @@ def memory_section(results: Results, place: Place) -> str:
             "Z-tokens less memory tokens, on the same passages: "
             + "; ".join(
                 f"{MEMORY_METRICS.get(r['metric'].removesuffix('_minus_memory'), r['metric'])} "
-                f"{r['score']:+.1f} ({r['ci95'][0]:+.1f} to {r['ci95'][1]:+.1f})"
+                f"{signed(r)}"
                 for r in differences
             )
             + "."
@@ -865,18 +871,13 @@ def ablations_section(results: Results, place: Place) -> str:
             change = pick(chosen, metric=f"{metric}_minus_default")
             own = pick(chosen, metric=metric)
             cells.append(number(own["score"], 2) if own else "")
-            cells.append("" if change is None else _signed(change))
+            cells.append("" if change is None else signed(change, 2))
         lines.append(bold(cells, arm == "default"))
     header = ["variant", "group", "what it is"]
     for label in ABLATION_METRICS.values():
         header += [f"nats per token of {label}", "against the default"]
     image = place.image("Variants against the default", file)
     return "\n\n".join([image, table(header, lines), results.source(rows)])
-
-
-def _signed(row: Json) -> str:
-    low, high = row["ci95"]
-    return f"{row['score']:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ztok_rag.model import ZModel
 from ztok_rag.nested import FINEST, RATES, NestedSequence
 from ztok_rag.reader import ZReader
 from ztok_rag.segment import IntArray
-from ztok_rag.sequence import EMPTY, ZSequence
+from ztok_rag.sequence import EMPTY, ZSequence, spans_from
 
 MAX_RATE = 64.0
 
@@ -155,7 +155,7 @@ class ZCompressor:
             sequences.append(
                 ZSequence(
                     codes=np.concatenate([part.codes for part in parts]),
-                    spans=np.stack([firsts, np.append(firsts[1:], len(text))], axis=1),
+                    spans=spans_from(firsts, len(text)),
                     windows=tuple(len(part.codes) for part in parts),
                     source_tokens=len(start),
                     fingerprint=self.fingerprint,
@@ -214,7 +214,9 @@ class ZCompressor:
             own = [windows[j] for j in batch]
             out = self.model.encode(own, rate)
             codes = out.codes.cpu().numpy().astype(np.uint16)
-            lasts = self.model.outlasted(own, out, coarser).astype(np.uint8)
+            lasts = np.zeros(len(codes), dtype=np.uint8)
+            if coarser:
+                lasts = self.model.outlasted(own, out, coarser).astype(np.uint8)
             at = np.cumsum(out.counts)[:-1]
             parts = zip(np.split(codes, at), out.spans, np.split(lasts, at), strict=True)
             results |= {j: _Window(*part) for j, part in zip(batch, parts, strict=True)}

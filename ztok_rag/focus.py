@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ztok_rag.nested import RATES, NestedSequence
 from ztok_rag.segment import IntArray
-from ztok_rag.sequence import ZSequence
+from ztok_rag.sequence import ZSequence, spans_from
 
 if TYPE_CHECKING:
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -263,14 +263,15 @@ class _Parts:
 
     def joined(self, rates: Sequence[float]) -> ZSequence:
         """The text's sequence with a rate of its own for each sentence."""
+        there = {rate: self._at(rate) for rate in set(rates)}
         codes, spans = [], []
         for number, ((start, end), rate) in enumerate(zip(self.sentences, rates, strict=True)):
-            z, owners = self._at(rate)
+            z, owners = there[rate]
             own = owners == number
             firsts = z.spans[own, 0].clip(start, end)
             firsts[:1] = start
             codes.append(z.codes[own])
-            spans.append(np.stack([firsts, np.append(firsts[1:], end)[: len(firsts)]], axis=1))
+            spans.append(spans_from(firsts, end))
         if not sum(map(len, codes)):
             return self._nested.at(COMPOSED_RATES[-1])
         finest, joined = self._nested.finest, np.concatenate(spans)

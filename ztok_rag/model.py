@@ -363,16 +363,13 @@ class ZModel(nn.Module):
         Returns:
             `[sum(counts)]`. About `n / rate` of a window's Z-tokens outlast a rate, one at least.
         """
-        config, lasts, at = self.config, [], 0
+        lasts, at = [], 0
         nats, weights = self._weigh(windows, encoded.information, encoded.uses)
         for window, spans in zip(windows, encoded.spans, strict=True):
             here = slice(at, at + len(window))
             at += len(window)
-            counts = [
-                target_count(nats[here], rate, config.mean_information, config.elasticity)
-                for rate in rates
-            ]
-            lasts.append(outlast(weights[here], spans, counts, config.max_span))
+            counts = [self._count(nats[here], rate) for rate in rates]
+            lasts.append(outlast(weights[here], spans, counts, self.config.max_span))
         return np.concatenate(lasts)
 
     def _spend(
@@ -442,10 +439,12 @@ class ZModel(nn.Module):
         self, nats: FloatArray, weights: FloatArray, rate: float
     ) -> tuple[IntArray, IntArray]:
         """Spans and anchor positions of one window."""
-        config = self.config
-        count = target_count(nats, rate, config.mean_information, config.elasticity)
-        spans = segment(weights, count, config.max_span)
-        return spans, select_anchors(weights, spans, config.anchors)
+        spans = segment(weights, self._count(nats, rate), self.config.max_span)
+        return spans, select_anchors(weights, spans, self.config.anchors)
+
+    def _count(self, nats: FloatArray, rate: float) -> int:
+        """How many Z-tokens one window, or a part of one, gets."""
+        return target_count(nats, rate, self.config.mean_information, self.config.elasticity)
 
     @staticmethod
     def _pool(hidden: Tensor, scores: Tensor, owner: Tensor, anchor: Tensor) -> Tensor:

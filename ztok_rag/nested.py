@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ztok_rag.errors import SequenceError
-from ztok_rag.sequence import ZSequence, deflate, join_sequence, split_sequence
+from ztok_rag.sequence import ZSequence, deflate, join_sequence, spans_from, split_sequence
 
 FINEST = 2.0
 """Source tokens per Z-token in a `NestedSequence`."""
@@ -61,7 +61,7 @@ class NestedSequence:
         starts[0] = 0
         return ZSequence(
             codes=self.finest.codes[kept],
-            spans=np.stack([starts, np.append(starts[1:], self.finest.spans[-1, 1])], axis=1),
+            spans=spans_from(starts, int(self.finest.spans[-1, 1])),
             windows=tuple(windows.tolist()),
             source_tokens=self.finest.source_tokens,
             fingerprint=self.fingerprint,

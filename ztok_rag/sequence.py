@@ -184,6 +184,11 @@ class ZSequence:
         return read_sequence_file(path, parse)
 
 
+def spans_from(starts: NDArray[np.int64], end: int) -> NDArray[np.int64]:
+    """Spans `[n, 2]` that begin at `starts` and each reach to the next, the last to `end`."""
+    return np.stack([starts, np.append(starts[1:], end)[: len(starts)]], axis=1)
+
+
 def is_lossless(data: bytes) -> bool:
     """Whether these first bytes, or all, are of a lossless file."""
     return data.startswith(LOSSLESS_MAGIC)
@@ -216,7 +221,7 @@ def join_sequence(magic: bytes, z: ZSequence, rest: bytes) -> bytes:
 
 
 def split_sequence(magic: bytes, data: bytes, kind: str) -> tuple[ZSequence, bytes]:
-    """Inverse of `_join`; an error says that these are not the bytes of this `kind`."""
+    """Inverse of `join_sequence`; an error says that these are not the bytes of this `kind`."""
     if not data.startswith(magic):
         raise SequenceError(f"this is not {kind}")
     if len(data) < _JOINED_HEADER.size or zlib.crc32(data[_CHECKED:]) != int.from_bytes(
