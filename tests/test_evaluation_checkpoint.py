@@ -13,7 +13,15 @@ from conftest import PASSAGE
 
 from ztok_rag import ZCompressor, ZReader, cli
 from ztok_rag.errors import DataError, ZtokError
-from ztok_rag.evaluation import Arm, PredictionLog, cut_end, make_question, paired_share, ratio_ci
+from ztok_rag.evaluation import (
+    Arm,
+    PredictionLog,
+    cut_end,
+    make_question,
+    paired_share,
+    ratio_ci,
+    write_results,
+)
 from ztok_rag.evaluation.checkpoint import (
     Dataset,
     EvalSettings,
@@ -295,3 +303,12 @@ def test_cut_end_keeps_whole_words(compressor: ZCompressor) -> None:
         assert cut and PASSAGE.startswith(kept) and PASSAGE[len(kept)] == " "
         assert compressor.count_tokens(kept) <= limit
     assert cut_end("pneumonoultramicroscopic", 2, tokenizer)[0]
+
+
+def test_results_name_no_folder_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for program, written in (("/opt/bin/ztok", "ztok"), ("benchmarks/a.py", "benchmarks/a.py")):
+        monkeypatch.setattr(sys, "argv", [program, "eval", "a file"])
+        results = write_results(tmp_path, [], seed=0, checkpoint="default", device="cpu")
+        assert results["command"] == f"{written} eval 'a file'"

@@ -384,7 +384,7 @@ def write_results(
         extra: further fields beside `rows`.
     """
     results = {
-        "command": shlex.join(command or sys.argv),
+        "command": shlex.join(command or _own_command()),
         "commit": git_commit(),
         "machine": machine_info(device),
         "seed": seed,
@@ -441,3 +441,9 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 4)
     return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _own_command() -> list[str]:
+    """This process's arguments, a program of this machine by its name alone."""
+    program, *arguments = sys.argv
+    return [Path(program).name if Path(program).is_absolute() else program, *arguments]
