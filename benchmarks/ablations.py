@@ -238,6 +238,8 @@ def train_and_score(
             batch_tokens=options.batch_tokens,
             max_source_tokens=256 + 96,
             continuation=1.0,
+            together=(1, 1, 1, 1, 1, 2),
+            distractors=0,
             focus=0.0,
             templates=training_templates(),
         ),

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import PASSAGE
@@ -16,6 +17,7 @@ from ztok_rag.base import BaseLM
 from ztok_rag.model import DEFAULT_CHECKPOINT
 from ztok_rag.prompts import QA_TEMPLATE
 from ztok_rag.reader import ZReader
+from ztok_rag.training.cloze import BLANK, cloze
 from ztok_rag.training.corpus import ask_questions, cut_passages, read_documents
 from ztok_rag.training.data import (
     BatchSettings,
@@ -266,3 +268,87 @@ def test_a_corpus_without_documents_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"title": "x"}\n')
     with pytest.raises(DataError, match=r"bad\.jsonl"):
         read_documents(tmp_path)
+
+
+def article(number: int) -> list[dict[str, object]]:
+    """Two questions on a paragraph of its own."""
+    text = f"The mill of Norby number {number} was built by Ida Holm in {1800 + number}."
+    return [
+        {"context": text, "question": f"Who built mill {number}?", "answers": ["Ida Holm"]},
+        {"context": text, "question": f"When, mill {number}?", "answers": [str(1800 + number)]},
+    ]
+
+
+def test_passages_share_a_prefix_with_distractors_that_nobody_asks_about(tmp_path: Path) -> None:
+    path = tmp_path / "mills.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for i in range(12) for row in article(i)))
+    tokenizer = BaseLM.load(device="cpu").tokenizer
+    settings = BatchSettings(
+        batch_tokens=240, templates=(QA_TEMPLATE,), reconstruct=0.0, drop_context=0.0,
+        together=(3,), distractors=4, focus=1.0, focus_times=(4.0, 4.0),
+    )  # fmt: skip
+    batches = PackedBatches(read_passages(path), tokenizer, settings, seed=1)
+    seen = []
+    for index in range(batches.batches_per_epoch):
+        examples, source_tokens = batches[index]
+        windows = [p for e in examples for p in e.prefix if isinstance(p, Window)]
+        assert source_tokens == sum(len(window.ids) for window in windows)
+        for example in examples:
+            parts = [p for p in example.prefix if isinstance(p, Window)]
+            texts = [tokenizer.decode(part.ids) for part in parts]
+            asked = [tokenizer.decode(branch.prompt) for branch in example.branches]
+            numbers = [text.split("number ")[1].split(" ")[0] for text in texts]
+            wanted = {question.split("mill ")[1].split("?")[0] for question in asked}
+            assert len(set(numbers)) == len(numbers)
+            assert wanted <= set(numbers)
+            assert len(asked) == 2 * len(wanted)
+            for number, part in zip(numbers, parts, strict=True):
+                assert part.focus is not None
+                start, end, times = part.focus
+                assert (end > start) == (number in wanted) or len(parts) == 1
+                assert times == pytest.approx(4.0)
+            seen.append((len(wanted), len(numbers)))
+    assert max(wanted for wanted, _ in seen) == 3
+    assert max(all_ - wanted for wanted, all_ in seen) > 0
+
+
+def test_parts_nobody_asks_about_get_fewer_z_tokens(compressor: ZCompressor) -> None:
+    model = compressor.model
+    ids = model.base.tokenizer(PASSAGE * 4, add_special_tokens=False)["input_ids"][:96]
+    with torch.inference_mode():
+        alike, focused, aside = (
+            model.encode([ids], 4.0, [focus]).spans[0]
+            for focus in (None, (40, 56, 8.0), (0, 0, 8.0))
+        )
+    assert list(focused[40:57]) == list(range(focused[40], focused[40] + 17))
+    assert aside[-1] + 1 <= 96 / 32 + 1 < alike[-1]
+
+
+def test_what_a_cloze_leaves_out_fills_its_blank() -> None:
+    for seed in range(20):
+        found = cloze(PASSAGE, np.random.default_rng(seed))
+        assert found is not None
+        question, answer = found
+        shown = question.split('"', 1)[1].rsplit('"', 1)[0]
+        assert shown.count(BLANK) == 1
+        assert shown.replace(BLANK, answer) in PASSAGE
+    assert cloze("Oh. So it is!", np.random.default_rng(0)) is None
+    assert cloze("", np.random.default_rng(0)) is None
+
+
+def test_cloze_questions_are_asked_of_text_with_and_without_questions(records: Path) -> None:
+    tokenizer = BaseLM.load(device="cpu").tokenizer
+    settings = dataclasses.replace(BATCH, cloze=1.0, batch_tokens=2000)
+    passages = [*read_passages(records), Passage(PASSAGE)]
+    (batch, _) = PackedBatches(passages, tokenizer, settings, seed=1)[0]
+    assert len(batch) > 1
+    for example in batch:
+        prompts = [tokenizer.decode(b.prompt) for b in example.branches if b.kind == Kind.ANSWER]
+        assert any(BLANK in prompt for prompt in prompts)
+
+
+def test_a_line_of_records_may_hold_any_character_but_a_newline(tmp_path: Path) -> None:
+    path = tmp_path / "odd.jsonl"
+    row = {"text": "One\u2028two\x85three."}
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_passages(path) == [Passage("One\u2028two\x85three.")]

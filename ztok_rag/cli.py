@@ -86,6 +86,9 @@ def train(
     question_weight: Annotated[float, typer.Option(help="Loss weight of question words.")] = 0.0,
     reconstruction_weight: Annotated[float, typer.Option(help="Loss weight of repeating.")] = 0.3,
     reconstruct: Annotated[float, typer.Option(help="Share of passages repeated.")] = 0.3,
+    cloze: Annotated[
+        float, typer.Option(help="Share of passages asked for words left out of a sentence.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of data order, rates and weights.")] = 0,
     save_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
     snapshot_every: Annotated[
@@ -123,6 +126,7 @@ def train(
             batch_tokens=batch_tokens,
             max_source_tokens=max_source_tokens,
             reconstruct=reconstruct,
+            cloze=cloze,
             templates=training_templates(),
         ),
         settings=TrainSettings(

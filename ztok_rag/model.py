@@ -36,11 +36,9 @@ from ztok_rag.sequence import EMPTY
 QUESTION_SHARE = 0.3
 """Worth of a token that a question names, beside one that is part of an answer."""
 
-Focus = Sequence["tuple[int, int] | None"] | None
-"""For each window, tokens `[start, end)` to spend more on; `None` spends alike."""
-
-FOCUS = 2.5
-"""How many times more Z-tokens a text's part gets that a question is about, and the rest fewer."""
+Focus = Sequence["tuple[int, int, float] | None"] | None
+"""For each window, tokens `[start, end)` to spend so many times as many Z-tokens on, and as many
+times fewer on the others; `None` spends alike."""
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "default"
 
@@ -319,8 +317,7 @@ class ZModel(nn.Module):
         Args:
             windows: token ids, at least one each, padded here into one batch.
             rate: source tokens per Z-token wanted.
-            focus: for each window, tokens `[start, end)` to spend `FOCUS` times as much on, and
-                as many times less on the others; `None` spends alike.
+            focus: for each window, what to spend more on.
         """
         device = self.base.device
         lengths = [len(window) for window in windows]
@@ -467,15 +464,15 @@ class ZModel(nn.Module):
 
 
 def _regions(
-    length: int, focus: tuple[int, int] | None, rate: float
+    length: int, focus: tuple[int, int, float] | None, rate: float
 ) -> list[tuple[int, int, float]]:
     """The parts `[start, end)` of a window that have a rate of their own, and that rate."""
     if focus is None:
         return [(0, length, rate)]
-    start, end = focus
+    start, end, times = focus
     parts = [
-        (0, start, rate * FOCUS),
-        (start, end, max(1.0, rate / FOCUS)),
-        (end, length, rate * FOCUS),
+        (0, start, rate * times),
+        (start, end, max(1.0, rate / times)),
+        (end, length, rate * times),
     ]
     return [(a, b, own) for a, b, own in parts if b > a]

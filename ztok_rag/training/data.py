@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from ztok_rag.errors import DataError
 from ztok_rag.prompts import REPEAT_PROMPT
+from ztok_rag.training.cloze import cloze
 
 _WORD = re.compile(r"\w+")
+_NEAR = 8
 
 
 class Kind(IntEnum):
@@ -61,7 +63,7 @@ def read_passages(path: str | Path) -> list[Passage]:
     if path.suffix != ".jsonl":
         return [Passage(part.strip()) for part in text.split("\n\n") if part.strip()]
     gathered: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -99,12 +101,13 @@ class Window:
         ids: of the tokens.
         uses: of each token, whether it is part of an answer, and whether a question names it;
             `None` where there are no questions.
-        focus: tokens `[start, end)` to spend more Z-tokens on, as a question would ask for.
+        focus: tokens `[start, end)` to spend so many times as many Z-tokens on, as a question
+            would ask for; an empty range where no question asks.
     """
 
     ids: tuple[int, ...]
     uses: tuple[tuple[int, int], ...] | None = None
-    focus: tuple[int, int] | None = None
+    focus: tuple[int, int, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,10 +142,17 @@ class BatchSettings:
         continuation: probability that unlabelled text is cut, to be repeated up to there and
             continued; otherwise its first window is repeated.
         continuation_tokens: tokens predicted after the cut.
-        pair: probability that two passages share a prefix, the other a distractor.
+        together: how many passages with questions share a prefix, drawn for each prefix; a batch
+            may have fewer left.
+        distractors: the most passages that are put between those of a shared prefix, from near
+            one of them in the data, so that they are about like things.
+        cloze: probability that a passage is asked for words left out of one of its sentences,
+            beside its own questions.
         drop_context: probability that questions come without their passage.
-        focus: probability that a prefix spends more Z-tokens on a part of each of its windows.
+        focus: probability that a prefix spends more Z-tokens on a part of each window that is
+            asked about, and fewer on the rest.
         focus_tokens: least and most tokens in such a part.
+        focus_times: least and most times as many.
         templates: question prompts; the first is used half of the time.
     """
 
@@ -155,10 +165,13 @@ class BatchSettings:
     reconstruct_tokens: int = 160
     continuation: float = 0.5
     continuation_tokens: int = 96
-    pair: float = 0.15
+    together: tuple[int, ...] = (1, 1, 1, 2, 4, 8)
+    distractors: int = 4
+    cloze: float = 0.0
     drop_context: float = 0.04
     focus: float = 0.5
     focus_tokens: tuple[int, int] = (12, 48)
+    focus_times: tuple[float, float] = (2.5, 8.0)
     templates: tuple[str, ...] = ()
 
 
@@ -222,23 +235,22 @@ class PackedBatches:
         order = self._order(epoch)
         members = order[position % len(order)]
         rng = np.random.default_rng([self.seed, 1, index])
-        examples, queue = [], list(members)
-        while queue:
-            share = [queue.pop()]
-            labelled = [bool(self.passages[i].questions) for i in [*share, *queue[-1:]]]
-            if len(labelled) == 2 and all(labelled) and rng.random() < self.settings.pair:
-                share.append(queue.pop())
-            examples.append(self._example(share, rng))
-        return examples, sum(len(self.sources[i]) for i in members)
+        labelled = [i for i in members if self.passages[i].questions]
+        examples = [self._unlabelled(i, rng) for i in members if not self.passages[i].questions]
+        while labelled:
+            count = int(rng.choice(self.settings.together))
+            examples.append(self._example(labelled[:count], rng))
+            labelled = labelled[count:]
+        parts = (part for example in examples for part in example.prefix)
+        return examples, sum(len(part.ids) for part in parts if isinstance(part, Window))
 
     def _example(self, members: list[int], rng: np.random.Generator) -> Example:
         settings = self.settings
         asked = [q for i in members for q in self.passages[i].questions]
-        context = self._context(members)
+        order = self._with_distractors(members, rng)
+        context = self._context(order)
         first = context[0]
         assert isinstance(first, Window)
-        if not asked:
-            return self._unlabelled(self.sources[members[0]], rng)
         # Reconstruction reads one window and nothing else, as `decompress` does.
         repeats = len(context) == 1 and rng.random() < settings.reconstruct
         template = settings.templates[0] if repeats else self._template(rng)
@@ -247,7 +259,7 @@ class PackedBatches:
         if not repeats and rng.random() < settings.drop_context:
             context = []
         if not repeats and rng.random() < settings.focus:
-            context = [self._focused(p, rng) if isinstance(p, Window) else p for p in context]
+            context = self._focused_context(order, members, rng)
         prefix: list[list[int] | Window] = [self._ids(head)] if head else []
         prefix += context
         if repeats:
@@ -257,19 +269,43 @@ class PackedBatches:
             shared, tail = shared.rstrip(" "), tail[len(shared.rstrip(" ")) :]
             prefix.append(self._ids(shared))
             branches = []
-        for i in rng.permutation(len(asked))[: settings.max_questions].tolist():
-            question, answers = asked[i]
+        limit = settings.max_questions * len(members)
+        asked = [asked[i] for i in rng.permutation(len(asked))[:limit].tolist()]
+        asked += [gap for i in members for gap in self._gaps(self.passages[i].text, rng)]
+        for question, answers in asked:
             branches.append(self._question(tail, question, answers, rng))
         return Example(prefix, branches)
 
-    def _unlabelled(self, source: list[int], rng: np.random.Generator) -> Example:
-        """A window of a text, to be repeated and, by chance, continued."""
-        settings = self.settings
+    def _with_distractors(self, members: list[int], rng: np.random.Generator) -> list[int]:
+        """Passages that share a prefix, in random order, with others between them."""
+        if len(members) == 1 or not self.settings.distractors:
+            return members
+        near = int(members[int(rng.integers(len(members)))]) + np.arange(-_NEAR, _NEAR + 1)
+        near = np.setdiff1d(near[(near >= 0) & (near < len(self.sources))], members)
+        count = min(len(near), int(rng.integers(self.settings.distractors, endpoint=True)))
+        others = rng.choice(near, count, replace=False).tolist()
+        order: list[int] = rng.permutation([*members, *others]).tolist()
+        return order
+
+    def _gaps(self, text: str, rng: np.random.Generator) -> list[tuple[str, tuple[str, ...]]]:
+        if rng.random() >= self.settings.cloze:
+            return []
+        found = cloze(text, rng)
+        return [(found[0], (found[1],))] if found else []
+
+    def _unlabelled(self, index: int, rng: np.random.Generator) -> Example:
+        """A window of a text, to be repeated and, by chance, asked about and continued."""
+        settings, source = self.settings, self.sources[index]
         cut = settings.window
         if rng.random() < settings.continuation:
             cut = min(cut, max(len(source) - settings.continuation_tokens, 32))
         window = Window(tuple(source[:cut]))
         branches = [self._repetition(window)]
+        if self.settings.templates:
+            tail = settings.templates[0].split("{context}")[1]
+            seen = self.tokenizer.decode(window.ids)
+            gaps = self._gaps(seen, rng)
+            branches += [self._question(tail, q, answers, rng) for q, answers in gaps]
         rest = source[cut : cut + settings.continuation_tokens]
         if len(rest) > 1:
             branches.append(Branch(rest[:1], rest[1:], Kind.CONTINUATION))
@@ -283,20 +319,39 @@ class PackedBatches:
 
     def _context(self, members: list[int]) -> list[list[int] | Window]:
         """The windows of the passages, in order, with blank lines between passages."""
-        parts: list[list[int] | Window] = []
-        for i in members:
-            if parts:
-                parts.append(self._ids("\n\n"))
-            source, size = self.sources[i], self.settings.window
-            parts += [self._window(i, j) for j in range(0, len(source), size)]
-        return parts
+        return [part for _, part in self._owned(members)]
+
+    def _owned(self, members: list[int]) -> Iterator[tuple[int, list[int] | Window]]:
+        """The parts of a context, each with the passage it belongs to."""
+        for number, i in enumerate(members):
+            if number:
+                yield i, self._ids("\n\n")
+            for start in range(0, len(self.sources[i]), self.settings.window):
+                yield i, self._window(i, start)
 
     def _window(self, index: int, start: int) -> Window:
         part = slice(start, start + self.settings.window)
         uses = self.uses[index]
         return Window(tuple(self.sources[index][part]), uses and uses[part])
 
-    def _focused(self, window: Window, rng: np.random.Generator) -> Window:
+    def _focused_context(
+        self, order: list[int], asked: list[int], rng: np.random.Generator
+    ) -> list[list[int] | Window]:
+        """The context with parts in focus of the passages that are asked about, and no others."""
+        least, most = np.log(self.settings.focus_times)
+        times = float(np.exp(rng.uniform(least, most)))
+
+        def focused(window: Window, passage: int) -> Window:
+            if passage not in asked:
+                return dataclasses.replace(window, focus=(0, 0, times))
+            return self._focused(window, times, rng)
+
+        return [
+            focused(part, owner) if isinstance(part, Window) else part
+            for owner, part in self._owned(order)
+        ]
+
+    def _focused(self, window: Window, times: float, rng: np.random.Generator) -> Window:
         """The window with a random part of it in focus, more often than not about an answer."""
         size = len(window.ids)
         length = min(size, int(rng.integers(*self.settings.focus_tokens, endpoint=True)))
@@ -307,7 +362,7 @@ class PackedBatches:
         else:
             start = int(rng.integers(size))
         start = max(0, min(start, size - length))
-        return dataclasses.replace(window, focus=(start, start + length))
+        return dataclasses.replace(window, focus=(start, start + length, times))
 
     def sample_windows(self, count: int) -> list[Window]:
         """First windows of `count` passages, drawn by the seed."""

@@ -45,7 +45,7 @@ def held_out_batches(
 ) -> PackedBatches:
     """Batches that ask every question once by the plain template, of one passage at a time."""
     settings = BatchSettings(
-        batch_tokens=batch_tokens, reconstruct=0.0, pair=0.0,
+        batch_tokens=batch_tokens, reconstruct=0.0, together=(1,),
         continuation=1.0, drop_context=0.0, focus=0.0,
         templates=(QA_TEMPLATE,),
     )  # fmt: skip
