@@ -8,6 +8,7 @@ import faiss
 import numpy as np
 import pytest
 from llama_index.core import Document, PromptHelper, StorageContext, VectorStoreIndex
+from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.embeddings import MockEmbedding
@@ -23,6 +24,7 @@ from llama_index.core.schema import (
     TextNode,
 )
 from llama_index.core.utils import get_tokenizer, set_global_tokenizer
+from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 from llama_index.vector_stores.faiss import FaissVectorStore
 
 from ztok_rag.compressor import ZCompressor
@@ -64,9 +66,14 @@ def retrieved(*nodes: TextNode | Node) -> list[NodeWithScore]:
 
 
 def query_engine(
-    llm: ZTokenLLM, postprocessor: ZTokenPostprocessor, *docs: Document, **kwargs: object
+    llm: ZTokenLLM,
+    postprocessor: ZTokenPostprocessor,
+    *docs: Document,
+    embed_model: BaseEmbedding | None = None,
+    **kwargs: object,
 ) -> RetrieverQueryEngine:
-    index = VectorStoreIndex.from_documents(list(docs), embed_model=MockEmbedding(embed_dim=4))
+    embed_model = embed_model or MockEmbedding(embed_dim=4)
+    index = VectorStoreIndex.from_documents(list(docs), embed_model=embed_model)
     return index.as_query_engine(  # type: ignore[return-value]
         llm=llm, node_postprocessors=[postprocessor], similarity_top_k=len(docs), **kwargs
     )
@@ -108,7 +115,7 @@ def test_whole_path_on_faiss_with_the_default_embedding(
 def test_second_query_compresses_nothing(
     llm: ZTokenLLM, postprocessor: ZTokenPostprocessor, store: ZStore
 ) -> None:
-    engine = query_engine(llm, postprocessor, *DOCUMENTS)
+    engine = query_engine(llm, postprocessor, *DOCUMENTS, embed_model=default_embedding())
     engine.query("Who built the lighthouse?")
     first = postprocessor.stats
     assert (first.nodes, first.compressed, first.hits) == (2, 2, 0)
@@ -118,6 +125,26 @@ def test_second_query_compresses_nothing(
     assert (second.nodes, second.compressed, second.hits) == (4, 2, 2)
     assert store.stats.compressed == 2
     assert (second.ms - first.ms) / 2 < 20
+
+
+def test_retriever_and_postprocessor_embed_a_question_once(
+    llm: ZTokenLLM, postprocessor: ZTokenPostprocessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded: list[str] = []
+    embed = HuggingFaceEmbedding._get_query_embedding
+
+    def noted(self: HuggingFaceEmbedding, query: str) -> list[float]:
+        embedded.append(query)
+        return embed(self, query)
+
+    monkeypatch.setattr(HuggingFaceEmbedding, "_get_query_embedding", noted)
+    engine = query_engine(llm, postprocessor, *DOCUMENTS, embed_model=default_embedding())
+    question = "Which cat sleeps behind the oven of the bakery?"
+    engine.query(question)
+    assert embedded.count(question) == 1
+    vector = default_embedding().get_query_embedding(question)
+    vector[0] = 9.0
+    assert default_embedding().get_query_embedding(question)[0] != 9.0
 
 
 def test_all_chunks_reach_the_reader_as_z_tokens_in_one_call(

