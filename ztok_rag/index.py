@@ -10,36 +10,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import faiss
-import numpy as np
 from llama_index.core import Document, StorageContext, VectorStoreIndex
 from llama_index.core.base.response.schema import RESPONSE_TYPE
-from llama_index.core.embeddings import BaseEmbedding, MockEmbedding
+from llama_index.core.embeddings import BaseEmbedding
 from llama_index.core.indices.utils import embed_nodes
 from llama_index.core.llms import LLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
-from llama_index.core.storage.docstore import SimpleDocumentStore
-from llama_index.core.storage.index_store import SimpleIndexStore
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQuery
 from llama_index.vector_stores.faiss import FaissMapVectorStore  # type: ignore[import-untyped]
 from tqdm.auto import tqdm
 
 from ztok_rag.defaults import default_compressor
-from ztok_rag.embedding import default_embedding, default_embedding_path
+from ztok_rag.embedding import (
+    DEFAULT_EMBEDDING,
+    default_embedding,
+    embedding_dimension,
+    embedding_name,
+)
 from ztok_rag.errors import ZtokError
 from ztok_rag.focus import QuestionFocus
 from ztok_rag.index_folder import IndexFolder, Manifest
 from ztok_rag.llm import ZTokenLLM
 from ztok_rag.postprocessor import ZTokenPostprocessor
 from ztok_rag.store import Closing, ZStore
+from ztok_rag.vectors import FlatStore, deletable, read_index, vector_index
 
 if TYPE_CHECKING:
     from ztok_rag.compressor import ZCompressor
 
-DEFAULT_EMBEDDING = "all-MiniLM-L6-v2"
 _CHUNKS_AT_ONCE = 64
 
 
@@ -165,19 +166,19 @@ class ZTokenIndex(Closing):
         folder.claim()
         compressor = compressor or default_compressor()
         embed_model = embed_model or default_embedding()
-        dimension = _dimension(embed_model)
+        dimension = embedding_dimension(embed_model)
         manifest = Manifest(
             rate=rate,
             chunk_size=chunk_size,
             chunk_overlap=chunk_overlap,
             fingerprint=compressor.fingerprint,
-            embed_model=_embedding_name(embed_model),
+            embed_model=embedding_name(embed_model),
             embed_dimension=dimension,
             vector_store="" if vector_store is None else vector_store.class_name(),
         )
-        vectors = _FaissStore.empty(dimension) if vector_store is None else vector_store
-        storage = StorageContext.from_defaults(vector_store=_deletable(vectors))
-        llama_index = _vector_index(storage, nodes=[])
+        vectors = FlatStore.empty(dimension) if vector_store is None else vector_store
+        storage = StorageContext.from_defaults(vector_store=deletable(vectors))
+        llama_index = vector_index(storage, nodes=[])
         index = cls(folder, manifest, llama_index, embed_model=embed_model, compressor=compressor)
         try:
             index._change(add=documents, show_progress=show_progress)
@@ -221,7 +222,7 @@ class ZTokenIndex(Closing):
                 if manifest.vector_store
                 else f"the index {folder.path} has its own vectors; leave vector_store out."
             )
-        llama_index = _read_index(folder, vector_store)
+        llama_index = read_index(folder, vector_store)
         index = cls(folder, manifest, llama_index, embed_model=embed_model, compressor=compressor)
         if compressor is not None:
             index._warn_if_outdated(compressor)
@@ -636,7 +637,7 @@ class ZTokenIndex(Closing):
         if self._folder.exists() and self._manifest.revision:
             self._manifest = self._folder.read()
             vectors = self._index.vector_store if self._manifest.vector_store else None
-            self._index = _read_index(self._folder, vectors)
+            self._index = read_index(self._folder, vectors)
 
     def _warn_if_outdated(self, compressor: ZCompressor) -> None:
         if compressor.fingerprint != self._manifest.fingerprint:
@@ -661,82 +662,6 @@ class _Retriever(BaseRetriever):
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return await asyncio.to_thread(self._index.search, query_bundle, self._top_k)
-
-
-class _FaissStore(FaissMapVectorStore):  # type: ignore[misc]
-    """A `FaissMapVectorStore` in which a new vector never takes the number of another.
-
-    The base class numbers by the count of vectors, which after a deletion is in use.
-    """
-
-    @classmethod
-    def empty(cls, dimension: int) -> _FaissStore:
-        """Exact search by cosine."""
-        normalize = faiss.NormalizationTransform(dimension, 2.0)
-        inner = faiss.IndexPreTransform(normalize, faiss.IndexFlatIP(dimension))
-        return cls(faiss_index=faiss.IndexIDMap2(inner))  # type: ignore[call-arg]
-
-    @classmethod
-    def over(cls, store: FaissMapVectorStore) -> _FaissStore:
-        """The same vectors and maps as `store`, which sees every change."""
-        shared = cls(faiss_index=store.client)  # type: ignore[call-arg]
-        shared._node_id_to_faiss_id_map = store._node_id_to_faiss_id_map
-        shared._faiss_id_to_node_id_map = store._faiss_id_to_node_id_map
-        return shared
-
-    def add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
-        """Add nodes that have embeddings; returns their ids."""
-        if not nodes:
-            return []
-        first = max(self._faiss_id_to_node_id_map, default=-1) + 1
-        ids = [node.node_id for node in nodes]
-        vectors = np.array([node.get_embedding() for node in nodes], dtype=np.float32)
-        self._faiss_index.add_with_ids(vectors, np.arange(first, first + len(nodes)))
-        self._faiss_id_to_node_id_map.update(enumerate(ids, first))
-        self._node_id_to_faiss_id_map.update({node_id: n for n, node_id in enumerate(ids, first)})
-        return ids
-
-
-def _deletable(store: BasePydanticVectorStore) -> BasePydanticVectorStore:
-    """The store itself, or one on its vectors that survives deletions."""
-    if isinstance(store, FaissMapVectorStore) and not isinstance(store, _FaissStore):
-        return _FaissStore.over(store)
-    return store
-
-
-def _vector_index(storage: StorageContext, **kwargs: Any) -> VectorStoreIndex:
-    """LlamaIndex's index; it gets nodes and questions with embeddings and needs no model."""
-    return VectorStoreIndex(
-        storage_context=storage,
-        embed_model=MockEmbedding(embed_dim=1),
-        store_nodes_override=True,
-        **kwargs,
-    )
-
-
-def _read_index(
-    folder: IndexFolder, vector_store: BasePydanticVectorStore | None
-) -> VectorStoreIndex:
-    """What is in a folder's files.
-
-    Raises:
-        ZtokError: a file is missing or damaged.
-    """
-    path = str(folder.index)
-    try:
-        with folder.locked():
-            vectors = _FaissStore.from_persist_dir(path) if vector_store is None else vector_store
-            storage = StorageContext.from_defaults(
-                docstore=SimpleDocumentStore.from_persist_dir(path),
-                index_store=SimpleIndexStore.from_persist_dir(path),
-                vector_store=_deletable(vectors),
-            )
-        (struct,) = storage.index_store.index_structs()
-        return _vector_index(storage, index_struct=struct)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SyntaxError) as error:
-        raise ZtokError(
-            f"the index {folder.path} is damaged ({error}); build it again from its documents."
-        ) from error
 
 
 def _text(node: BaseNode) -> str:
@@ -774,29 +699,13 @@ def _check_settings(rate: float, chunk_size: int, chunk_overlap: int) -> None:
         )
 
 
-def _embedding_name(embed_model: BaseEmbedding) -> str:
-    """The model's name, the same on every machine."""
-    name = embed_model.model_name
-    if name == "unknown":  # what LlamaIndex calls a model without a name
-        return embed_model.class_name()
-    if not Path(name).is_dir():
-        return name
-    try:
-        shipped = Path(name) == default_embedding_path()
-    except ZtokError:
-        shipped = False
-    return DEFAULT_EMBEDDING if shipped else Path(name).name
-
-
-def _dimension(embed_model: BaseEmbedding) -> int:
-    return len(embed_model.get_text_embedding("length"))
-
-
 def _check_embedding(path: Path, manifest: Manifest, embed_model: BaseEmbedding | None) -> None:
     """Refuse an embedding model whose vectors do not compare with those of the index."""
-    name = DEFAULT_EMBEDDING if embed_model is None else _embedding_name(embed_model)
+    name = DEFAULT_EMBEDDING if embed_model is None else embedding_name(embed_model)
     # The default model is known by its name and need not be loaded for this.
-    dimension = manifest.embed_dimension if embed_model is None else _dimension(embed_model)
+    dimension = (
+        manifest.embed_dimension if embed_model is None else embedding_dimension(embed_model)
+    )
     if (name, dimension) == (manifest.embed_model, manifest.embed_dimension):
         return
     given = name if embed_model is None else f"{name} ({dimension} dimensions)"

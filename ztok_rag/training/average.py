@@ -1,0 +1,66 @@
+"""One checkpoint from several trained from the same start: the mean of their weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ztok_rag.config import ZConfig
+from ztok_rag.errors import CheckpointError, DataError
+from ztok_rag.model import ZModel
+
+
+def average_checkpoints(
+    checkpoints: Sequence[str | Path], *, base: str | Path | None = None
+) -> ZModel:
+    """Average weights, as in "Model soups" (Wortsman et al. 2022).
+
+    Runs that start from one checkpoint and see other data, or the same in another order, stay
+    near enough for their mean to predict better than each of them. So machines that cannot
+    exchange gradients can share the work.
+
+    Args:
+        checkpoints: folders, two at least.
+        base: as in `ZModel.from_pretrained`.
+
+    Raises:
+        DataError: there are fewer than two.
+        CheckpointError: one is missing or damaged, or of another shape than the first.
+    """
+    folders = [Path(folder) for folder in checkpoints]
+    if len(folders) < 2:
+        raise DataError("an average takes two checkpoints at least; name their folders.")
+    model = ZModel.from_pretrained(folders[0], base=base, device="cpu")
+    configs = [ZConfig.load(folder) for folder in folders]
+    mean_information = sum(config.mean_information for config in configs) / len(configs)
+    for folder, config in zip(folders, configs, strict=True):
+        same = dataclasses.replace(config, mean_information=configs[0].mean_information)
+        if same != configs[0]:
+            raise CheckpointError(
+                f"{folder} has other settings than {folders[0]}; only checkpoints trained from "
+                "the same start can be averaged."
+            )
+    try:
+        heads = _mean([load_file(folder / "heads.safetensors") for folder in folders])
+        adapters = {
+            name: _mean([load_file(folder / f"{name}.safetensors") for folder in folders])
+            for name in model.config.adapters
+        }
+        model.load_state(heads, adapters)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"a checkpoint is incomplete or damaged ({error}).") from error
+    model.set_mean_information(mean_information)
+    return model
+
+
+def _mean(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {
+        name: sum(state[name].float() for state in states) / len(states)  # type: ignore[misc]
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in states[0].items()
+    }
