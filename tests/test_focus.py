@@ -12,6 +12,7 @@ from ztok_rag.focus import (
     SentenceScorer,
     allocate,
     kept_share,
+    relevance,
     split_sentences,
 )
 from ztok_rag.sequence import ZSequence
@@ -64,6 +65,12 @@ def test_scorer_finds_the_sentence(
     assert sum(p.sum() for p in probabilities) == pytest.approx(1.0)
     best = max((float(p), t, s) for t, row in enumerate(probabilities) for s, p in enumerate(row))
     assert best[1:] == (text, number)
+
+
+def test_sentences_gain_by_a_relevant_one_in_their_text() -> None:
+    weak, strong = [0.1, 0.0], [0.6, 0.5]
+    alone, beside = relevance(np.array([weak])), relevance(np.array([weak, strong]))
+    assert alone[0] < beside[0] < beside[1]
 
 
 def test_question_decides_where_the_z_tokens_go(focus: QuestionFocus) -> None:

@@ -38,8 +38,11 @@ KEPT = ((1, 1.0), (2, 0.80), (4, 0.62), (8, 0.41), (16, 0.29), (32, 0.22), (64, 
 LEXICAL_WEIGHT = 0.5
 """Worth of the question's words that a sentence holds, beside its cosine to the question."""
 
+TEXT_WEIGHT = 1.0
+"""Worth of the most relevant sentence of a text to all others in it."""
+
 TEMPERATURE = 0.15
-"""Of the relevance of sentences, as fitted to where SQuAD's training answers stand."""
+"""Of the relevance of sentences; `benchmarks/fit_focus.py` fits these three."""
 
 _WORD = re.compile(r"\w+")
 _COMMON_IDS = 200
@@ -62,7 +65,7 @@ class SentenceScorer:
 
     A sentence's relevance is its cosine to the question in an embedding space, of which one bit
     per dimension is kept, plus the share of the question's words that it holds, rare words
-    weighing more.
+    weighing more, plus that of the most relevant sentence of its text.
     """
 
     def __init__(
@@ -120,12 +123,20 @@ class SentenceScorer:
 
     def probabilities(self, question: str, texts: Sequence[str]) -> list[FloatArray]:
         """For each text, of each sentence, how likely the question is about it; all sum to 1."""
+        scores = [relevance(evidence) for evidence in self.evidence(question, texts)]
+        top = max(float(s.max()) for s in scores)
+        weights = [np.exp((s - top) / TEMPERATURE) for s in scores]
+        mass = sum(float(w.sum()) for w in weights)
+        return [w / mass for w in weights]
+
+    def evidence(self, question: str, texts: Sequence[str]) -> list[FloatArray]:
+        """For each text, `[sentences, 2]`: cosine to the question, and share of its words held."""
         self.prepare(texts)
         query = np.asarray(self.embed_model.get_query_embedding(question))
         query = query / max(float(np.linalg.norm(query)), 1e-12)
         wanted = {_stem(word): self._rarity(word) for word in _WORD.findall(question.lower())}
         total = sum(wanted.values()) or 1.0
-        scores = []
+        found = []
         for text in texts:
             with self._lock:
                 signs = self._signs.get(text)
@@ -138,11 +149,8 @@ class SentenceScorer:
                 sum(wanted.get(stem, 0.0) for stem in _stems(text[a:b]))
                 for a, b in split_sentences(text)
             ]
-            scores.append(cosine + LEXICAL_WEIGHT * np.array(held) / total)
-        top = max(float(s.max()) for s in scores)
-        weights = [np.exp((s - top) / TEMPERATURE) for s in scores]
-        mass = sum(float(w.sum()) for w in weights)
-        return [w / mass for w in weights]
+            found.append(np.stack([cosine, np.array(held) / total], axis=1))
+        return found
 
     def stored_bytes(self, texts: Sequence[str]) -> int:
         """Bytes that are kept of the sentences of texts."""
@@ -164,6 +172,13 @@ class SentenceScorer:
     def _rarity(self, word: str) -> float:
         ids = self._tokenizer(" " + word, add_special_tokens=False, verbose=False)["input_ids"]
         return sum(max(0.0, math.log((1 + i) / _COMMON_IDS)) for i in ids)
+
+
+def relevance(evidence: FloatArray) -> FloatArray:
+    """Relevance `[sentences]` of one text's sentences, from their evidence `[sentences, 2]`."""
+    own = evidence @ np.array([1.0, LEXICAL_WEIGHT])
+    relevant: FloatArray = own + TEXT_WEIGHT * own.max()
+    return relevant
 
 
 class QuestionFocus:

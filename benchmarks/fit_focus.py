@@ -1,0 +1,110 @@
+"""Fit how the question's sentence is found: `LEXICAL_WEIGHT`, `TEXT_WEIGHT` and `TEMPERATURE`.
+
+For each question, the sentences of the retrieved passages compete; the weights are those that make
+the sentence where the answer stands likeliest. Prints them, and how they do on development data.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import minimize
+from tqdm.auto import tqdm
+
+from ztok_rag import focus
+from ztok_rag.base import load_tokenizer
+from ztok_rag.config import ZConfig
+from ztok_rag.embedding import default_embedding
+from ztok_rag.focus import FloatArray, SentenceScorer, split_sentences
+from ztok_rag.model import DEFAULT_CHECKPOINT
+from ztok_rag.training.data import Passage, read_passages
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question: the evidence of each text's sentences, and where the answer stands.
+
+    Attributes:
+        evidence: `[sentences, 2]` per text, as `SentenceScorer.evidence` returns it.
+        answer: index of the sentence among all.
+    """
+
+    evidence: list[FloatArray]
+    answer: int
+
+
+def collect(
+    passages: Sequence[Passage], scorer: SentenceScorer, ks: Sequence[int], name: str
+) -> list[Case]:
+    """Cases of all questions, among the `k` passages nearest to each, the right one included."""
+    texts = [passage.text for passage in passages]
+    vectors = np.asarray(scorer.embed_model.get_text_embedding_batch(texts))
+    scorer.prepare(texts)
+    cases = []
+    for number, passage in enumerate(tqdm(passages, desc=name)):
+        for question, answers in passage.questions:
+            at = passage.text.find(answers[0])
+            if at < 0:
+                continue
+            own = next(
+                i for i, (start, end) in enumerate(split_sentences(passage.text)) if at < end
+            )
+            query = np.asarray(scorer.embed_model.get_query_embedding(question))
+            nearest = [i for i in np.argsort(-(vectors @ query)).tolist() if i != number]
+            for k in ks:
+                chosen = [number, *nearest[: k - 1]]
+                evidence = scorer.evidence(question, [texts[i] for i in chosen])
+                cases.append(Case(evidence, own))
+    return cases
+
+
+def judge(cases: Sequence[Case], weights: Sequence[float]) -> tuple[float, float]:
+    """Mean nats of the answer's sentence, and % of cases in which it is the likeliest."""
+    focus.LEXICAL_WEIGHT, focus.TEXT_WEIGHT, focus.TEMPERATURE = weights
+    nats, first = 0.0, 0
+    for case in cases:
+        scores = np.concatenate([focus.relevance(e) for e in case.evidence]) / weights[2]
+        top = float(scores.max())
+        nats += top + float(np.log(np.exp(scores - top).sum())) - float(scores[case.answer])
+        first += int(scores.argmax()) == case.answer
+    return nats / len(cases), 100 * first / len(cases)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Fit and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--train", type=Path, required=True, help="JSON Lines to fit to.")
+    parser.add_argument("--dev", type=Path, required=True, help="JSON Lines to judge on.")
+    parser.add_argument("--passages", type=int, default=300, help="Passages of each, at most.")
+    parser.add_argument("--k", default="1,3,10", help="Numbers of passages retrieved.")
+    options = parser.parse_args(arguments)
+    ks = [int(k) for k in options.k.split(",")]
+    tokenizer = load_tokenizer(ZConfig.load(DEFAULT_CHECKPOINT).base)
+    scorer = SentenceScorer(tokenizer, default_embedding())
+    cases = {}
+    for name in ("train", "dev"):
+        passages = [p for p in read_passages(getattr(options, name)) if p.questions]
+        order = np.random.default_rng(0).permutation(len(passages))[: options.passages]
+        cases[name] = collect([passages[i] for i in order.tolist()], scorer, ks, name)
+    shipped = (focus.LEXICAL_WEIGHT, focus.TEXT_WEIGHT, focus.TEMPERATURE)
+    found = minimize(
+        lambda w: judge(cases["train"], (w[0], w[1], max(1e-3, w[2])))[0],
+        np.array(shipped),
+        method="Nelder-Mead",
+        options={"xatol": 5e-3, "fatol": 1e-4},
+    ).x.tolist()
+    for name, weights in (("shipped", shipped), ("fitted", found)):
+        nats, first = judge(cases["dev"], weights)
+        lexical, text, temperature = weights
+        print(
+            f"{name}: LEXICAL_WEIGHT {lexical:.2f}, TEXT_WEIGHT {text:.2f}, "
+            f"TEMPERATURE {temperature:.3f}: on dev {nats:.3f} nats, {first:.1f}% right"
+        )
+
+
+if __name__ == "__main__":
+    main()
