@@ -1,0 +1,97 @@
+"""Which checkpoint predicts answers better: teacher-forced, passage by passage, with intervals.
+
+Far fewer questions tell two checkpoints apart than by F1, since every answer token counts. The
+settings: single passages and six together, spent by content alone and with the answers in focus.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ztok_rag.evaluation.results import Row, ratio_ci, write_results
+from ztok_rag.model import ZModel
+from ztok_rag.prompts import QA_TEMPLATE
+from ztok_rag.training.data import BatchSettings, Kind, PackedBatches, Passage, read_passages
+from ztok_rag.training.held_out import TokenScores, score_tokens
+from ztok_rag.training.objective import Objective, TrainSettings
+
+SINGLE = BatchSettings(
+    batch_tokens=1800, max_source_tokens=450, together=(1,), distractors=0, reconstruct=0.0,
+    drop_context=0.0, focus=0.0, templates=(QA_TEMPLATE,),
+)  # fmt: skip
+FOCUSED = dataclasses.replace(SINGLE, focus=1.0, focus_times=(5.0, 5.0))
+SETTINGS = {
+    "one passage": (SINGLE, 4.0),
+    "one passage, in focus": (FOCUSED, 8.0),
+    "six passages, in focus": (dataclasses.replace(FOCUSED, together=(6,)), 8.0),
+}
+TEXT_SETTINGS = {
+    "one passage": (SINGLE, 1.0),
+    "six passages": (dataclasses.replace(SINGLE, together=(6,)), 1.0),
+}
+
+
+def score(
+    checkpoint: Path, passages: Sequence[Passage], adapter: str, device: str | None
+) -> tuple[str, dict[str, TokenScores]]:
+    """A checkpoint's fingerprint, and its answer tokens in each setting."""
+    model = ZModel.from_pretrained(checkpoint, device=device)
+    objective = Objective(model, TrainSettings())
+    scores = {}
+    for name, (settings, rate) in (TEXT_SETTINGS if adapter == "text" else SETTINGS).items():
+        batches = PackedBatches(passages, model.base.tokenizer, settings, seed=0)
+        scores[name] = score_tokens(objective, batches, rate, adapter=adapter)[Kind.ANSWER]
+        print(f"{checkpoint}, {name}: {scores[name].mean_nats:.3f} nats per answer token")
+    return model.fingerprint, scores
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Score, print and write `results.json`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoints", type=Path, nargs="+", help="the first is compared with")
+    parser.add_argument("--names", help="what to call them, comma-separated")
+    parser.add_argument("--data", type=Path, action="append", required=True, help="JSON Lines")
+    parser.add_argument("--limit", type=int, default=36, help="passages of each file")
+    parser.add_argument("--adapter", choices=["read", "text"], default="read")
+    parser.add_argument("--device")
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    names = options.names.split(",") if options.names else [str(c) for c in options.checkpoints]
+    rows = []
+    fingerprint = ""
+    for file in options.data:
+        task = f"{file.parent.name}/{file.stem}"
+        found = [passage for passage in read_passages(file) if passage.questions]
+        order = np.random.default_rng(0).permutation(len(found))[: options.limit]
+        passages = [found[i] for i in sorted(order.tolist())]
+        first: dict[str, TokenScores] = {}
+        for name, checkpoint in zip(names, options.checkpoints, strict=True):
+            fingerprint, scores = score(checkpoint, passages, options.adapter, options.device)
+            first = first or scores
+            for setting, own in scores.items():
+                rate = (TEXT_SETTINGS if options.adapter == "text" else SETTINGS)[setting][1]
+                for metric, values in (
+                    ("answer_nats", own.nats),
+                    ("answer_nats_minus_first", own.nats - first[setting].nats),
+                    ("answer_accuracy", 100 * own.right),
+                ):
+                    value = float(values.sum() / own.tokens.sum())
+                    interval = ratio_ci(values.tolist(), own.tokens.tolist())
+                    rows.append(
+                        Row("checkpoints", task, name, rate, 0, metric, value, interval,
+                            len(values), extra={"setting": setting, "fingerprint": fingerprint})
+                    )  # fmt: skip
+    write_results(options.output, rows, seed=0, checkpoint=fingerprint, device=options.device)
+    for row in rows:
+        low, high = row.ci95
+        print(f"{row.task}, {row.extra['setting']}, {row.arm}: {row.metric} {row.score:+.3f} "
+              f"[{low:+.3f}, {high:+.3f}]")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
