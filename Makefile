@@ -39,7 +39,7 @@ bench: $(STAMP)
 		--output benchmarks/results/squad_dev_longllmlingua
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 5 --rates 4,8 \
 		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,trimwise \
-		--limit 40 --measure 2 --output benchmarks/results/squad_dev_chunks
+		--limit 60 --measure 2 --output benchmarks/results/squad_dev_chunks
 	$(BIN)/python benchmarks/longbench.py --data $(DATA)/longbench --k 4 --rates 4,8 \
 		--arms none,text-reader,ztok,ztok-focus --limit 8 --measure 1 \
 		--output benchmarks/results/longbench
