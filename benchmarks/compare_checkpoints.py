@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ztok_rag.evaluation.results import Row, ratio_ci, write_results
 from ztok_rag.model import ZModel
-from ztok_rag.prompts import QA_TEMPLATE
 from ztok_rag.training.data import BatchSettings, Kind, PackedBatches, Passage, read_passages
-from ztok_rag.training.held_out import TokenScores, score_tokens
+from ztok_rag.training.held_out import HELD_OUT, TokenScores, score_tokens
 from ztok_rag.training.objective import Objective, TrainSettings
 
-SINGLE = BatchSettings(
-    batch_tokens=1800, max_source_tokens=450, together=(1,), distractors=0, reconstruct=0.0,
-    drop_context=0.0, focus=0.0, templates=(QA_TEMPLATE,),
-)  # fmt: skip
+SINGLE = dataclasses.replace(HELD_OUT, batch_tokens=1800, max_source_tokens=450)
 FOCUSED = dataclasses.replace(SINGLE, focus=1.0, focus_times=(5.0, 5.0))
-SETTINGS = {
+READ_SETTINGS = {
     "one passage": (SINGLE, 4.0),
     "one passage, in focus": (FOCUSED, 8.0),
     "six passages, in focus": (dataclasses.replace(FOCUSED, together=(6,)), 8.0),
@@ -37,14 +33,18 @@ TEXT_SETTINGS = {
 
 
 def score(
-    checkpoint: Path, passages: Sequence[Passage], adapter: str, device: str | None
+    checkpoint: Path,
+    passages: Sequence[Passage],
+    adapter: str,
+    settings: Mapping[str, tuple[BatchSettings, float]],
+    device: str | None,
 ) -> tuple[str, dict[str, TokenScores]]:
     """A checkpoint's fingerprint, and its answer tokens in each setting."""
     model = ZModel.from_pretrained(checkpoint, device=device)
     objective = Objective(model, TrainSettings())
     scores = {}
-    for name, (settings, rate) in (TEXT_SETTINGS if adapter == "text" else SETTINGS).items():
-        batches = PackedBatches(passages, model.base.tokenizer, settings, seed=0)
+    for name, (batch_settings, rate) in settings.items():
+        batches = PackedBatches(passages, model.base.tokenizer, batch_settings, seed=0)
         scores[name] = score_tokens(objective, batches, rate, adapter=adapter)[Kind.ANSWER]
         print(f"{checkpoint}, {name}: {scores[name].mean_nats:.3f} nats per answer token")
     return model.fingerprint, scores
@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
     names = options.names.split(",") if options.names else [str(c) for c in options.checkpoints]
+    settings = TEXT_SETTINGS if options.adapter == "text" else READ_SETTINGS
     rows = []
     fingerprint = ""
     for file in options.data:
@@ -71,10 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         passages = [found[i] for i in sorted(order.tolist())]
         first: dict[str, TokenScores] = {}
         for name, checkpoint in zip(names, options.checkpoints, strict=True):
-            fingerprint, scores = score(checkpoint, passages, options.adapter, options.device)
+            fingerprint, scores = score(
+                checkpoint, passages, options.adapter, settings, options.device
+            )
             first = first or scores
             for setting, own in scores.items():
-                rate = (TEXT_SETTINGS if options.adapter == "text" else SETTINGS)[setting][1]
+                rate = settings[setting][1]
                 for metric, values in (
                     ("answer_nats", own.nats),
                     ("answer_nats_minus_first", own.nats - first[setting].nats),

@@ -7,6 +7,7 @@ the sentence where the answer stands likeliest. Prints them, and how they do on 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,18 @@ import numpy as np
 from scipy.optimize import minimize
 from tqdm.auto import tqdm
 
-from ztok_rag import focus
 from ztok_rag.base import load_tokenizer
 from ztok_rag.config import ZConfig
 from ztok_rag.embedding import default_embedding
-from ztok_rag.focus import FloatArray, SentenceScorer, split_sentences
+from ztok_rag.focus import (
+    LEXICAL_WEIGHT,
+    TEMPERATURE,
+    TEXT_WEIGHT,
+    FloatArray,
+    SentenceScorer,
+    probabilities,
+    split_sentences,
+)
 from ztok_rag.model import DEFAULT_CHECKPOINT
 from ztok_rag.training.data import Passage, read_passages
 
@@ -64,13 +72,11 @@ def collect(
 
 def judge(cases: Sequence[Case], weights: Sequence[float]) -> tuple[float, float]:
     """Mean nats of the answer's sentence, and % of cases in which it is the likeliest."""
-    focus.LEXICAL_WEIGHT, focus.TEXT_WEIGHT, focus.TEMPERATURE = weights
     nats, first = 0.0, 0
     for case in cases:
-        scores = np.concatenate([focus.relevance(e) for e in case.evidence]) / weights[2]
-        top = float(scores.max())
-        nats += top + float(np.log(np.exp(scores - top).sum())) - float(scores[case.answer])
-        first += int(scores.argmax()) == case.answer
+        likely = np.concatenate(probabilities(case.evidence, *weights))
+        nats -= math.log(max(float(likely[case.answer]), 1e-300))
+        first += int(likely.argmax()) == case.answer
     return nats / len(cases), 100 * first / len(cases)
 
 
@@ -90,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         passages = [p for p in read_passages(getattr(options, name)) if p.questions]
         order = np.random.default_rng(0).permutation(len(passages))[: options.passages]
         cases[name] = collect([passages[i] for i in order.tolist()], scorer, ks, name)
-    shipped = (focus.LEXICAL_WEIGHT, focus.TEXT_WEIGHT, focus.TEMPERATURE)
+    shipped = (LEXICAL_WEIGHT, TEXT_WEIGHT, TEMPERATURE)
     found = minimize(
         lambda w: judge(cases["train"], (w[0], w[1], max(1e-3, w[2])))[0],
         np.array(shipped),

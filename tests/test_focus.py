@@ -12,7 +12,7 @@ from ztok_rag.focus import (
     SentenceScorer,
     allocate,
     kept_share,
-    relevance,
+    probabilities,
     split_sentences,
 )
 from ztok_rag.sequence import ZSequence
@@ -69,7 +69,7 @@ def test_scorer_finds_the_sentence(
 
 def test_sentences_gain_by_a_relevant_one_in_their_text() -> None:
     weak, strong = [0.1, 0.0], [0.6, 0.5]
-    alone, beside = relevance(np.array([weak])), relevance(np.array([weak, strong]))
+    alone, beside = probabilities([np.array([weak]), np.array([weak, strong])])
     assert alone[0] < beside[0] < beside[1]
 
 

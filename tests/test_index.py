@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -510,3 +511,8 @@ def test_command_errors_are_one_line(
     error = capsys.readouterr().err
     assert message in error and error.startswith("ztok: ") and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_an_index_is_imported_without_the_embedding_library() -> None:
+    code = "import sys, ztok_rag.index; sys.exit('sentence_transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

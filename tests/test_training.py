@@ -314,6 +314,14 @@ def test_passages_share_a_prefix_with_distractors_that_nobody_asks_about(tmp_pat
     assert max(all_ - wanted for wanted, all_ in seen) > 0
 
 
+def test_questions_without_their_passage_have_no_part_of_it_in_focus(records: Path) -> None:
+    tokenizer = BaseLM.load(device="cpu").tokenizer
+    settings = dataclasses.replace(BATCH, reconstruct=0.0, drop_context=1.0, focus=1.0)
+    examples, source_tokens = PackedBatches(read_passages(records), tokenizer, settings, seed=1)[0]
+    assert source_tokens == 0 and all(example.branches for example in examples)
+    assert not [p for example in examples for p in example.prefix if isinstance(p, Window)]
+
+
 def test_parts_nobody_asks_about_get_fewer_z_tokens(compressor: ZCompressor) -> None:
     model = compressor.model
     ids = model.base.tokenizer(PASSAGE * 4, add_special_tokens=False)["input_ids"][:96]

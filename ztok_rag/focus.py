@@ -123,11 +123,7 @@ class SentenceScorer:
 
     def probabilities(self, question: str, texts: Sequence[str]) -> list[FloatArray]:
         """For each text, of each sentence, how likely the question is about it; all sum to 1."""
-        scores = [relevance(evidence) for evidence in self.evidence(question, texts)]
-        top = max(float(s.max()) for s in scores)
-        weights = [np.exp((s - top) / TEMPERATURE) for s in scores]
-        mass = sum(float(w.sum()) for w in weights)
-        return [w / mass for w in weights]
+        return probabilities(self.evidence(question, texts))
 
     def evidence(self, question: str, texts: Sequence[str]) -> list[FloatArray]:
         """For each text, `[sentences, 2]`: cosine to the question, and share of its words held."""
@@ -174,11 +170,19 @@ class SentenceScorer:
         return sum(max(0.0, math.log((1 + i) / _COMMON_IDS)) for i in ids)
 
 
-def relevance(evidence: FloatArray) -> FloatArray:
-    """Relevance `[sentences]` of one text's sentences, from their evidence `[sentences, 2]`."""
-    own = evidence @ np.array([1.0, LEXICAL_WEIGHT])
-    relevant: FloatArray = own + TEXT_WEIGHT * own.max()
-    return relevant
+def probabilities(
+    evidence: Sequence[FloatArray],
+    lexical_weight: float = LEXICAL_WEIGHT,
+    text_weight: float = TEXT_WEIGHT,
+    temperature: float = TEMPERATURE,
+) -> list[FloatArray]:
+    """Probabilities of sentences, from what `SentenceScorer.evidence` found of some texts."""
+    own = [found @ np.array([1.0, lexical_weight]) for found in evidence]
+    scores = [s + text_weight * s.max() for s in own]
+    top = max(float(s.max()) for s in scores)
+    weights = [np.exp((s - top) / temperature) for s in scores]
+    mass = sum(float(w.sum()) for w in weights)
+    return [w / mass for w in weights]
 
 
 class QuestionFocus:

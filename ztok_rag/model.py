@@ -140,14 +140,9 @@ class ZModel(nn.Module):
             )
         model = cls(base, config)
         try:
-            heads = load_file(folder / "heads.safetensors")
-            adapters = {name: load_file(folder / f"{name}.safetensors") for name in config.adapters}
-            model.load_state(heads, adapters)
-        except (OSError, SafetensorError, RuntimeError, KeyError) as error:
-            raise CheckpointError(
-                f"the checkpoint {folder} is incomplete or damaged ({error}); "
-                "copy or install it again."
-            ) from error
+            model.load_state(*read_state(folder, config.adapters))
+        except (RuntimeError, KeyError) as error:
+            raise _damaged(folder, error) from error
         return model.eval()
 
     def add_text_adapter(self) -> None:
@@ -461,6 +456,27 @@ class ZModel(nn.Module):
         pooled = pooled.index_add(0, owner, hidden * share)
         normed = (nn.functional.layer_norm(x, x.shape[-1:]) for x in (hidden[anchor], pooled))
         return torch.cat(list(normed), dim=-1)
+
+
+def read_state(
+    folder: Path, adapters: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """The weights in a checkpoint's folder, as `ZModel.state` returns them.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    try:
+        heads = load_file(folder / "heads.safetensors")
+        return heads, {name: load_file(folder / f"{name}.safetensors") for name in adapters}
+    except (OSError, SafetensorError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint {folder} is incomplete or damaged ({error}); copy or install it again."
+    )
 
 
 def _regions(

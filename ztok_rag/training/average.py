@@ -6,12 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ztok_rag.config import ZConfig
 from ztok_rag.errors import CheckpointError, DataError
-from ztok_rag.model import ZModel
+from ztok_rag.model import ZModel, read_state
 
 
 def average_checkpoints(
@@ -44,15 +43,12 @@ def average_checkpoints(
                 f"{folder} has other settings than {folders[0]}; only checkpoints trained from "
                 "the same start can be averaged."
             )
+    heads, adapters = zip(*(read_state(f, model.config.adapters) for f in folders), strict=True)
     try:
-        heads = _mean([load_file(folder / "heads.safetensors") for folder in folders])
-        adapters = {
-            name: _mean([load_file(folder / f"{name}.safetensors") for folder in folders])
-            for name in model.config.adapters
-        }
-        model.load_state(heads, adapters)
-    except (OSError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"a checkpoint is incomplete or damaged ({error}).") from error
+        means = {name: _mean([each[name] for each in adapters]) for name in model.config.adapters}
+        model.load_state(_mean(heads), means)
+    except (RuntimeError, KeyError) as error:
+        raise CheckpointError(f"the checkpoints hold different weights ({error}).") from error
     model.set_mean_information(mean_information)
     return model
 

@@ -247,19 +247,19 @@ class PackedBatches:
     def _example(self, members: list[int], rng: np.random.Generator) -> Example:
         settings = self.settings
         asked = [q for i in members for q in self.passages[i].questions]
-        order = self._with_distractors(members, rng)
-        context = self._context(order)
-        first = context[0]
+        owned = list(self._context(self._with_distractors(members, rng)))
+        _, first = owned[0]
         assert isinstance(first, Window)
         # Reconstruction reads one window and nothing else, as `decompress` does.
-        repeats = len(context) == 1 and rng.random() < settings.reconstruct
+        repeats = len(owned) == 1 and rng.random() < settings.reconstruct
         template = settings.templates[0] if repeats else self._template(rng)
         head, tail = template.split("{context}")
         shared, _ = tail.split("{question}")
         if not repeats and rng.random() < settings.drop_context:
-            context = []
+            owned = []
+        context = [part for _, part in owned]
         if not repeats and rng.random() < settings.focus:
-            context = self._focused_context(order, members, rng)
+            context = self._focused_context(owned, members, rng)
         prefix: list[list[int] | Window] = [self._ids(head)] if head else []
         prefix += context
         if repeats:
@@ -301,10 +301,9 @@ class PackedBatches:
             cut = min(cut, max(len(source) - settings.continuation_tokens, 32))
         window = Window(tuple(source[:cut]))
         branches = [self._repetition(window)]
-        if self.settings.templates:
+        if settings.cloze:
             tail = settings.templates[0].split("{context}")[1]
-            seen = self.tokenizer.decode(window.ids)
-            gaps = self._gaps(seen, rng)
+            gaps = self._gaps(self.tokenizer.decode(window.ids), rng)
             branches += [self._question(tail, q, answers, rng) for q, answers in gaps]
         rest = source[cut : cut + settings.continuation_tokens]
         if len(rest) > 1:
@@ -317,12 +316,11 @@ class PackedBatches:
             target.append(self.tokenizer.eos_token_id)
         return Branch(self.repeat, target, Kind.RECONSTRUCTION)
 
-    def _context(self, members: list[int]) -> list[list[int] | Window]:
-        """The windows of the passages, in order, with blank lines between passages."""
-        return [part for _, part in self._owned(members)]
+    def _context(self, members: list[int]) -> Iterator[tuple[int, list[int] | Window]]:
+        """The windows of the passages, in order, with blank lines between passages.
 
-    def _owned(self, members: list[int]) -> Iterator[tuple[int, list[int] | Window]]:
-        """The parts of a context, each with the passage it belongs to."""
+        Each part comes with the passage it belongs to.
+        """
         for number, i in enumerate(members):
             if number:
                 yield i, self._ids("\n\n")
@@ -335,7 +333,10 @@ class PackedBatches:
         return Window(tuple(self.sources[index][part]), uses and uses[part])
 
     def _focused_context(
-        self, order: list[int], asked: list[int], rng: np.random.Generator
+        self,
+        owned: Sequence[tuple[int, list[int] | Window]],
+        asked: Sequence[int],
+        rng: np.random.Generator,
     ) -> list[list[int] | Window]:
         """The context with parts in focus of the passages that are asked about, and no others."""
         least, most = np.log(self.settings.focus_times)
@@ -346,10 +347,7 @@ class PackedBatches:
                 return dataclasses.replace(window, focus=(0, 0, times))
             return self._focused(window, times, rng)
 
-        return [
-            focused(part, owner) if isinstance(part, Window) else part
-            for owner, part in self._owned(order)
-        ]
+        return [focused(part, owner) if isinstance(part, Window) else part for owner, part in owned]
 
     def _focused(self, window: Window, times: float, rng: np.random.Generator) -> Window:
         """The window with a random part of it in focus, more often than not about an answer."""

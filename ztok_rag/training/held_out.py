@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,12 @@ from numpy.typing import NDArray
 from ztok_rag.prompts import QA_TEMPLATE
 from ztok_rag.training.data import BatchSettings, Kind, PackedBatches, Passage
 from ztok_rag.training.objective import Objective
+
+HELD_OUT = BatchSettings(
+    reconstruct=0.0, together=(1,), distractors=0, continuation=1.0, drop_context=0.0, focus=0.0,
+    templates=(QA_TEMPLATE,),
+)  # fmt: skip
+"""Every question once, by the plain template, of one passage at a time."""
 
 
 @dataclass
@@ -44,11 +51,7 @@ def held_out_batches(
     passages: Sequence[Passage], tokenizer: Any, *, batch_tokens: int = 1600
 ) -> PackedBatches:
     """Batches that ask every question once by the plain template, of one passage at a time."""
-    settings = BatchSettings(
-        batch_tokens=batch_tokens, reconstruct=0.0, together=(1,),
-        continuation=1.0, drop_context=0.0, focus=0.0,
-        templates=(QA_TEMPLATE,),
-    )  # fmt: skip
+    settings = dataclasses.replace(HELD_OUT, batch_tokens=batch_tokens)
     return PackedBatches(passages, tokenizer, settings, seed=0)
 
 
