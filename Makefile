@@ -30,7 +30,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 1 --rates 4,8 \
-		--arms none,text-reader,ztok,ztok-focus,truncate,sentences,self-information,trimwise \
+		--arms none,text-reader,ztok,ztok-focus,truncate,sentences,pieces,self-information,trimwise \
 		--limit 150 --measure 4 --output benchmarks/results/squad_dev
 	$(BIN)/ztok eval $(DATA)/squad/dev.jsonl --tasks qa --limit 150 --rates 4,8,16 \
 		--output benchmarks/results/eval_squad
@@ -38,7 +38,7 @@ bench: $(STAMP)
 		--arms ztok,ztok-focus,longllmlingua --limit 60 --measure 2 \
 		--output benchmarks/results/squad_dev_longllmlingua
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 5 --rates 4,8 \
-		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,trimwise \
+		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
 		--limit 60 --measure 2 --output benchmarks/results/squad_dev_chunks
 	$(BIN)/python benchmarks/longbench.py --data $(DATA)/longbench --k 4 --rates 4,8 \
 		--arms none,text-reader,ztok,ztok-focus --limit 8 --measure 1 \

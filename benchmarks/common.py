@@ -21,11 +21,11 @@ from ztok_rag.evaluation import (
     PredictionLog,
     Question,
     Row,
-    adapters_digest,
     evaluate,
     format_table,
     make_arms,
     paired_differences,
+    weights_digest,
     write_results,
 )
 
@@ -195,7 +195,7 @@ def run(
         "benchmark": benchmark,
         "checkpoint": checkpoint,
         "fingerprint": compressor.fingerprint,
-        "adapters": adapters_digest(compressor),
+        "weights": weights_digest(compressor),
         "base": options.base,
         "seed": options.seed,
     }

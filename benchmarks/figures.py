@@ -1,4 +1,4 @@
-"""Every figure and table of `docs/benchmarks.md` and the README, from the results at hand.
+"""Every figure and table of the documents in `docs/` and the README, from the results at hand.
 
     python benchmarks/figures.py
 
@@ -33,7 +33,10 @@ Json = dict[str, Any]
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-DOCUMENTS = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "model_card.md", ROOT / "README.md")
+DOCUMENTS = (
+    *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "ablations", "model_card")),
+    ROOT / "README.md",
+)
 NOT_RUN = "not run"
 SQUAD = "squad/dev"
 
@@ -55,6 +58,7 @@ ARMS = {
     "longllmlingua": Style("LongLLMLingua", "#CC79A7", "D"),
     "trimwise": Style("trimwise", "#009E73", "P"),
     "sentences": Style("best sentences", "#999933", "X"),
+    "pieces": Style("our choice, read as text", "#44AA99", "d"),
     "ztok": Style("Z-tokens", "#D55E00"),
     "ztok-focus": Style("Z-tokens, focused", "#0072B2", "*"),
     "text": Style("raw text, plain base", "0.4", "p"),
@@ -1038,7 +1042,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--documents", type=Path, nargs="+", default=list(DOCUMENTS), metavar="FILE",
-        help="default: docs/benchmarks.md and README.md",
+        help="default: those in docs/ and README.md",
     )  # fmt: skip
     parser.add_argument(
         "--pictures", type=Path, default=ROOT / "docs", metavar="DIR", help="default: docs"

@@ -1,25 +1,31 @@
-"""Fit how the question's sentence is found: `LEXICAL_WEIGHT`, `TEXT_WEIGHT` and `TEMPERATURE`.
+"""Fit how the question's sentence is found, and compare ways to find the answer in it.
 
-For each question, the sentences of the retrieved passages compete; the weights are those that make
-the sentence where the answer stands likeliest. Prints them, and how they do on development data.
+For each question, the sentences of the retrieved passages compete; `LEXICAL_WEIGHT`, `TEXT_WEIGHT`
+and `TEMPERATURE` are those that make the sentence where the answer stands likeliest. Prints them,
+and how they do on development data; then how likely the places of the answers are, and how often
+the likeliest token is part of one, for several `TOKEN_POWER`s and `SENTENCE_POWER`s.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import minimize
 from tqdm.auto import tqdm
 
-from ztok_rag.base import load_tokenizer
-from ztok_rag.config import ZConfig
 from ztok_rag.embedding import default_embedding
-from ztok_rag.focus import (
+from ztok_rag.focus import combine, owners
+from ztok_rag.model import ZModel
+from ztok_rag.relevance import find_answers
+from ztok_rag.segment import IntArray
+from ztok_rag.sentences import (
     LEXICAL_WEIGHT,
     TEMPERATURE,
     TEXT_WEIGHT,
@@ -28,8 +34,10 @@ from ztok_rag.focus import (
     probabilities,
     split_sentences,
 )
-from ztok_rag.model import DEFAULT_CHECKPOINT
 from ztok_rag.training.data import Passage, read_passages
+from ztok_rag.training.relevance import RelevanceSettings, prepare
+
+POWERS = (0.6, 0.8, 1.0)
 
 
 @dataclass(frozen=True)
@@ -80,8 +88,62 @@ def judge(cases: Sequence[Case], weights: Sequence[float]) -> tuple[float, float
     return nats / len(cases), 100 * first / len(cases)
 
 
+@dataclass(frozen=True)
+class TokenCase:
+    """One question, as `combine` takes it, and where in the first text the answer stands.
+
+    Attributes:
+        by_token: see `combine`.
+        by_sentence: see `combine`.
+        sentences: see `combine`.
+        places: bool `[places, tokens]` of the first text.
+    """
+
+    by_token: list[NDArray[np.float32]]
+    by_sentence: list[FloatArray]
+    sentences: list[IntArray]
+    places: NDArray[np.bool_]
+
+
+def collect_tokens(
+    passages: Sequence[Passage], model: ZModel, scorer: SentenceScorer, ks: Sequence[int]
+) -> list[TokenCase]:
+    """Cases of all questions, among the `k` passages nearest to each, the right one first."""
+    kept, sources, asked = prepare(model, passages, RelevanceSettings.max_tokens)
+    texts = [passage.text for passage in kept]
+    sentences = [
+        owners(source.spans, split_sentences(text))
+        for source, text in zip(sources, texts, strict=True)
+    ]
+    vectors = np.asarray(scorer.embed_model.get_text_embedding_batch(texts))
+    cases = []
+    for one in tqdm(asked, desc="questions"):
+        query = np.asarray(scorer.embed_model.get_query_embedding(one.question))
+        nearest = [i for i in np.argsort(-(vectors @ query)).tolist() if i != one.passage]
+        for k in ks:
+            chosen = [one.passage, *nearest[: k - 1]]
+            by_token = find_answers(model, one.question, [sources[i] for i in chosen])
+            by_sentence = scorer.probabilities(one.question, [texts[i] for i in chosen])
+            cases.append(
+                TokenCase(by_token, by_sentence, [sentences[i] for i in chosen], one.answers)
+            )
+    return cases
+
+
+def judge_powers(cases: Sequence[TokenCase], powers: tuple[float, float]) -> tuple[float, float]:
+    """Mean nats of the answer, and % of cases in which the likeliest token is part of it."""
+    nats, first = 0.0, 0
+    for case in cases:
+        likely = combine(case.by_token, case.by_sentence, case.sentences, *powers)
+        logs = np.log(np.maximum(likely[0], 1e-300))
+        nats -= float(np.logaddexp.reduce([logs[place].mean() for place in case.places]))
+        best = int(np.concatenate(likely).argmax())
+        first += best < len(likely[0]) and bool(case.places[:, best].any())
+    return nats / len(cases), 100 * first / len(cases)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Fit and print."""
+    """Fit, compare and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--train", type=Path, required=True, help="JSON Lines to fit to.")
     parser.add_argument("--dev", type=Path, required=True, help="JSON Lines to judge on.")
@@ -89,8 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--k", default="1,3,10", help="Numbers of passages retrieved.")
     options = parser.parse_args(arguments)
     ks = [int(k) for k in options.k.split(",")]
-    tokenizer = load_tokenizer(ZConfig.load(DEFAULT_CHECKPOINT).base)
-    scorer = SentenceScorer(tokenizer, default_embedding())
+    model = ZModel.from_pretrained()
+    scorer = SentenceScorer(model.base.tokenizer, default_embedding())
     cases = {}
     for name in ("train", "dev"):
         passages = [p for p in read_passages(getattr(options, name)) if p.questions]
@@ -109,6 +171,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(
             f"{name}: LEXICAL_WEIGHT {lexical:.2f}, TEXT_WEIGHT {text:.2f}, "
             f"TEMPERATURE {temperature:.3f}: on dev {nats:.3f} nats, {first:.1f}% right"
+        )
+    drawn = [passages[i] for i in order.tolist()]
+    tokens = collect_tokens(drawn, model, scorer, ks)
+    for powers in ((1.0, 0.0), (0.0, 1.0), *itertools.product(POWERS, POWERS)):
+        nats, first = judge_powers(tokens, powers)
+        print(
+            f"TOKEN_POWER {powers[0]:.1f}, SENTENCE_POWER {powers[1]:.1f}: "
+            f"on dev {nats:.3f} nats, {first:.1f}% right"
         )
 
 

@@ -43,9 +43,10 @@ from ztok_rag.evaluation import (
     split_template,
     write_results,
 )
-from ztok_rag.focus import QuestionFocus, SentenceScorer
+from ztok_rag.focus import QuestionFocus
 from ztok_rag.metrics import token_f1
 from ztok_rag.prompts import QA_TEMPLATE
+from ztok_rag.sentences import SentenceScorer
 
 if TYPE_CHECKING:
     from llama_index.core.base.base_query_engine import BaseQueryEngine

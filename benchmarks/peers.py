@@ -26,11 +26,14 @@ from embed import embed_queries, embed_texts
 from ztok_rag.base import DEFAULT_BASE, default_base_path, quiet_transformers
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation import JOIN, Shorten, cut_end
+from ztok_rag.focus import QuestionFocus, split_pieces
+from ztok_rag.sentences import SentenceScorer
 from ztok_rag.training.objective import surprisal
 
 if TYPE_CHECKING:
     from ztok_rag.compressor import ZCompressor
     from ztok_rag.model import ZModel
+    from ztok_rag.nested import NestedSequence
 
 _WINDOW = 1024
 """Most tokens that are read at once for their surprisal."""
@@ -57,6 +60,7 @@ def make_peers(compressor: ZCompressor, *, best_first: bool) -> dict[str, Shorte
         "truncate": Truncate(tokenizer),
         "fewer-chunks": FewerChunks(tokenizer, best_first=best_first),
         "sentences": Sentences(tokenizer),
+        "pieces": Pieces(compressor),
         "self-information": SelfInformation(compressor.model),
         "longllmlingua": LongLLMLingua(compressor.model),
         "trimwise": Trimwise(tokenizer),
@@ -67,6 +71,7 @@ PEER_NAMES = (
     "truncate",
     "fewer-chunks",
     "sentences",
+    "pieces",
     "self-information",
     "longllmlingua",
     "trimwise",
@@ -147,22 +152,36 @@ class Sentences:
             for sentence in self._split(text)
             if sentence.strip()
         ]
-        order = np.argsort(-_similarities(question, [s for _, s in places]), kind="stable")
-        kept: dict[int, str] = {}
-        for best in order.tolist():
-            longer = {**kept, best: places[best][1]}
-            if _count(self.tokenizer, _in_order(longer, places)) <= budget:
-                kept = longer
-                continue
-            room = budget - _count(self.tokenizer, _in_order(kept, places))
-            while room > 0:
-                longer[best] = cut_end(places[best][1], room, self.tokenizer)[0]
-                over = _count(self.tokenizer, _in_order(longer, places)) - budget
-                if over <= 0:
-                    return _in_order(longer, places)
-                room -= over
-            break
-        return _in_order(kept, places)
+        likeness = _similarities(question, [sentence for _, sentence in places])
+        return _fill(np.argsort(-likeness, kind="stable").tolist(), places, budget, self.tokenizer)
+
+
+class Pieces:
+    """The pieces of text that Z-tokens are spent on by the question, as text.
+
+    What `QuestionFocus` finds likeliest to answer, in text order, the last piece cut to fit. So
+    the choice is ours, and what is read is not.
+    """
+
+    def __init__(self, compressor: ZCompressor) -> None:
+        self.tokenizer = compressor.tokenizer
+        self._compressor = compressor
+        self._nested: dict[str, NestedSequence] = {}
+        scorer = SentenceScorer(compressor.tokenizer)
+        self._focus = QuestionFocus(compressor, scorer, self._resolve)
+
+    def _resolve(self, texts: Sequence[str]) -> tuple[list[NestedSequence], int]:
+        new = [text for text in dict.fromkeys(texts) if text not in self._nested]
+        self._nested |= dict(zip(new, self._compressor.compress_nested(new), strict=True))
+        return [self._nested[text] for text in texts], len(new)
+
+    def __call__(self, question: str, chunks: Sequence[str], budget: int) -> str:
+        places = [
+            (i, text[a:b].strip()) for i, text in enumerate(chunks) for a, b in split_pieces(text)
+        ]
+        worth = np.concatenate(self._focus.worth(question, chunks))
+        order = [i for i in np.argsort(-worth, kind="stable").tolist() if places[i][1]]
+        return _fill(order, places, budget, self.tokenizer)
 
 
 class SelfInformation:
@@ -405,6 +424,32 @@ def _in_order(kept: Mapping[int, str], places: Sequence[tuple[int, str]]) -> str
     for i in sorted(kept):
         by_chunk.setdefault(places[i][0], []).append(kept[i])
     return JOIN.join(" ".join(pieces) for pieces in by_chunk.values())
+
+
+def _fill(
+    order: Sequence[int], places: Sequence[tuple[int, str]], budget: int, tokenizer: Any
+) -> str:
+    """The first pieces in an order that fit a number of tokens, in text order, the last one cut.
+
+    Args:
+        order: numbers in `places`, the best first.
+        places: the chunk of every piece, and the piece.
+    """
+    kept: dict[int, str] = {}
+    for best in order:
+        longer = {**kept, best: places[best][1]}
+        if _count(tokenizer, _in_order(longer, places)) <= budget:
+            kept = longer
+            continue
+        room = budget - _count(tokenizer, _in_order(kept, places))
+        while room > 0:
+            longer[best] = cut_end(places[best][1], room, tokenizer)[0]
+            over = _count(tokenizer, _in_order(longer, places)) - budget
+            if over <= 0:
+                return _in_order(longer, places)
+            room -= over
+        break
+    return _in_order(kept, places)
 
 
 def _word_means(

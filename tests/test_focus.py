@@ -7,14 +7,8 @@ import pytest
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from ztok_rag import ZCompressor, ZStore
-from ztok_rag.focus import (
-    QuestionFocus,
-    SentenceScorer,
-    allocate,
-    kept_share,
-    probabilities,
-    split_sentences,
-)
+from ztok_rag.focus import QuestionFocus, allocate, kept_share, split_pieces
+from ztok_rag.sentences import SentenceScorer, probabilities, split_sentences
 from ztok_rag.sequence import ZSequence
 
 LIGHTHOUSE = (
@@ -46,6 +40,17 @@ def test_sentences_cover_the_text() -> None:
     assert "".join(text[a:b] for a, b in spans) == text
     assert len(spans) == 5
     assert split_sentences("one word") == ((0, 8),)
+
+
+def test_pieces_cover_the_text_within_sentences() -> None:
+    text = "  " + LIGHTHOUSE + "\n\n" + BAKERY
+    pieces = split_pieces(text)
+    assert "".join(text[a:b] for a, b in pieces) == text
+    ends = {b for _, b in split_sentences(text)}
+    assert ends <= {b for _, b in pieces}
+    words = [len(text[a:b].split()) for a, b in pieces]
+    assert min(words[1:]) >= 1 and max(words) <= 12
+    assert split_pieces("one word") == ((0, 8),)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from ztok_rag.training.data import (
 )
 from ztok_rag.training.held_out import held_out_batches, score_tokens
 from ztok_rag.training.objective import Objective, TrainSettings
+from ztok_rag.training.relevance import RelevanceSettings
 from ztok_rag.training.run import load_data, run_training
 
 QUESTIONS = [
@@ -72,6 +73,7 @@ def train(records: Path, output: Path, steps: int) -> Path:
         model_settings=SMALL,
         batch_settings=BATCH,
         settings=settings(steps),
+        relevance=RelevanceSettings(steps=2),
         progress=False,
     )
 
@@ -244,11 +246,31 @@ def test_a_corpus_alone_trains(compressor: ZCompressor, tmp_path: Path) -> None:
         settings=TrainSettings(
             steps=2, text_steps=0, ramp_steps=0, rates=(4.0,), distillation=0.5, warmup=1
         ),
+        relevance=RelevanceSettings(steps=2),
         progress=False,
     )
     assert ZReader.from_pretrained(output, device="cpu").fingerprint != compressor.fingerprint
     questions = (tmp_path / "run" / "questions.jsonl").read_text().splitlines()
     assert len(questions) == len(set(cut_passages(PASSAGE * 8, compressor.reader, 56)))
+
+
+def test_relevance_alone_trains_and_codes_stay(
+    records: Path, compressor: ZCompressor, tmp_path: Path
+) -> None:
+    output = run_training(
+        [str(records)],
+        tmp_path / "run",
+        init=DEFAULT_CHECKPOINT,
+        device="cpu",
+        batch_settings=BATCH,
+        settings=TrainSettings(steps=0, text_steps=0, ramp_steps=0),
+        relevance=RelevanceSettings(steps=2, warmup=1),
+        progress=False,
+    )
+    trained = ZCompressor.from_pretrained(output, device="cpu")
+    assert trained.fingerprint == compressor.fingerprint
+    before, after = (c.model.relevance.score.weight for c in (compressor, trained))
+    assert not torch.equal(before, after)
 
 
 def test_questions_are_asked_once(compressor: ZCompressor, tmp_path: Path) -> None:

@@ -63,6 +63,9 @@ def train(
     ] = "1.5,2,3,4,4,4,4,6,8,8,16,32",
     batch_tokens: Annotated[int, typer.Option(help="Tokens per batch, about.")] = 1400,
     max_source_tokens: Annotated[int, typer.Option(help="Longest passage trained on.")] = 512,
+    relevance_steps: Annotated[
+        int, typer.Option(help="Steps of the relevance model, after all others.")
+    ] = 1600,
     accumulate: Annotated[int, typer.Option(help="Batches per step.")] = 1,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
     layers: Annotated[int | None, typer.Option(help="Layers the compressor runs.")] = None,
@@ -95,6 +98,7 @@ def train(
     from ztok_rag.prompts import training_templates
     from ztok_rag.training.data import BatchSettings
     from ztok_rag.training.objective import TrainSettings
+    from ztok_rag.training.relevance import RelevanceSettings
     from ztok_rag.training.run import run_training
 
     if not data and init is None and base is None:
@@ -135,6 +139,7 @@ def train(
             seed=seed,
             save_minutes=save_minutes,
         ),
+        relevance=RelevanceSettings(steps=relevance_steps, seed=seed),
         snapshot_every=snapshot_every,
     )
     typer.echo(f"checkpoint: {folder}")

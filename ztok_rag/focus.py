@@ -1,21 +1,20 @@
-"""Spending Z-tokens by the question: what it seems to be about is read at a finer rate."""
+"""Spending Z-tokens by the question: what may answer it is read at a finer rate."""
 
 from __future__ import annotations
 
 import math
 import re
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ztok_rag.nested import RATES, NestedSequence
+from ztok_rag.relevance import Source, find_answers
 from ztok_rag.segment import IntArray
+from ztok_rag.sentences import FloatArray, SentenceScorer, Span, split_sentences
 from ztok_rag.sequence import ZSequence, spans_from
 
 if TYPE_CHECKING:
@@ -24,165 +23,40 @@ if TYPE_CHECKING:
     from ztok_rag.compressor import ZCompressor
     from ztok_rag.store import ZStore
 
-Span = tuple[int, int]
-FloatArray = NDArray[np.float64]
 Resolve = Callable[[Sequence[str]], tuple[list[NestedSequence], int]]
 """Takes texts; returns their Z-tokens, and how many of them were compressed."""
 
 COMPOSED_RATES = RATES[::4]
-"""Rates to choose from for a sentence, beside 1."""
+"""Rates to choose from for a piece, beside 1."""
 
 KEPT = ((1, 1.0), (2, 0.80), (4, 0.62), (8, 0.41), (16, 0.29), (32, 0.22), (64, 0.17))
 """Share of the raw text's answer F1 that Z-tokens of a rate keep, about."""
 
-LEXICAL_WEIGHT = 0.5
-"""Worth of the question's words that a sentence holds, beside its cosine to the question."""
+PIECE_WORDS = 8
+"""Words in a piece, about."""
 
-TEXT_WEIGHT = 1.0
-"""Worth of the most relevant sentence of a text to all others in it."""
+TOKEN_POWER = 0.8
+"""Of what the relevance model says of a token, in how likely it answers the question."""
 
-TEMPERATURE = 0.15
-"""Of the relevance of sentences; `benchmarks/fit_focus.py` fits these three."""
+SENTENCE_POWER = 0.8
+"""Of how likely its sentence is; `benchmarks/fit_focus.py` compares powers."""
 
-_WORD = re.compile(r"\w+")
-_COMMON_IDS = 200
-_MEMORY = 4096
-
-
-@lru_cache(maxsize=_MEMORY)
-def split_sentences(text: str) -> tuple[Span, ...]:
-    """Character ranges `[start, end)` of the text's sentences and lines; together the text."""
-    starts = [0]
-    for a, b in _punkt().span_tokenize(text):
-        starts.append(a)
-        starts += [a + match.end() for match in re.finditer(r"\n+", text[a:b])]
-    starts = sorted(set(starts))
-    return tuple((a, b) for a, b in zip(starts, [*starts[1:], len(text)], strict=True) if a < b)
+NEIGHBOUR_SHARE = 0.05
+"""Share of a piece's worth that goes to each of the two beside it, as the answer's context."""
 
 
-class SentenceScorer:
-    """How likely each sentence of some texts is to hold what a question asks for.
+@lru_cache(maxsize=4096)
+def split_pieces(text: str) -> tuple[Span, ...]:
+    """Character ranges `[start, end)` of about `PIECE_WORDS` words; together the text.
 
-    A sentence's relevance is its cosine to the question in an embedding space, of which one bit
-    per dimension is kept, plus the share of the question's words that it holds, rare words
-    weighing more, plus that of the most relevant sentence of its text.
+    None reaches over the end of a sentence or a line.
     """
-
-    def __init__(
-        self,
-        tokenizer: Any,
-        embed_model: BaseEmbedding | None = None,
-        store: ZStore | None = None,
-    ) -> None:
-        """Set up; nothing is loaded yet.
-
-        Args:
-            tokenizer: of the base LLM; token ids of byte-pair vocabularies rise with rarity.
-            embed_model: `None` is the default one.
-            store: keeps the bits of sentences between runs.
-        """
-        self._tokenizer = tokenizer
-        self._embed_model = embed_model
-        self._store = store
-        self._signs: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
-        self._lock = threading.Lock()
-        self._dimension: int | None = None
-
-    @property
-    def embed_model(self) -> BaseEmbedding:
-        """The embedding model; the default one is loaded when first asked for."""
-        if self._embed_model is None:
-            from ztok_rag.embedding import default_embedding
-
-            self._embed_model = default_embedding()
-        return self._embed_model
-
-    def prepare(self, texts: Sequence[str]) -> None:
-        """Embed the sentences of texts that are not known yet."""
-        kind, width = self._kind()
-        missing = []
-        for text in dict.fromkeys(texts):
-            if text in self._signs:
-                continue
-            data = self._store.get_bytes(kind, text) if self._store is not None else None
-            if data is not None and len(data) == width * len(split_sentences(text)):
-                self._remember(text, np.frombuffer(data, np.uint8).reshape(-1, width))
-            else:
-                missing.append(text)
-        pieces = [text[a:b] for text in missing for a, b in split_sentences(text)]
-        if not pieces:
-            return
-        vectors = np.asarray(self.embed_model.get_text_embedding_batch(pieces))
-        signs, at = np.packbits(vectors > 0, axis=1), 0
-        for text in missing:
-            own = signs[at : at + len(split_sentences(text))]
-            at += len(own)
-            self._remember(text, own)
-            if self._store is not None:
-                self._store.put_bytes(kind, text, own.tobytes())
-
-    def probabilities(self, question: str, texts: Sequence[str]) -> list[FloatArray]:
-        """For each text, of each sentence, how likely the question is about it; all sum to 1."""
-        return probabilities(self.evidence(question, texts))
-
-    def evidence(self, question: str, texts: Sequence[str]) -> list[FloatArray]:
-        """For each text, `[sentences, 2]`: cosine to the question, and share of its words held."""
-        self.prepare(texts)
-        query = np.asarray(self.embed_model.get_query_embedding(question))
-        query = query / max(float(np.linalg.norm(query)), 1e-12)
-        wanted = {_stem(word): self._rarity(word) for word in _WORD.findall(question.lower())}
-        total = sum(wanted.values()) or 1.0
-        found = []
-        for text in texts:
-            with self._lock:
-                signs = self._signs.get(text)
-            if signs is None:  # so many texts that the first are forgotten already
-                self.prepare([text])
-                signs = self._signs[text]
-            bits = np.unpackbits(signs, axis=1, count=len(query))
-            cosine = (2.0 * bits - 1.0) @ query / math.sqrt(len(query))
-            held = [
-                sum(wanted.get(stem, 0.0) for stem in _stems(text[a:b]))
-                for a, b in split_sentences(text)
-            ]
-            found.append(np.stack([cosine, np.array(held) / total], axis=1))
-        return found
-
-    def stored_bytes(self, texts: Sequence[str]) -> int:
-        """Bytes that are kept of the sentences of texts."""
-        return sum(self._kind()[1] * len(split_sentences(text)) for text in texts)
-
-    def _kind(self) -> tuple[str, int]:
-        """What the store calls sentences of this embedding model, and bytes per sentence."""
-        if self._dimension is None:
-            self._dimension = len(self.embed_model.get_query_embedding("?"))
-        name = Path(self.embed_model.model_name).name.replace(":", "-")
-        return f"sentences-{name}-{self._dimension}", (self._dimension + 7) // 8
-
-    def _remember(self, text: str, signs: NDArray[np.uint8]) -> None:
-        with self._lock:
-            self._signs[text] = signs
-            while len(self._signs) > _MEMORY:
-                self._signs.popitem(last=False)
-
-    def _rarity(self, word: str) -> float:
-        ids = self._tokenizer(" " + word, add_special_tokens=False, verbose=False)["input_ids"]
-        return sum(max(0.0, math.log((1 + i) / _COMMON_IDS)) for i in ids)
-
-
-def probabilities(
-    evidence: Sequence[FloatArray],
-    lexical_weight: float = LEXICAL_WEIGHT,
-    text_weight: float = TEXT_WEIGHT,
-    temperature: float = TEMPERATURE,
-) -> list[FloatArray]:
-    """Probabilities of sentences, from what `SentenceScorer.evidence` found of some texts."""
-    own = [found @ np.array([1.0, lexical_weight]) for found in evidence]
-    scores = [s + text_weight * s.max() for s in own]
-    top = max(float(s.max()) for s in scores)
-    weights = [np.exp((s - top) / temperature) for s in scores]
-    mass = sum(float(w.sum()) for w in weights)
-    return [w / mass for w in weights]
+    starts = []
+    for a, b in split_sentences(text):
+        words = [a + match.start() for match in re.finditer(r"\S+", text[a:b])]
+        count = max(1, round(len(words) / PIECE_WORDS))
+        starts += [a, *(words[i * len(words) // count] for i in range(1, count))]
+    return tuple(zip(starts, [*starts[1:], len(text)], strict=True))
 
 
 class QuestionFocus:
@@ -193,7 +67,7 @@ class QuestionFocus:
 
         Args:
             compressor: of the sequences.
-            scorer: finds what the question is about.
+            scorer: finds the sentences that the question is about.
             resolve: gives texts' Z-tokens.
         """
         self.compressor = compressor
@@ -235,56 +109,110 @@ class QuestionFocus:
         if budget >= sum(map(len, whole)):
             return whole, 0
         nested, compressed = self._resolve(texts)
-        sentences = [split_sentences(text) for text in texts]
-        parts = [_Parts(*each) for each in zip(sentences, whole, nested, strict=True)]
+        parts = self._parts(texts, whole, nested)
         costs = {
             rate: np.concatenate([part.counts(rate) for part in parts])
             for rate in (1.0, *COMPOSED_RATES)
         }
-        worth = np.concatenate(self.scorer.probabilities(question, texts))
+        worth = np.concatenate(self._worth(question, texts, parts))
         chosen = iter(allocate(worth, costs, budget))
-        return [part.joined([next(chosen) for _ in part.sentences]) for part in parts], compressed
+        return [part.joined([next(chosen) for _ in part.pieces]) for part in parts], compressed
+
+    def worth(self, question: str, texts: Sequence[str]) -> list[FloatArray]:
+        """For each text, of each of its pieces, how likely it answers the question.
+
+        Pieces are those of `split_pieces`; all sum to 1, about.
+        """
+        whole, (nested, _) = self.compressor.compress(texts, 1.0), self._resolve(texts)
+        return self._worth(question, texts, self._parts(texts, whole, nested))
+
+    @staticmethod
+    def _parts(
+        texts: Sequence[str], whole: Sequence[ZSequence], nested: Sequence[NestedSequence]
+    ) -> list[_Parts]:
+        pieces = [split_pieces(text) for text in texts]
+        return [_Parts(*own) for own in zip(pieces, whole, nested, strict=True)]
+
+    def _worth(
+        self, question: str, texts: Sequence[str], parts: Sequence[_Parts]
+    ) -> list[FloatArray]:
+        model = self.compressor.model
+        sources = [
+            Source.of(text, part.whole, part.nested, model)
+            for text, part in zip(texts, parts, strict=True)
+        ]
+        likely = combine(
+            find_answers(model, question, sources),
+            self.scorer.probabilities(question, texts),
+            [owners(s.spans, split_sentences(t)) for t, s in zip(texts, sources, strict=True)],
+        )
+        return [part.worth(own) for part, own in zip(parts, likely, strict=True)]
+
+
+def combine(
+    by_token: Sequence[NDArray[np.float32]],
+    by_sentence: Sequence[FloatArray],
+    sentences: Sequence[IntArray],
+    token_power: float = TOKEN_POWER,
+    sentence_power: float = SENTENCE_POWER,
+) -> list[FloatArray]:
+    """For each text, of each token, how likely it answers the question; all sum to 1.
+
+    Args:
+        by_token: what the relevance model says, `[tokens]` of each text.
+        by_sentence: how likely the question is about each sentence, `[sentences]` of each text.
+        sentences: the sentence of each token.
+        token_power: of the first in the product of both.
+        sentence_power: of the second, shared out among the sentence's tokens.
+    """
+    found = []
+    for token, sentence, own in zip(by_token, by_sentence, sentences, strict=True):
+        each = sentence / np.maximum(1, np.bincount(own, minlength=len(sentence)))
+        found.append(token.astype(np.float64) ** token_power * each[own] ** sentence_power)
+    mass = sum(float(own.sum()) for own in found) or 1.0
+    return [own / mass for own in found]
 
 
 class _Parts:
-    """The Z-tokens of one text's sentences at each rate."""
+    """The Z-tokens of one text's pieces at each rate."""
 
-    def __init__(self, sentences: Sequence[Span], whole: ZSequence, nested: NestedSequence) -> None:
+    def __init__(self, pieces: Sequence[Span], whole: ZSequence, nested: NestedSequence) -> None:
         """See the class.
 
         Args:
-            sentences: of the text.
+            pieces: of the text.
             whole: the text at rate 1.
             nested: the text at the other rates.
         """
-        self.sentences = sentences
-        self._whole = whole
-        self._nested = nested
-        self._owners_in_whole = self._owners(whole)
-        self._owners_in_finest = self._owners(nested.finest)
+        self.pieces = pieces
+        self.whole = whole
+        self.nested = nested
+        self._owners_in_whole = owners(whole.spans, pieces)
+        self._owners_in_finest = owners(nested.finest.spans, pieces)
 
-    def _owners(self, z: ZSequence) -> IntArray:
-        """The sentence of each Z-token: the one that the middle of its span lies in."""
-        ends = np.array([end for _, end in self.sentences])
-        owners: IntArray = np.searchsorted(ends[:-1], z.spans.mean(axis=1), side="right")
-        return owners
+    def worth(self, likely: FloatArray) -> FloatArray:
+        """Of each piece, from how likely each token is to answer the question."""
+        own = np.bincount(self._owners_in_whole, weights=likely, minlength=len(self.pieces))
+        beside = np.convolve(own, [1.0, 0.0, 1.0], "same") if len(own) > 2 else own[::-1]
+        worth: FloatArray = (1 - 2 * NEIGHBOUR_SHARE) * own + NEIGHBOUR_SHARE * beside
+        return worth
 
     def _at(self, rate: float) -> tuple[ZSequence, IntArray]:
-        """A sequence, and the sentence of each of its Z-tokens that are there at a rate, or -1."""
+        """A sequence, and the piece of each of its Z-tokens that are there at a rate, or -1."""
         if rate == 1:
-            return self._whole, self._owners_in_whole
-        kept = self._nested.kept(rate)
-        return self._nested.finest, np.where(kept, self._owners_in_finest, -1)
+            return self.whole, self._owners_in_whole
+        kept = self.nested.kept(rate)
+        return self.nested.finest, np.where(kept, self._owners_in_finest, -1)
 
     def counts(self, rate: float) -> IntArray:
-        """`[n]` Z-tokens of each sentence at a rate."""
-        return np.bincount(self._at(rate)[1] + 1, minlength=1 + len(self.sentences))[1:]
+        """`[n]` Z-tokens of each piece at a rate."""
+        return np.bincount(self._at(rate)[1] + 1, minlength=1 + len(self.pieces))[1:]
 
     def joined(self, rates: Sequence[float]) -> ZSequence:
-        """The text's sequence with a rate of its own for each sentence."""
+        """The text's sequence with a rate of its own for each piece."""
         there = {rate: self._at(rate) for rate in set(rates)}
         codes, spans = [], []
-        for number, ((start, end), rate) in enumerate(zip(self.sentences, rates, strict=True)):
+        for number, ((start, end), rate) in enumerate(zip(self.pieces, rates, strict=True)):
             z, owners = there[rate]
             own = owners == number
             firsts = z.spans[own, 0].clip(start, end)
@@ -292,8 +220,8 @@ class _Parts:
             codes.append(z.codes[own])
             spans.append(spans_from(firsts, end))
         if not sum(map(len, codes)):
-            return self._nested.at(COMPOSED_RATES[-1])
-        finest, joined = self._nested.finest, np.concatenate(spans)
+            return self.nested.at(COMPOSED_RATES[-1])
+        finest, joined = self.nested.finest, np.concatenate(spans)
         edges = finest.spans[np.cumsum([0, *finest.windows[:-1]]), 0]
         window = np.searchsorted(edges, joined[:, 0], side="right")
         return ZSequence(
@@ -308,14 +236,14 @@ class _Parts:
 def allocate(
     worth: FloatArray, costs: Mapping[float, NDArray[np.int64]], budget: int
 ) -> list[float]:
-    """A rate for each of `n` sentences, so that the most of what is asked for should be kept.
+    """A rate for each of `n` pieces, so that the most of what is asked for should be kept.
 
     All start at the highest rate; then the step that gains most per Z-token is taken as long as
     there is one that the budget pays for.
 
     Args:
-        worth: `[n]` how likely each sentence is to be asked for.
-        costs: `[n]` Z-tokens of each sentence, at each rate.
+        worth: `[n]` how likely each piece is to be asked for.
+        costs: `[n]` Z-tokens of each piece, at each rate.
         budget: Z-tokens in all.
     """
     rates = sorted(costs, reverse=True)
@@ -332,37 +260,19 @@ def allocate(
         best = int(ratio.argmax())
         if ratio.flat[best] < 0:
             return [rates[p] for p in place]
-        step, sentence = divmod(best, len(worth))
-        left -= int(price[step, sentence])
-        place[sentence] = step
+        step, piece = divmod(best, len(worth))
+        left -= int(price[step, piece])
+        place[piece] = step
+
+
+def owners(spans: NDArray[np.int64], parts: Sequence[Span]) -> IntArray:
+    """The part of a text that the middle of each span `[n, 2]` lies in."""
+    ends = np.array([end for _, end in parts])
+    found: IntArray = np.searchsorted(ends[:-1], spans.mean(axis=1), side="right")
+    return found
 
 
 def kept_share(rate: float) -> float:
     """`KEPT` at any rate, linear in its logarithm."""
     known, shares = zip(*KEPT, strict=True)
     return float(np.interp(math.log(rate), np.log(known), shares))
-
-
-@lru_cache(maxsize=1)
-def _punkt() -> Any:
-    from llama_index.core.utils import globals_helper
-    from nltk.tokenize.punkt import PunktTokenizer
-
-    globals_helper.wait_for_nltk_check()  # says where LlamaIndex keeps the model
-    return PunktTokenizer("english")
-
-
-@lru_cache(maxsize=50_000)
-def _stem(word: str) -> str:
-    return str(_stemmer().stem(word))
-
-
-@lru_cache(maxsize=1)
-def _stemmer() -> Any:
-    from nltk.stem import PorterStemmer
-
-    return PorterStemmer()
-
-
-def _stems(text: str) -> set[str]:
-    return {_stem(word) for word in _WORD.findall(text.lower())}

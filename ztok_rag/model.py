@@ -1,4 +1,4 @@
-"""`ZModel`: base LLM, adapters, gate and quantizer as one checkpoint."""
+"""`ZModel`: base LLM, adapters, gate, quantizer and relevance model as one checkpoint."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from ztok_rag.base import BaseLM
 from ztok_rag.config import ZConfig
 from ztok_rag.errors import CheckpointError
 from ztok_rag.quantizer import ZQuantizer
+from ztok_rag.relevance import RelevanceModel
 from ztok_rag.segment import (
     FloatArray,
     IntArray,
@@ -85,6 +86,8 @@ class ZModel(nn.Module):
             nn.Linear(base.hidden_size, 3),
         )
         self.quantizer = ZQuantizer(config, base.hidden_size)
+        dims = len(config.residual_levels) * config.residual_depth
+        self.relevance = RelevanceModel(base.hidden_size, dims)
         for name in config.adapters:
             layers = config.compressor_layers if name == "compress" else None
             base.add_adapter(name, rank=config.rank, layers=layers)
@@ -221,7 +224,7 @@ class ZModel(nn.Module):
             heads, adapters = self.state()
             digest = hashlib.blake2b(self.config.base_fingerprint.encode(), digest_size=8)
             for tensors in (heads, adapters["compress"]):
-                for name in sorted(tensors):
+                for name in sorted(name for name in tensors if not is_relevance(name)):
                     digest.update(name.encode())
                     digest.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
             self._fingerprint = digest.hexdigest()
@@ -456,6 +459,11 @@ class ZModel(nn.Module):
         pooled = pooled.index_add(0, owner, hidden * share)
         normed = (nn.functional.layer_norm(x, x.shape[-1:]) for x in (hidden[anchor], pooled))
         return torch.cat(list(normed), dim=-1)
+
+
+def is_relevance(name: str) -> bool:
+    """Whether a weight is of the relevance model, which chooses among codes and makes none."""
+    return name.startswith("relevance.")
 
 
 def read_state(

@@ -138,10 +138,22 @@ class ZQuantizer(nn.Module):
         """
         anchors = codes[:, : self.config.anchors]
         anchors = anchors.masked_fill(anchors == EMPTY, -1)
-        quantized, several = None, torch.zeros_like(anchors[:, 0], dtype=torch.bool)
-        if self.config.residual_depth:
-            residual = codes[:, self.config.anchors :]
-            several = residual[:, 0] != EMPTY
-            indices = residual.masked_fill(~several.unsqueeze(-1), 0).unsqueeze(0)
-            quantized = self.residual.indices_to_codes(indices).squeeze(0)
-        return self.embed(anchors, embeddings, quantized, several)
+        if not self.config.residual_depth:
+            none = torch.zeros_like(anchors[:, 0], dtype=torch.bool)
+            return self.embed(anchors, embeddings, None, none)
+        several = codes[:, self.config.anchors] != EMPTY
+        return self.embed(anchors, embeddings, self.residual_vectors(codes), several)
+
+    def residual_vectors(self, codes: Tensor) -> Tensor:
+        """The vectors that residual codes stand for, `[n, dims]`, zero where there are none.
+
+        Args:
+            codes: int64 `[n, depth]` as in `ZSequence.codes`.
+        """
+        residual = codes[:, self.config.anchors :]
+        if not self.config.residual_depth:
+            return residual.new_zeros(len(codes), 0, dtype=torch.float32)
+        several = residual[:, :1] != EMPTY
+        indices = residual.masked_fill(~several, 0).unsqueeze(0)
+        vectors: Tensor = self.residual.indices_to_codes(indices).squeeze(0)
+        return vectors * several

@@ -1,6 +1,6 @@
 """What every evaluation shares: arms and questions, running them, and results."""
 
-from ztok_rag.evaluation.log import PredictionLog, adapters_digest, digest
+from ztok_rag.evaluation.log import PredictionLog, digest, weights_digest
 from ztok_rag.evaluation.questions import (
     ARM_NAMES,
     QUESTION_FIELDS,
@@ -40,7 +40,6 @@ __all__ = [
     "Question",
     "Row",
     "Shorten",
-    "adapters_digest",
     "bootstrap_ci",
     "chat_frame",
     "check_field",
@@ -64,6 +63,7 @@ __all__ = [
     "split_template",
     "stratified_ci",
     "summarize",
+    "weights_digest",
     "write_rag_dataset",
     "write_results",
 ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ztok_rag.errors import DataError, ZtokError
-from ztok_rag.evaluation.log import PredictionLog, adapters_digest, digest
+from ztok_rag.evaluation.log import PredictionLog, digest, weights_digest
 from ztok_rag.evaluation.questions import (
     QUESTION_FIELDS,
     Arm,
@@ -290,7 +290,7 @@ def _log_settings(
     return {
         "benchmark": "eval",
         "fingerprint": compressor.fingerprint,
-        "adapters": adapters_digest(compressor),
+        "weights": weights_digest(compressor),
         "base": compressor.model.base.name,
         "data": {data.name: digest(data.records) for data in datasets},
         "templates": digest([QA_TEMPLATE, REPEAT_PROMPT]),

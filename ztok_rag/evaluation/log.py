@@ -120,14 +120,14 @@ def digest(value: Any) -> str:
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
-def adapters_digest(compressor: ZCompressor) -> str:
-    """16 hex digits of the weights of all adapters, the reader's included."""
-    _, adapters = compressor.model.state()
+def weights_digest(compressor: ZCompressor) -> str:
+    """16 hex digits of all weights of the checkpoint, the reader's included."""
+    heads, adapters = compressor.model.state()
     total = hashlib.blake2b(digest_size=8)
-    for name in sorted(adapters):
-        for path in sorted(adapters[name]):
+    for name, tensors in sorted({"heads": heads, **adapters}.items()):
+        for path in sorted(tensors):
             total.update(f"{name}.{path}".encode())
-            total.update(adapters[name][path].float().contiguous().numpy().tobytes())
+            total.update(tensors[path].float().contiguous().numpy().tobytes())
     return total.hexdigest()
 
 

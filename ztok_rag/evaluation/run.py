@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ztok_rag.evaluation.log import PredictionLog
 from ztok_rag.evaluation.questions import Arm, Question, sample
-from ztok_rag.focus import QuestionFocus, SentenceScorer
+from ztok_rag.focus import QuestionFocus
 from ztok_rag.nested import NestedSequence
+from ztok_rag.sentences import SentenceScorer
 from ztok_rag.sequence import ZSequence
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from ztok_rag.reader import ZReader
 from ztok_rag.training.corpus import ask_questions, cut_passages, read_documents
 from ztok_rag.training.data import BatchSettings, PackedBatches, Passage, read_passages
 from ztok_rag.training.objective import TrainSettings
+from ztok_rag.training.relevance import RelevanceSettings, train_relevance
 from ztok_rag.training.trainer import Trainer
 
 
@@ -58,6 +59,7 @@ def run_training(
     model_settings: dict[str, Any] | None = None,
     batch_settings: BatchSettings | None = None,
     settings: TrainSettings | None = None,
+    relevance: RelevanceSettings | None = None,
     snapshot_every: int | None = None,
     progress: bool = True,
 ) -> Path:
@@ -73,6 +75,7 @@ def run_training(
         model_settings: fields of `ZConfig` for a fresh checkpoint.
         batch_settings: see `BatchSettings`; templates default to `training_templates()`.
         settings: see `TrainSettings`.
+        relevance: how the relevance model is trained after the last step.
         snapshot_every: see `Trainer`.
         progress: show a bar.
     """
@@ -97,7 +100,10 @@ def run_training(
     )
     trainer.resume()
     trainer.train(progress=progress)
-    return Path(output) / "checkpoint"
+    folder = Path(output) / "checkpoint"
+    if train_relevance(model, passages, relevance, progress=progress):
+        model.save_pretrained(folder)
+    return folder
 
 
 def adaptation_passages(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ztok_rag.errors import CheckpointError, DataError
-from ztok_rag.model import ZModel
+from ztok_rag.model import ZModel, is_relevance
 from ztok_rag.training.data import Kind, PackedBatches
 from ztok_rag.training.fit import fit_heads
 from ztok_rag.training.objective import Objective, TrainSettings
@@ -132,7 +132,7 @@ class Trainer:
         }
         for parameter in adapters.values():
             parameter.requires_grad_(True)
-        heads = {f"heads.{n}": p for n, p in model.named_parameters()}
+        heads = {f"heads.{n}": p for n, p in model.named_parameters() if not is_relevance(n)}
         self.weights = MasterWeights([(adapters, settings.lr), (heads, settings.heads_lr)])
         self.step = 0
         self.seconds = 0.0

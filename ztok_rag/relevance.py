@@ -1,0 +1,237 @@
+"""Where in some texts the answer to a question may stand, told from their Z-tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ztok_rag.nested import RATES
+from ztok_rag.quantizer import normalize
+from ztok_rag.words import find_words, question_words
+
+if TYPE_CHECKING:
+    from ztok_rag.model import ZModel
+    from ztok_rag.nested import NestedSequence
+    from ztok_rag.sequence import ZSequence
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+
+WIDTH = 96
+HINTS = 5
+"""Numbers about a token that `question_hints` gives."""
+
+_KERNEL = 5
+_DILATIONS = (1, 2, 4)
+_REACHES = (2, 6)
+_PAIRS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Source:
+    """One text as `RelevanceModel` sees it, whatever the question.
+
+    Attributes:
+        ids: `[n]` its tokens.
+        spans: `[n, 2]` characters `[start, end)` of each.
+        residuals: `[n, dims]` what the residual codes say of the Z-token around each.
+        lasts: `[n]` the share of all rates that have that Z-token, 0 to 1.
+        words: stem, first token and last token of each word.
+    """
+
+    ids: IntArray
+    spans: IntArray
+    residuals: FloatArray
+    lasts: FloatArray
+    words: tuple[tuple[str, int, int], ...]
+
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, text: str, whole: ZSequence, nested: NestedSequence, model: ZModel) -> Source:
+        """See the class.
+
+        Args:
+            text: the text.
+            whole: its Z-tokens at rate 1.
+            nested: its Z-tokens at the other rates.
+            model: that made them.
+        """
+        finest, spans = nested.finest, whole.spans.astype(np.int64)
+        owners = np.searchsorted(finest.spans[:, 0], spans[:, 0], side="right") - 1
+        codes = torch.from_numpy(finest.codes[owners].astype(np.int64)).to(model.base.device)
+        words = []
+        for stem, start, end in find_words(text):
+            first = int(np.searchsorted(spans[:, 1], start, side="right"))
+            last = int(np.searchsorted(spans[:, 0], end, side="left")) - 1
+            words.append((stem, first, max(first, last)))
+        return cls(
+            ids=whole.codes[:, 0].astype(np.int64),
+            spans=spans,
+            residuals=model.quantizer.residual_vectors(codes).float().cpu().numpy(),
+            lasts=(nested.lasts[owners] / (len(RATES) - 1)).astype(np.float32),
+            words=tuple(words),
+        )
+
+
+class RelevanceModel(nn.Module):
+    """Scores a text's tokens by how likely each is to be part of the answer to a question.
+
+    Each token of the text attends to the question's (Seo et al. 2017) and, by dilated
+    convolutions, to its neighbours. It enters as the base's input embedding with what the
+    residual codes of its Z-token add, so nothing but Z-tokens is read and no LLM is run. The
+    last layer starts at zero: untrained, all tokens score alike.
+    """
+
+    def __init__(self, hidden_size: int, code_dims: int, dropout: float = 0.25) -> None:
+        """See the class.
+
+        Args:
+            hidden_size: of the base.
+            code_dims: of a Z-token's residual vector; 0 without residual codes.
+            dropout: in training.
+        """
+        super().__init__()
+        self.word = nn.Linear(hidden_size, WIDTH)
+        self.residual = nn.Linear(code_dims, WIDTH, bias=False) if code_dims else None
+        self.context = nn.Conv1d(WIDTH, WIDTH, _KERNEL, padding=_KERNEL // 2)
+        self.context_norm = nn.LayerNorm(WIDTH)
+        self.similarity = nn.Parameter(0.05 * torch.randn(3, WIDTH))
+        self.fuse = nn.Linear(3 * WIDTH + HINTS, WIDTH)
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(WIDTH, WIDTH, _KERNEL, padding=_KERNEL // 2 * step, dilation=step)
+            for step in _DILATIONS
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in _DILATIONS)
+        self.score = nn.Linear(WIDTH, 1)
+        nn.init.zeros_(self.score.weight)
+        nn.init.zeros_(self.score.bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        text: Tensor,
+        residuals: Tensor,
+        hints: Tensor,
+        text_mask: Tensor,
+        question: Tensor,
+        question_mask: Tensor,
+    ) -> Tensor:
+        """Logits `[pairs, n]` of the tokens of texts, each for one question; -1e4 at padding.
+
+        Args:
+            text: `[pairs, n, hidden]` normalized embeddings of the texts' tokens.
+            residuals: `[pairs, n, code_dims]`.
+            hints: `[pairs, n, HINTS]`, see `question_hints`.
+            text_mask: bool `[pairs, n]`, false at padding.
+            question: `[pairs, m, hidden]` normalized embeddings of the questions' tokens.
+            question_mask: bool `[pairs, m]`.
+        """
+        seen = self.word(text)
+        if self.residual is not None:
+            seen = seen + self.residual(residuals)
+        seen = self._among_neighbours(seen, text_mask)
+        asked = self._among_neighbours(self.word(question), question_mask)
+        by_text, by_question, by_both = self.similarity
+        likeness = (
+            (seen @ by_text).unsqueeze(2)
+            + (asked @ by_question).unsqueeze(1)
+            + (seen * by_both) @ asked.transpose(1, 2)
+        )
+        likeness = likeness.masked_fill(~question_mask.unsqueeze(1), -1e4)
+        attended = likeness.softmax(-1) @ asked
+        joined = torch.cat([seen, attended, seen * attended, hints], dim=-1)
+        state = nn.functional.gelu(self.fuse(self.dropout(joined)))
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            state = state * text_mask.unsqueeze(-1)
+            change = nn.functional.gelu(convolution(state.transpose(1, 2))).transpose(1, 2)
+            state = norm(state + self.dropout(change))
+        logits: Tensor = self.score(state).squeeze(-1)
+        return logits.masked_fill(~text_mask, -1e4)
+
+    def _among_neighbours(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        tokens = self.dropout(tokens) * mask.unsqueeze(-1)
+        near = nn.functional.gelu(self.context(tokens.transpose(1, 2))).transpose(1, 2)
+        normed: Tensor = self.context_norm(tokens + near)
+        return normed * mask.unsqueeze(-1)
+
+
+def score_pairs(model: ZModel, pairs: Sequence[tuple[str, Source]]) -> Tensor:
+    """Logits `[pairs, n]` of the tokens of texts, each for the question beside it."""
+    base, tokenizer = model.base, model.base.tokenizer
+    questions = list(dict.fromkeys(question for question, _ in pairs))
+    encoded = tokenizer(questions, add_special_tokens=False, verbose=False)["input_ids"]
+    asked = dict(zip(questions, encoded, strict=True))
+    text_ids, text_mask = _padded([source.ids for _, source in pairs])
+    question_ids, question_mask = _padded(
+        [np.array(asked[question] or [0]) for question, _ in pairs]
+    )
+    weights = {question: question_words(question, tokenizer) for question in questions}
+    hints = [question_hints(weights[question], source) for question, source in pairs]
+    device = base.device
+    return model.relevance(  # type: ignore[no-any-return]
+        normalize(base.embeddings(text_ids.to(device))),
+        _stacked([source.residuals for _, source in pairs]).to(device),
+        _stacked(hints).to(device),
+        text_mask.to(device),
+        normalize(base.embeddings(question_ids.to(device))),
+        question_mask.to(device),
+    )
+
+
+@torch.inference_mode()
+def find_answers(model: ZModel, question: str, sources: Sequence[Source]) -> list[FloatArray]:
+    """For each text, of each token, how likely it is part of the answer; all sum to 1."""
+    logits: list[FloatArray] = []
+    for start in range(0, len(sources), _PAIRS_AT_ONCE):
+        some = sources[start : start + _PAIRS_AT_ONCE]
+        scored = score_pairs(model, [(question, source) for source in some]).cpu().numpy()
+        logits += [row[: len(s.ids)] for row, s in zip(scored, some, strict=True)]
+    top = max(float(row.max()) for row in logits)
+    weights = [np.exp(row - top) for row in logits]
+    mass = sum(float(row.sum()) for row in weights)
+    return [row / mass for row in weights]
+
+
+def question_hints(weights: Mapping[str, float], source: Source) -> FloatArray:
+    """What a text's words say about a question.
+
+    Args:
+        weights: see `question_words`.
+        source: the text.
+
+    Returns:
+        `[n, HINTS]`: whether the token is of a word of the question, with more weight than none;
+        that weight; the weights around, nearer ones counting more, at a short and at a longer
+        reach; and the token's `lasts`.
+    """
+    held = np.zeros(len(source.ids), dtype=np.float32)
+    for word, first, last in source.words:
+        held[first : last + 1] = weights.get(word, 0.0)
+    around = [_around(held, reach) for reach in _REACHES]
+    return np.stack([held > 0, held, *around, source.lasts], axis=1).astype(np.float32)
+
+
+def _around(values: FloatArray, reach: int) -> FloatArray:
+    """Sums of the values around, which fall to 1/e over a distance of `reach`."""
+    side = 3 * reach
+    kernel = np.exp(-np.abs(np.arange(-side, side + 1)) / reach)
+    summed: FloatArray = np.convolve(values, kernel, "full")[side : side + len(values)]
+    return summed
+
+
+def _padded(rows: Sequence[IntArray]) -> tuple[Tensor, Tensor]:
+    """Token ids `[rows, longest]`, and a mask that is false at padding."""
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = nn.utils.rnn.pad_sequence([torch.from_numpy(r).long() for r in rows], batch_first=True)
+    return ids, torch.arange(ids.shape[1]) < lengths.unsqueeze(1)
+
+
+def _stacked(rows: Sequence[FloatArray]) -> Tensor:
+    """Vectors of tokens, `[rows, longest, size]`, zero at padding."""
+    return nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True)
