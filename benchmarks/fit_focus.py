@@ -3,13 +3,12 @@
 For each question, the sentences of the retrieved passages compete; `LEXICAL_WEIGHT`, `TEXT_WEIGHT`
 and `TEMPERATURE` are those that make the sentence where the answer stands likeliest. Prints them,
 and how they do on development data; then how likely the places of the answers are, and how often
-the likeliest token is part of one, for several `TOKEN_POWER`s and `SENTENCE_POWER`s.
+the likeliest token is part of one, by sentences, by the relevance model and by both.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,8 +35,6 @@ from ztok_rag.sentences import (
 )
 from ztok_rag.training.data import Passage, read_passages
 from ztok_rag.training.relevance import RelevanceSettings, prepare
-
-POWERS = (0.6, 0.8, 1.0)
 
 
 @dataclass(frozen=True)
@@ -130,11 +127,23 @@ def collect_tokens(
     return cases
 
 
-def judge_powers(cases: Sequence[TokenCase], powers: tuple[float, float]) -> tuple[float, float]:
-    """Mean nats of the answer, and % of cases in which the likeliest token is part of it."""
+def judge_tokens(
+    cases: Sequence[TokenCase], *, tokens: bool, sentences: bool
+) -> tuple[float, float]:
+    """Mean nats of the answer, and % of cases in which the likeliest token is part of it.
+
+    Args:
+        cases: to judge on.
+        tokens: use what the relevance model says.
+        sentences: use what is known of sentences.
+    """
     nats, first = 0.0, 0
     for case in cases:
-        likely = combine(case.by_token, case.by_sentence, case.sentences, *powers)
+        by_token = case.by_token if tokens else [np.ones_like(p) for p in case.by_token]
+        by_sentence = case.by_sentence
+        if not sentences:  # as likely as they are long
+            by_sentence = [np.bincount(own).astype(float) for own in case.sentences]
+        likely = combine(by_token, by_sentence, case.sentences)
         logs = np.log(np.maximum(likely[0], 1e-300))
         nats -= float(np.logaddexp.reduce([logs[place].mean() for place in case.places]))
         best = int(np.concatenate(likely).argmax())
@@ -174,12 +183,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     drawn = [passages[i] for i in order.tolist()]
     tokens = collect_tokens(drawn, model, scorer, ks)
-    for powers in ((1.0, 0.0), (0.0, 1.0), *itertools.product(POWERS, POWERS)):
-        nats, first = judge_powers(tokens, powers)
-        print(
-            f"TOKEN_POWER {powers[0]:.1f}, SENTENCE_POWER {powers[1]:.1f}: "
-            f"on dev {nats:.3f} nats, {first:.1f}% right"
-        )
+    for name, used in (
+        ("sentences", {"tokens": False, "sentences": True}),
+        ("relevance model", {"tokens": True, "sentences": False}),
+        ("both", {"tokens": True, "sentences": True}),
+    ):
+        nats, first = judge_tokens(tokens, **used)
+        print(f"{name}: on dev {nats:.3f} nats, {first:.1f}% right")
 
 
 if __name__ == "__main__":

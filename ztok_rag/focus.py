@@ -35,12 +35,6 @@ KEPT = ((1, 1.0), (2, 0.80), (4, 0.62), (8, 0.41), (16, 0.29), (32, 0.22), (64, 
 PIECE_WORDS = 8
 """Words in a piece, about."""
 
-TOKEN_POWER = 0.8
-"""Of what the relevance model says of a token, in how likely it answers the question."""
-
-SENTENCE_POWER = 0.8
-"""Of how likely its sentence is; `benchmarks/fit_focus.py` compares powers."""
-
 NEIGHBOUR_SHARE = 0.05
 """Share of a piece's worth that goes to each of the two beside it, as the answer's context."""
 
@@ -153,22 +147,21 @@ def combine(
     by_token: Sequence[NDArray[np.float32]],
     by_sentence: Sequence[FloatArray],
     sentences: Sequence[IntArray],
-    token_power: float = TOKEN_POWER,
-    sentence_power: float = SENTENCE_POWER,
 ) -> list[FloatArray]:
     """For each text, of each token, how likely it answers the question; all sum to 1.
+
+    The product of two opinions: the relevance model's, and that of the embedding model and the
+    question's words, which knows sentences only; `benchmarks/fit_focus.py` compares them.
 
     Args:
         by_token: what the relevance model says, `[tokens]` of each text.
         by_sentence: how likely the question is about each sentence, `[sentences]` of each text.
         sentences: the sentence of each token.
-        token_power: of the first in the product of both.
-        sentence_power: of the second, shared out among the sentence's tokens.
     """
     found = []
     for token, sentence, own in zip(by_token, by_sentence, sentences, strict=True):
         each = sentence / np.maximum(1, np.bincount(own, minlength=len(sentence)))
-        found.append(token.astype(np.float64) ** token_power * each[own] ** sentence_power)
+        found.append(token.astype(np.float64) * each[own])
     mass = sum(float(own.sum()) for own in found) or 1.0
     return [own / mass for own in found]
 
