@@ -22,7 +22,6 @@ from tqdm.auto import tqdm
 from ztok_rag.embedding import default_embedding
 from ztok_rag.focus import combine, owners
 from ztok_rag.model import ZModel
-from ztok_rag.relevance import find_answers
 from ztok_rag.segment import IntArray
 from ztok_rag.sentences import (
     LEXICAL_WEIGHT,
@@ -119,7 +118,9 @@ def collect_tokens(
         nearest = [i for i in np.argsort(-(vectors @ query)).tolist() if i != one.passage]
         for k in ks:
             chosen = [one.passage, *nearest[: k - 1]]
-            by_token = find_answers(model, one.question, [sources[i] for i in chosen])
+            by_token = model.relevance.find_answers(
+                model.base, one.question, [sources[i] for i in chosen]
+            )
             by_sentence = scorer.probabilities(one.question, [texts[i] for i in chosen])
             cases.append(
                 TokenCase(by_token, by_sentence, [sentences[i] for i in chosen], one.answers)

@@ -7,11 +7,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from test_focus import BAKERY, LIGHTHOUSE
 
 from ztok_rag import ZCompressor
 from ztok_rag.model import ZModel, is_relevance
-from ztok_rag.relevance import HINTS, RelevanceModel, Source, find_answers, question_hints
+from ztok_rag.relevance import HINTS, RelevanceModel, Source, question_hints
 from ztok_rag.training.data import Passage
 from ztok_rag.training.relevance import (
     RelevanceSettings,
@@ -45,7 +46,14 @@ PASSAGES = [
 def sources(compressor: ZCompressor, texts: list[str]) -> list[Source]:
     whole, nested = compressor.compress(texts, 1.0), compressor.compress_nested(texts)
     parts = zip(texts, whole, nested, strict=True)
-    return [Source.of(text, w, n, compressor.model) for text, w, n in parts]
+    return [Source.of(text, w, n, compressor.model.quantizer) for text, w, n in parts]
+
+
+def find_answers(
+    compressor: ZCompressor, question: str, described: list[Source]
+) -> list[NDArray[np.float32]]:
+    model = compressor.model
+    return model.relevance.find_answers(model.base, question, described)
 
 
 @pytest.fixture
@@ -71,7 +79,7 @@ def untrained(compressor: ZCompressor) -> ZModel:
 def test_answers_are_found(question: str, text: int, answer: str, compressor: ZCompressor) -> None:
     texts = [LIGHTHOUSE, BAKERY]
     described = sources(compressor, texts)
-    likely = find_answers(compressor.model, question, described)
+    likely = find_answers(compressor, question, described)
     assert [p.shape for p in likely] == [s.ids.shape for s in described]
     assert sum(float(p.sum()) for p in likely) == pytest.approx(1.0, abs=1e-4)
     (place,) = find_places(texts[text], [answer], described[text])
@@ -82,19 +90,19 @@ def test_answers_are_found(question: str, text: int, answer: str, compressor: ZC
 
 def test_untrained_it_prefers_no_token(untrained: ZModel, compressor: ZCompressor) -> None:
     described = sources(compressor, [LIGHTHOUSE, BAKERY])
-    for row in find_answers(untrained, "Who built the lighthouse?", described):
+    for row in find_answers(ZCompressor(untrained), "Who built the lighthouse?", described):
         assert row == pytest.approx(1 / sum(len(s.ids) for s in described))
 
 
 def test_padding_changes_nothing(compressor: ZCompressor) -> None:
     short, long = sources(compressor, ["Elin Strand sells buns.", LIGHTHOUSE])
-    (alone,) = find_answers(compressor.model, "What does she sell?", [short])
-    beside, _ = find_answers(compressor.model, "What does she sell?", [short, long])
+    (alone,) = find_answers(compressor, "What does she sell?", [short])
+    beside, _ = find_answers(compressor, "What does she sell?", [short, long])
     assert beside / beside.sum() == pytest.approx(alone, abs=1e-4)
 
 
 def test_a_question_without_words_is_no_error(compressor: ZCompressor) -> None:
-    (row,) = find_answers(compressor.model, "", sources(compressor, [BAKERY]))
+    (row,) = find_answers(compressor, "", sources(compressor, [BAKERY]))
     assert np.isfinite(row).all()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ztok_rag.nested import RATES, NestedSequence
-from ztok_rag.relevance import Source, find_answers
+from ztok_rag.relevance import Source
 from ztok_rag.segment import IntArray
 from ztok_rag.sentences import FloatArray, SentenceScorer, Span, split_sentences
 from ztok_rag.sequence import ZSequence, spans_from
@@ -132,11 +132,11 @@ class QuestionFocus:
     ) -> list[FloatArray]:
         model = self.compressor.model
         sources = [
-            Source.of(text, part.whole, part.nested, model)
+            Source.of(text, part.whole, part.nested, model.quantizer)
             for text, part in zip(texts, parts, strict=True)
         ]
         likely = combine(
-            find_answers(model, question, sources),
+            model.relevance.find_answers(model.base, question, sources),
             self.scorer.probabilities(question, texts),
             [owners(s.spans, split_sentences(t)) for t, s in zip(texts, sources, strict=True)],
         )

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ztok_rag.nested import RATES
+from ztok_rag.nested import RATES, NestedSequence
 from ztok_rag.quantizer import normalize
 from ztok_rag.words import find_words, question_words
 
 if TYPE_CHECKING:
-    from ztok_rag.model import ZModel
-    from ztok_rag.nested import NestedSequence
+    from ztok_rag.base import BaseLM
+    from ztok_rag.quantizer import ZQuantizer
     from ztok_rag.sequence import ZSequence
 
 FloatArray = NDArray[np.float32]
@@ -53,18 +53,20 @@ class Source:
 
     @classmethod
     @torch.inference_mode()
-    def of(cls, text: str, whole: ZSequence, nested: NestedSequence, model: ZModel) -> Source:
+    def of(
+        cls, text: str, whole: ZSequence, nested: NestedSequence, quantizer: ZQuantizer
+    ) -> Source:
         """See the class.
 
         Args:
             text: the text.
             whole: its Z-tokens at rate 1.
             nested: its Z-tokens at the other rates.
-            model: that made them.
+            quantizer: that made their codes.
         """
         finest, spans = nested.finest, whole.spans.astype(np.int64)
         owners = np.searchsorted(finest.spans[:, 0], spans[:, 0], side="right") - 1
-        codes = torch.from_numpy(finest.codes[owners].astype(np.int64)).to(model.base.device)
+        codes = torch.from_numpy(finest.codes[owners].astype(np.int64)).to(quantizer.scale.device)
         words = []
         for stem, start, end in find_words(text):
             first = int(np.searchsorted(spans[:, 1], start, side="right"))
@@ -73,7 +75,7 @@ class Source:
         return cls(
             ids=whole.codes[:, 0].astype(np.int64),
             spans=spans,
-            residuals=model.quantizer.residual_vectors(codes).float().cpu().numpy(),
+            residuals=quantizer.residual_vectors(codes).float().cpu().numpy(),
             lasts=(nested.lasts[owners] / (len(RATES) - 1)).astype(np.float32),
             words=tuple(words),
         )
@@ -154,48 +156,46 @@ class RelevanceModel(nn.Module):
         logits: Tensor = self.score(state).squeeze(-1)
         return logits.masked_fill(~text_mask, -1e4)
 
+    def score_pairs(self, base: BaseLM, pairs: Sequence[tuple[str, Source]]) -> Tensor:
+        """Logits `[pairs, n]` of the tokens of texts, each for the question beside it."""
+        questions = list(dict.fromkeys(question for question, _ in pairs))
+        encoded = base.tokenizer(questions, add_special_tokens=False, verbose=False)["input_ids"]
+        asked = dict(zip(questions, encoded, strict=True))
+        text_ids, text_mask = _padded([source.ids for _, source in pairs])
+        question_ids, question_mask = _padded([np.array(asked[q] or [0]) for q, _ in pairs])
+        weights = {question: question_words(question, base.tokenizer) for question in questions}
+        hints = [question_hints(weights[question], source) for question, source in pairs]
+        device = base.device
+        logits: Tensor = self(
+            normalize(base.embeddings(text_ids.to(device))),
+            _stacked([source.residuals for _, source in pairs]).to(device),
+            _stacked(hints).to(device),
+            text_mask.to(device),
+            normalize(base.embeddings(question_ids.to(device))),
+            question_mask.to(device),
+        )
+        return logits
+
+    @torch.inference_mode()
+    def find_answers(
+        self, base: BaseLM, question: str, sources: Sequence[Source]
+    ) -> list[FloatArray]:
+        """For each text, of each token, how likely it is part of the answer; all sum to 1."""
+        logits: list[FloatArray] = []
+        for start in range(0, len(sources), _PAIRS_AT_ONCE):
+            some = sources[start : start + _PAIRS_AT_ONCE]
+            scored = self.score_pairs(base, [(question, source) for source in some]).cpu().numpy()
+            logits += [row[: len(s.ids)] for row, s in zip(scored, some, strict=True)]
+        top = max(float(row.max()) for row in logits)
+        weights = [np.exp(row - top) for row in logits]
+        mass = sum(float(row.sum()) for row in weights)
+        return [row / mass for row in weights]
+
     def _among_neighbours(self, tokens: Tensor, mask: Tensor) -> Tensor:
         tokens = self.dropout(tokens) * mask.unsqueeze(-1)
         near = nn.functional.gelu(self.context(tokens.transpose(1, 2))).transpose(1, 2)
         normed: Tensor = self.context_norm(tokens + near)
         return normed * mask.unsqueeze(-1)
-
-
-def score_pairs(model: ZModel, pairs: Sequence[tuple[str, Source]]) -> Tensor:
-    """Logits `[pairs, n]` of the tokens of texts, each for the question beside it."""
-    base, tokenizer = model.base, model.base.tokenizer
-    questions = list(dict.fromkeys(question for question, _ in pairs))
-    encoded = tokenizer(questions, add_special_tokens=False, verbose=False)["input_ids"]
-    asked = dict(zip(questions, encoded, strict=True))
-    text_ids, text_mask = _padded([source.ids for _, source in pairs])
-    question_ids, question_mask = _padded(
-        [np.array(asked[question] or [0]) for question, _ in pairs]
-    )
-    weights = {question: question_words(question, tokenizer) for question in questions}
-    hints = [question_hints(weights[question], source) for question, source in pairs]
-    device = base.device
-    return model.relevance(  # type: ignore[no-any-return]
-        normalize(base.embeddings(text_ids.to(device))),
-        _stacked([source.residuals for _, source in pairs]).to(device),
-        _stacked(hints).to(device),
-        text_mask.to(device),
-        normalize(base.embeddings(question_ids.to(device))),
-        question_mask.to(device),
-    )
-
-
-@torch.inference_mode()
-def find_answers(model: ZModel, question: str, sources: Sequence[Source]) -> list[FloatArray]:
-    """For each text, of each token, how likely it is part of the answer; all sum to 1."""
-    logits: list[FloatArray] = []
-    for start in range(0, len(sources), _PAIRS_AT_ONCE):
-        some = sources[start : start + _PAIRS_AT_ONCE]
-        scored = score_pairs(model, [(question, source) for source in some]).cpu().numpy()
-        logits += [row[: len(s.ids)] for row, s in zip(scored, some, strict=True)]
-    top = max(float(row.max()) for row in logits)
-    weights = [np.exp(row - top) for row in logits]
-    mass = sum(float(row.sum()) for row in weights)
-    return [row / mass for row in weights]
 
 
 def question_hints(weights: Mapping[str, float], source: Source) -> FloatArray:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ztok_rag.compressor import ZCompressor
 from ztok_rag.model import ZModel
-from ztok_rag.relevance import Source, score_pairs
+from ztok_rag.relevance import Source
 from ztok_rag.training.data import Passage
 
 _COMPRESSED_AT_ONCE = 16
@@ -139,7 +139,7 @@ def prepare(
         texts = [passage.text for passage in kept[start : start + _COMPRESSED_AT_ONCE]]
         nested, whole = compressor.compress_nested(texts), compressor.compress(texts, 1.0)
         parts = zip(texts, whole, nested, strict=True)
-        sources += [Source.of(text, z, n, model) for text, z, n in parts]
+        sources += [Source.of(text, z, n, model.quantizer) for text, z, n in parts]
         bar.update(len(texts))
     bar.close()
     asked = [
@@ -183,7 +183,7 @@ def answer_nats(
         others = rng.choice(near, min(len(near), distractors), replace=False).tolist()
         firsts.append(len(pairs))
         pairs += [(asked.question, sources[i]) for i in [asked.passage, *others]]
-    logits = score_pairs(model, pairs)
+    logits = model.relevance.score_pairs(model.base, pairs)
     nats = []
     for asked, start, end in zip(batch, firsts, [*firsts[1:], len(pairs)], strict=True):
         likely = logits[start : start + 1, : asked.answers.shape[1]]
