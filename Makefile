@@ -47,8 +47,10 @@ bench: $(STAMP)
 		--rates 4,8 --arms none,text-reader,ztok,ztok-focus --limit 40 --measure 1 \
 		--output benchmarks/results/quality
 	$(BIN)/python benchmarks/latency.py --data $(DATA)/squad/dev.jsonl \
-		--parts compress,query,context --lengths 1k,2k,4k,8k,16k,30k --repeats 2 --answers 2 \
-		--output benchmarks/results/latency
+		--parts context --lengths 1k,2k,4k,8k,16k --repeats 2 --answers 2 \
+		--output benchmarks/results/latency_context
+	$(BIN)/python benchmarks/latency.py --data $(DATA)/squad/dev.jsonl \
+		--parts compress,query --repeats 2 --output benchmarks/results/latency
 	$(BIN)/python benchmarks/latency.py --data $(DATA)/squad/dev.jsonl --parts bytes \
 		--output benchmarks/results/latency_bytes
 	$(BIN)/python benchmarks/memory_tokens.py --data $(DATA) --work 50000 \

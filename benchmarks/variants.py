@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -56,7 +57,12 @@ class ContinuousModel(ZModel):
 class MeanPoolModel(ContinuousModel):
     """The mean of a span's token embeddings in the place of its anchor's; not quantized."""
 
-    def encode(self, windows: list[list[int]], rate: float, focus: Focus = None) -> Encoded:
+    def encode(
+        self,
+        windows: list[list[int]],
+        rate: float,
+        focus: Sequence[Focus | None] | None = None,
+    ) -> Encoded:
         encoded = super().encode(windows, rate, focus)
         device = self.base.device
         ids = torch.tensor([token for window in windows for token in window], device=device)
@@ -86,7 +92,12 @@ class MemoryTokenModel(ZModel):
         nn.init.normal_(self.project.weight, std=0.1 * width**-0.5)
         self.to(base.device)
 
-    def encode(self, windows: list[list[int]], rate: float, focus: Focus = None) -> Encoded:
+    def encode(
+        self,
+        windows: list[list[int]],
+        rate: float,
+        focus: Sequence[Focus | None] | None = None,
+    ) -> Encoded:
         if any(focus or ()):
             raise NotImplementedError("memory tokens stand for a whole window")
         device = self.base.device

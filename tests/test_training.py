@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -328,9 +329,12 @@ def test_passages_share_a_prefix_with_distractors_that_nobody_asks_about(tmp_pat
             assert len(asked) == 2 * len(wanted)
             for number, part in zip(numbers, parts, strict=True):
                 assert part.focus is not None
-                start, end, times = part.focus
-                assert (end > start) == (number in wanted) or len(parts) == 1
+                places, times = part.focus
+                assert bool(places) == (number in wanted) or len(parts) == 1
                 assert times == pytest.approx(4.0)
+                edges = [0, *(edge for place in places for edge in place), len(part.ids)]
+                assert edges == sorted(edges)
+                assert all(before < after for before, after in itertools.pairwise(edges[1:-1]))
             seen.append((len(wanted), len(numbers)))
     assert max(wanted for wanted, _ in seen) == 3
     assert max(all_ - wanted for wanted, all_ in seen) > 0
@@ -350,9 +354,10 @@ def test_parts_nobody_asks_about_get_fewer_z_tokens(compressor: ZCompressor) -> 
     with torch.inference_mode():
         alike, focused, aside = (
             model.encode([ids], 4.0, [focus]).spans[0]
-            for focus in (None, (40, 56, 8.0), (0, 0, 8.0))
+            for focus in (None, (((40, 56), (70, 74)), 8.0), ((), 8.0))
         )
-    assert list(focused[40:57]) == list(range(focused[40], focused[40] + 17))
+    for start, end in ((40, 57), (70, 75)):
+        assert list(focused[start:end]) == list(range(focused[start], focused[start] + end - start))
     assert aside[-1] + 1 <= 96 / 32 + 1 < alike[-1]
 
 

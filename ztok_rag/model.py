@@ -37,9 +37,9 @@ from ztok_rag.sequence import EMPTY
 QUESTION_SHARE = 0.3
 """Worth of a token that a question names, beside one that is part of an answer."""
 
-Focus = Sequence["tuple[int, int, float] | None"] | None
-"""For each window, tokens `[start, end)` to spend so many times as many Z-tokens on, and as many
-times fewer on the others; `None` spends alike."""
+Focus = tuple[tuple[tuple[int, int], ...], float]
+"""Parts `[start, end)` of a window's tokens, in order and apart, to spend so many times as many
+Z-tokens on, and as many times fewer on the others."""
 
 DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "default"
 
@@ -309,13 +309,18 @@ class ZModel(nn.Module):
         with self.base.at_layers(layers, act):
             yield
 
-    def encode(self, windows: list[list[int]], rate: float, focus: Focus = None) -> Encoded:
+    def encode(
+        self,
+        windows: list[list[int]],
+        rate: float,
+        focus: Sequence[Focus | None] | None = None,
+    ) -> Encoded:
         """Compress windows of token ids in one forward pass.
 
         Args:
             windows: token ids, at least one each, padded here into one batch.
             rate: source tokens per Z-token wanted.
-            focus: for each window, what to spend more on.
+            focus: for each window, what to spend more on; `None` spends alike.
         """
         device = self.base.device
         lengths = [len(window) for window in windows]
@@ -373,7 +378,7 @@ class ZModel(nn.Module):
         nats: FloatArray,
         weights: FloatArray,
         rate: float,
-        focus: Focus,
+        focus: Sequence[Focus | None] | None,
     ) -> tuple[list[IntArray], list[int], IntArray, NDArray[np.bool_]]:
         """Where the Z-tokens of a batch of windows go.
 
@@ -384,9 +389,9 @@ class ZModel(nn.Module):
         spans, counts, picked = [], [], []
         several: list[bool] = []
         offset = 0
-        for length, region in zip(lengths, focus or [None] * len(lengths), strict=True):
+        for length, chosen_parts in zip(lengths, focus or [None] * len(lengths), strict=True):
             own, count = [], 0
-            for a, b, part_rate in _regions(length, region, rate):
+            for a, b, part_rate in _regions(length, chosen_parts, rate):
                 here = slice(offset + a, offset + b)
                 part, chosen = self._allocate(nats[here], weights[here], part_rate)
                 own.append(part + count)
@@ -487,16 +492,13 @@ def _damaged(folder: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _regions(
-    length: int, focus: tuple[int, int, float] | None, rate: float
-) -> list[tuple[int, int, float]]:
+def _regions(length: int, focus: Focus | None, rate: float) -> list[tuple[int, int, float]]:
     """The parts `[start, end)` of a window that have a rate of their own, and that rate."""
     if focus is None:
         return [(0, length, rate)]
-    start, end, times = focus
-    parts = [
-        (0, start, rate * times),
-        (start, end, max(1.0, rate / times)),
-        (end, length, rate * times),
-    ]
-    return [(a, b, own) for a, b, own in parts if b > a]
+    parts, times = focus
+    regions, at = [], 0
+    for start, end in (*parts, (length, length)):
+        regions += [(at, start, rate * times), (start, end, max(1.0, rate / times))]
+        at = end
+    return [(a, b, own) for a, b, own in regions if b > a]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ztok_rag.errors import DataError
+from ztok_rag.model import Focus
 from ztok_rag.prompts import REPEAT_PROMPT
 from ztok_rag.training.cloze import cloze
 
@@ -101,13 +102,13 @@ class Window:
         ids: of the tokens.
         uses: of each token, whether it is part of an answer, and whether a question names it;
             `None` where there are no questions.
-        focus: tokens `[start, end)` to spend so many times as many Z-tokens on, as a question
-            would ask for; an empty range where no question asks.
+        focus: what to spend more Z-tokens on, as a question would ask for; no parts where no
+            question asks.
     """
 
     ids: tuple[int, ...]
     uses: tuple[tuple[int, int], ...] | None = None
-    focus: tuple[int, int, float] | None = None
+    focus: Focus | None = None
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,10 @@ class BatchSettings:
         cloze: probability that a passage is asked for words left out of one of its sentences,
             beside its own questions.
         drop_context: probability that questions come without their passage.
-        focus: probability that a prefix spends more Z-tokens on a part of each window that is
+        focus: probability that a prefix spends more Z-tokens on parts of each window that is
             asked about, and fewer on the rest.
-        focus_tokens: least and most tokens in such a part.
+        focus_parts: least and most such parts.
+        focus_tokens: least and most tokens in one.
         focus_times: least and most times as many.
         templates: question prompts; the first is used half of the time.
     """
@@ -170,8 +172,9 @@ class BatchSettings:
     cloze: float = 0.0
     drop_context: float = 0.04
     focus: float = 0.5
-    focus_tokens: tuple[int, int] = (12, 48)
-    focus_times: tuple[float, float] = (2.5, 8.0)
+    focus_parts: tuple[int, int] = (1, 4)
+    focus_tokens: tuple[int, int] = (6, 32)
+    focus_times: tuple[float, float] = (2.5, 24.0)
     templates: tuple[str, ...] = ()
 
 
@@ -344,23 +347,26 @@ class PackedBatches:
 
         def focused(window: Window, passage: int) -> Window:
             if passage not in asked:
-                return dataclasses.replace(window, focus=(0, 0, times))
+                return dataclasses.replace(window, focus=((), times))
             return self._focused(window, times, rng)
 
         return [focused(part, owner) if isinstance(part, Window) else part for owner, part in owned]
 
     def _focused(self, window: Window, times: float, rng: np.random.Generator) -> Window:
-        """The window with a random part of it in focus, more often than not about an answer."""
+        """The window with random parts of it in focus, more often than not about answers."""
         size = len(window.ids)
-        length = min(size, int(rng.integers(*self.settings.focus_tokens, endpoint=True)))
         used = [i for i, (answer, _) in enumerate(window.uses or ()) if answer]
-        if used and rng.random() < 0.7:
-            centre = used[int(rng.integers(len(used)))]
-            start = centre - int(rng.integers(length))
-        else:
-            start = int(rng.integers(size))
-        start = max(0, min(start, size - length))
-        return dataclasses.replace(window, focus=(start, start + length, times))
+        inside = np.zeros(size + 2, dtype=np.int8)
+        for _ in range(int(rng.integers(*self.settings.focus_parts, endpoint=True))):
+            length = min(size, int(rng.integers(*self.settings.focus_tokens, endpoint=True)))
+            if used and rng.random() < 0.7:
+                start = used[int(rng.integers(len(used)))] - int(rng.integers(length))
+            else:
+                start = int(rng.integers(size))
+            start = max(0, min(start, size - length))
+            inside[1 + start : 1 + start + length] = 1
+        edges = np.flatnonzero(np.diff(inside)).reshape(-1, 2).tolist()
+        return dataclasses.replace(window, focus=(tuple((a, b) for a, b in edges), times))
 
     def sample_windows(self, count: int) -> list[Window]:
         """First windows of `count` passages, drawn by the seed."""
