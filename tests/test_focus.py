@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -106,13 +108,17 @@ def test_composed_sequence_is_one_like_others(
     assert isinstance(compressor.decompress([z])[0], str)
 
 
-def test_at_the_highest_rate_there_is_nothing_to_choose(
-    focus: QuestionFocus, compressor: ZCompressor
-) -> None:
-    long = " ".join([LIGHTHOUSE, BAKERY] * 5)
-    (z,), _ = focus.compose("Who was the last keeper?", [long], 64)
-    (alike,) = compressor.compress_nested([long])
-    assert z.codes.tolist() == alike.at(64).codes.tolist()
+def test_a_text_that_does_not_answer_is_read_as_one_z_token(focus: QuestionFocus) -> None:
+    sequences, _ = focus.compose("Who built the lighthouse?", [LIGHTHOUSE, BAKERY], 32)
+    assert [len(z) for z in sequences] == [3, 1]
+    assert sequences[1].spans.tolist() == [[0, len(BAKERY)]]
+
+
+def test_pieces_that_do_not_answer_are_left_out(focus: QuestionFocus) -> None:
+    (z,), _ = focus.compose("Who was the last keeper?", [LIGHTHOUSE], 8)
+    read = focus.compressor.anchor_text(z)
+    assert "Tomas Berg" in read
+    assert in_range(z, LIGHTHOUSE, "burned whale oil until 1901") == 0
 
 
 def test_rate_one_is_the_text(focus: QuestionFocus, compressor: ZCompressor, store: ZStore) -> None:
@@ -164,3 +170,4 @@ def test_kept_share_falls_with_the_rate() -> None:
     shares = [kept_share(rate) for rate in (1, 1.5, 2, 3, 4, 7, 8, 30, 64)]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == 1.0
+    assert kept_share(math.inf) < shares[-1]

@@ -26,11 +26,14 @@ if TYPE_CHECKING:
 Resolve = Callable[[Sequence[str]], tuple[list[NestedSequence], int]]
 """Takes texts; returns their Z-tokens, and how many of them were compressed."""
 
-COMPOSED_RATES = RATES[::4]
-"""Rates to choose from for a piece, beside 1."""
+COMPOSED_RATES = (1.0, *RATES[::4], math.inf)
+"""Rates to choose from for a piece; at the last it is left out."""
 
 KEPT = ((1, 1.0), (2, 0.80), (4, 0.62), (8, 0.41), (16, 0.29), (32, 0.22), (64, 0.17))
 """Share of the raw text's answer F1 that Z-tokens of a rate keep, about."""
+
+KEPT_WITHOUT = 0.15
+"""The same without any Z-tokens."""
 
 PIECE_WORDS = 8
 """Words in a piece, about."""
@@ -105,12 +108,14 @@ class QuestionFocus:
         nested, compressed = self._resolve(texts)
         parts = self._parts(texts, whole, nested)
         costs = {
-            rate: np.concatenate([part.counts(rate) for part in parts])
-            for rate in (1.0, *COMPOSED_RATES)
+            rate: np.concatenate([part.counts(rate) for part in parts]) for rate in COMPOSED_RATES
         }
         worth = np.concatenate(self._worth(question, texts, parts))
-        chosen = iter(allocate(worth, costs, budget))
-        return [part.joined([next(chosen) for _ in part.pieces]) for part in parts], compressed
+        sequences = _join(parts, allocate(worth, costs, budget))
+        # Texts without a piece are read as one Z-token, which the pieces of others then pay for.
+        if (excess := sum(map(len, sequences)) - budget) > 0:
+            sequences = _join(parts, allocate(worth, costs, budget - excess))
+        return sequences, compressed
 
     def worth(self, question: str, texts: Sequence[str]) -> list[FloatArray]:
         """For each text, of each of its pieces, how likely it answers the question.
@@ -194,6 +199,8 @@ class _Parts:
         """A sequence, and the piece of each of its Z-tokens that are there at a rate, or -1."""
         if rate == 1:
             return self.whole, self._owners_in_whole
+        if math.isinf(rate):
+            return self.nested.finest, np.full_like(self._owners_in_finest, -1)
         kept = self.nested.kept(rate)
         return self.nested.finest, np.where(kept, self._owners_in_finest, -1)
 
@@ -202,7 +209,7 @@ class _Parts:
         return np.bincount(self._at(rate)[1] + 1, minlength=1 + len(self.pieces))[1:]
 
     def joined(self, rates: Sequence[float]) -> ZSequence:
-        """The text's sequence with a rate of its own for each piece."""
+        """The text's sequence with a rate of its own for each piece; one Z-token at least."""
         there = {rate: self._at(rate) for rate in set(rates)}
         codes, spans = [], []
         for number, ((start, end), rate) in enumerate(zip(self.pieces, rates, strict=True)):
@@ -212,9 +219,12 @@ class _Parts:
             firsts[:1] = start
             codes.append(z.codes[own])
             spans.append(spans_from(firsts, end))
+        finest = self.nested.finest
         if not sum(map(len, codes)):
-            return self.nested.at(COMPOSED_RATES[-1])
-        finest, joined = self.nested.finest, np.concatenate(spans)
+            best = int(self.nested.lasts.argmax())
+            codes = [finest.codes[best : best + 1]]
+            spans = [np.array([[finest.spans[0, 0], finest.spans[-1, 1]]])]
+        joined = np.concatenate(spans)
         edges = finest.spans[np.cumsum([0, *finest.windows[:-1]]), 0]
         window = np.searchsorted(edges, joined[:, 0], side="right")
         return ZSequence(
@@ -224,6 +234,12 @@ class _Parts:
             source_tokens=finest.source_tokens,
             fingerprint=finest.fingerprint,
         )
+
+
+def _join(parts: Sequence[_Parts], rates: Sequence[float]) -> list[ZSequence]:
+    """The sequence of each text, from the rates of all their pieces."""
+    chosen = iter(rates)
+    return [part.joined([next(chosen) for _ in part.pieces]) for part in parts]
 
 
 def allocate(
@@ -266,6 +282,8 @@ def owners(spans: NDArray[np.int64], parts: Sequence[Span]) -> IntArray:
 
 
 def kept_share(rate: float) -> float:
-    """`KEPT` at any rate, linear in its logarithm."""
+    """`KEPT` at any rate, linear in its logarithm; `KEPT_WITHOUT` at an infinite one."""
+    if math.isinf(rate):
+        return KEPT_WITHOUT
     known, shares = zip(*KEPT, strict=True)
     return float(np.interp(math.log(rate), np.log(known), shares))
