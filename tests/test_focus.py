@@ -9,7 +9,7 @@ import pytest
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from ztok_rag import ZCompressor, ZStore
-from ztok_rag.focus import QuestionFocus, allocate, kept_share, split_pieces
+from ztok_rag.focus import QuestionFocus, allocate, split_pieces
 from ztok_rag.sentences import SentenceScorer, probabilities, split_sentences
 from ztok_rag.sequence import ZSequence
 
@@ -157,17 +157,10 @@ def test_sentences_are_embedded_once(
 
 
 def test_allocation_keeps_the_budget_and_prefers_what_is_asked_for() -> None:
-    costs = {1.0: np.array([20, 20, 20]), 4.0: np.array([5, 5, 5]), 16.0: np.array([1, 1, 1])}
+    costs = {1.0: np.full(3, 20), 4.0: np.full(3, 5), math.inf: np.zeros(3, dtype=int)}
     worth = np.array([0.1, 0.8, 0.1])
+    assert allocate(worth, costs, 4) == [math.inf, math.inf, math.inf]
     assert allocate(worth, costs, 15) == [4.0, 4.0, 4.0]
-    assert allocate(worth, costs, 8)[1] == 4.0
-    assert allocate(worth, costs, 22) == [16.0, 1.0, 16.0]
+    assert allocate(worth, costs, 8) == [math.inf, 4.0, math.inf]
+    assert allocate(worth, costs, 25) == [4.0, 1.0, math.inf]
     assert allocate(worth, costs, 60) == [1.0, 1.0, 1.0]
-    assert allocate(worth, costs, 0) == [16.0, 16.0, 16.0]
-
-
-def test_kept_share_falls_with_the_rate() -> None:
-    shares = [kept_share(rate) for rate in (1, 1.5, 2, 3, 4, 7, 8, 30, 64)]
-    assert shares == sorted(shares, reverse=True)
-    assert shares[0] == 1.0
-    assert kept_share(math.inf) < shares[-1]

@@ -29,12 +29,6 @@ Resolve = Callable[[Sequence[str]], tuple[list[NestedSequence], int]]
 COMPOSED_RATES = (1.0, *RATES[::4], math.inf)
 """Rates to choose from for a piece; at the last it is left out."""
 
-KEPT = ((1, 1.0), (2, 0.80), (4, 0.62), (8, 0.41), (16, 0.29), (32, 0.22), (64, 0.17))
-"""Share of the raw text's answer F1 that Z-tokens of a rate keep, about."""
-
-KEPT_WITHOUT = 0.15
-"""The same without any Z-tokens."""
-
 PIECE_WORDS = 8
 """Words in a piece, about."""
 
@@ -245,33 +239,21 @@ def _join(parts: Sequence[_Parts], rates: Sequence[float]) -> list[ZSequence]:
 def allocate(
     worth: FloatArray, costs: Mapping[float, NDArray[np.int64]], budget: int
 ) -> list[float]:
-    """A rate for each of `n` pieces, so that the most of what is asked for should be kept.
+    """A rate for each of `n` pieces: the likeliest whole, one after the other.
 
-    All start at the highest rate; then the step that gains most per Z-token is taken as long as
-    there is one that the budget pays for.
+    Each gets the finest rate that what is left of the budget pays for. A reader does better on
+    a few whole pieces than on something of many.
 
     Args:
-        worth: `[n]` how likely each piece is to be asked for.
-        costs: `[n]` Z-tokens of each piece, at each rate.
+        worth: `[n]` how likely each piece answers the question.
+        costs: `[n]` Z-tokens of each piece, at each rate; one of them costs nothing.
         budget: Z-tokens in all.
     """
-    rates = sorted(costs, reverse=True)
-    kept = [kept_share(rate) for rate in rates]
-    table = np.stack([costs[rate] for rate in rates])
-    place = np.zeros(len(worth), dtype=np.int64)
-    left = budget - int(table[0].sum())
-    each = np.arange(len(worth))
-    while True:
-        price = table - table[place, each]
-        gain = worth * (np.array(kept)[:, None] - np.array(kept)[place])
-        possible = (np.arange(len(rates))[:, None] > place) & (price <= left)
-        ratio = np.where(possible, gain / np.maximum(price, 0.5), -1.0)
-        best = int(ratio.argmax())
-        if ratio.flat[best] < 0:
-            return [rates[p] for p in place]
-        step, piece = divmod(best, len(worth))
-        left -= int(price[step, piece])
-        place[piece] = step
+    chosen = [max(costs)] * len(worth)
+    for piece in np.argsort(-worth, kind="stable").tolist():
+        chosen[piece] = next(rate for rate in sorted(costs) if costs[rate][piece] <= budget)
+        budget -= int(costs[chosen[piece]][piece])
+    return chosen
 
 
 def owners(spans: NDArray[np.int64], parts: Sequence[Span]) -> IntArray:
@@ -279,11 +261,3 @@ def owners(spans: NDArray[np.int64], parts: Sequence[Span]) -> IntArray:
     ends = np.array([end for _, end in parts])
     found: IntArray = np.searchsorted(ends[:-1], spans.mean(axis=1), side="right")
     return found
-
-
-def kept_share(rate: float) -> float:
-    """`KEPT` at any rate, linear in its logarithm; `KEPT_WITHOUT` at an infinite one."""
-    if math.isinf(rate):
-        return KEPT_WITHOUT
-    known, shares = zip(*KEPT, strict=True)
-    return float(np.interp(math.log(rate), np.log(known), shares))
