@@ -1,4 +1,4 @@
-"""Spending Z-tokens by the question: what may answer it is read at a finer rate."""
+"""Spending Z-tokens by the question: on what may answer it, and little else."""
 
 from __future__ import annotations
 

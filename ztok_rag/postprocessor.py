@@ -53,9 +53,9 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
     scores, metadata and source text of the nodes stay available on a response's `source_nodes`.
     Put it after every postprocessor that reads or edits text.
 
-    With `focus`, the Z-tokens of a query's nodes are spent by the question: what may answer it
-    gets more of them than the rest, as many in all as the rate says. They are composed of what is
-    cached, by a small network that reads them, and an embedding model that runs on the question.
+    With `focus`, the Z-tokens of a query's nodes are spent by the question: on what may answer it
+    and little else, as many in all as the rate says. They are composed of what is cached, by a
+    small network that reads them, and an embedding model that runs on the question.
 
     With a `token_budget`, the nodes share that many positions, metadata included, by the
     question too; without `focus` or a query, the better a node's score, the lower its rate, down
