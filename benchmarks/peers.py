@@ -444,6 +444,11 @@ def _fill(
         room = budget - _count(tokenizer, _in_order(kept, places))
         while room > 0:
             longer[best] = cut_end(places[best][1], room, tokenizer)[0]
+            if (
+                kept
+                and longer[best].split() != places[best][1].split()[: len(longer[best].split())]
+            ):
+                break  # not even its first word fits
             over = _count(tokenizer, _in_order(longer, places)) - budget
             if over <= 0:
                 return _in_order(longer, places)

@@ -114,7 +114,8 @@ def test_loss_falls_and_a_killed_run_resumes_exactly(
 
 
 def test_branches_see_the_prefix_and_themselves_only(records: Path) -> None:
-    base = BaseLM.load(device="cpu")
+    # In bf16 the same sum in another order differs by more than the tolerance.
+    base = BaseLM.load(device="cpu", dtype=torch.float32)
     batches = PackedBatches(read_passages(records), base.tokenizer, BATCH, seed=1)
     examples, source_tokens = batches[0]
     assert source_tokens == len(batches.sources[0])
