@@ -26,14 +26,13 @@ from embed import embed_queries, embed_texts
 from ztok_rag.base import DEFAULT_BASE, default_base_path, quiet_transformers
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation import JOIN, Shorten, cut_end
-from ztok_rag.focus import QuestionFocus, split_pieces
+from ztok_rag.focus import QuestionFocus, resolve_in_memory, split_pieces
 from ztok_rag.sentences import SentenceScorer
 from ztok_rag.training.objective import surprisal
 
 if TYPE_CHECKING:
     from ztok_rag.compressor import ZCompressor
     from ztok_rag.model import ZModel
-    from ztok_rag.nested import NestedSequence
 
 _WINDOW = 1024
 """Most tokens that are read at once for their surprisal."""
@@ -165,15 +164,8 @@ class Pieces:
 
     def __init__(self, compressor: ZCompressor) -> None:
         self.tokenizer = compressor.tokenizer
-        self._compressor = compressor
-        self._nested: dict[str, NestedSequence] = {}
         scorer = SentenceScorer(compressor.tokenizer)
-        self._focus = QuestionFocus(compressor, scorer, self._resolve)
-
-    def _resolve(self, texts: Sequence[str]) -> tuple[list[NestedSequence], int]:
-        new = [text for text in dict.fromkeys(texts) if text not in self._nested]
-        self._nested |= dict(zip(new, self._compressor.compress_nested(new), strict=True))
-        return [self._nested[text] for text in texts], len(new)
+        self._focus = QuestionFocus(compressor, scorer, resolve_in_memory(compressor))
 
     def __call__(self, question: str, chunks: Sequence[str], budget: int) -> str:
         places = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from ztok_rag.base import BaseLM
 from ztok_rag.config import ZConfig
-from ztok_rag.model import Encoded, Focus, ZModel
+from ztok_rag.model import Encoded, Foci, ZModel
 from ztok_rag.quantizer import ZQuantizer
 from ztok_rag.segment import FloatArray, IntArray, select_anchors
 
@@ -57,12 +56,7 @@ class ContinuousModel(ZModel):
 class MeanPoolModel(ContinuousModel):
     """The mean of a span's token embeddings in the place of its anchor's; not quantized."""
 
-    def encode(
-        self,
-        windows: list[list[int]],
-        rate: float,
-        focus: Sequence[Focus | None] | None = None,
-    ) -> Encoded:
+    def encode(self, windows: list[list[int]], rate: float, focus: Foci = None) -> Encoded:
         encoded = super().encode(windows, rate, focus)
         device = self.base.device
         ids = torch.tensor([token for window in windows for token in window], device=device)
@@ -92,12 +86,7 @@ class MemoryTokenModel(ZModel):
         nn.init.normal_(self.project.weight, std=0.1 * width**-0.5)
         self.to(base.device)
 
-    def encode(
-        self,
-        windows: list[list[int]],
-        rate: float,
-        focus: Sequence[Focus | None] | None = None,
-    ) -> Encoded:
+    def encode(self, windows: list[list[int]], rate: float, focus: Foci = None) -> Encoded:
         if any(focus or ()):
             raise NotImplementedError("memory tokens stand for a whole window")
         device = self.base.device

@@ -50,6 +50,18 @@ def split_pieces(text: str) -> tuple[Span, ...]:
     return tuple(zip(starts, [*starts[1:], len(text)], strict=True))
 
 
+def resolve_in_memory(compressor: ZCompressor) -> Resolve:
+    """One that compresses each text once and keeps its Z-tokens in memory."""
+    known: dict[str, NestedSequence] = {}
+
+    def resolve(texts: Sequence[str]) -> tuple[list[NestedSequence], int]:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        known.update(zip(new, compressor.compress_nested(new), strict=True))
+        return [known[text] for text in texts], len(new)
+
+    return resolve
+
+
 class QuestionFocus:
     """Composes the Z-tokens of texts for a question, out of those they have at all rates."""
 
@@ -249,9 +261,10 @@ def allocate(
         costs: `[n]` Z-tokens of each piece, at each rate; one of them costs nothing.
         budget: Z-tokens in all.
     """
-    chosen = [max(costs)] * len(worth)
+    rates = sorted(costs)
+    chosen = rates[-1:] * len(worth)
     for piece in np.argsort(-worth, kind="stable").tolist():
-        chosen[piece] = next(rate for rate in sorted(costs) if costs[rate][piece] <= budget)
+        chosen[piece] = next(rate for rate in rates if costs[rate][piece] <= budget)
         budget -= int(costs[chosen[piece]][piece])
     return chosen
 

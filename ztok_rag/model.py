@@ -41,6 +41,9 @@ Focus = tuple[tuple[tuple[int, int], ...], float]
 """Parts `[start, end)` of a window's tokens, in order and apart, to spend so many times as many
 Z-tokens on, and as many times fewer on the others."""
 
+Foci = Sequence[Focus | None] | None
+"""A focus for each window; `None` spends alike."""
+
 DEFAULT_CHECKPOINT = Path(__file__).parent / "checkpoints" / "default"
 
 
@@ -309,12 +312,7 @@ class ZModel(nn.Module):
         with self.base.at_layers(layers, act):
             yield
 
-    def encode(
-        self,
-        windows: list[list[int]],
-        rate: float,
-        focus: Sequence[Focus | None] | None = None,
-    ) -> Encoded:
+    def encode(self, windows: list[list[int]], rate: float, focus: Foci = None) -> Encoded:
         """Compress windows of token ids in one forward pass.
 
         Args:
@@ -378,7 +376,7 @@ class ZModel(nn.Module):
         nats: FloatArray,
         weights: FloatArray,
         rate: float,
-        focus: Sequence[Focus | None] | None,
+        focus: Foci,
     ) -> tuple[list[IntArray], list[int], IntArray, NDArray[np.bool_]]:
         """Where the Z-tokens of a batch of windows go.
 

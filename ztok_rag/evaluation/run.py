@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ztok_rag.evaluation.log import PredictionLog
 from ztok_rag.evaluation.questions import Arm, Question, sample
-from ztok_rag.focus import QuestionFocus
-from ztok_rag.nested import NestedSequence
+from ztok_rag.focus import QuestionFocus, resolve_in_memory
 from ztok_rag.sentences import SentenceScorer
 from ztok_rag.sequence import ZSequence
 
@@ -308,9 +307,9 @@ class _Compressed:
     def __init__(self, compressor: ZCompressor) -> None:
         self.compressor = compressor
         self.scorer = SentenceScorer(compressor.tokenizer)
+        self._resolve_nested = resolve_in_memory(compressor)
         self.focus = QuestionFocus(compressor, self.scorer, self._resolve_nested)
         self._known: dict[tuple[str, float], ZSequence] = {}
-        self._nested: dict[str, NestedSequence] = {}
 
     def _resolve(self, texts: Sequence[str], rate: float) -> list[ZSequence]:
         """Sequences at one rate."""
@@ -318,12 +317,6 @@ class _Compressed:
         for text, z in zip(new, self.compressor.compress(new, rate), strict=True):
             self._known[text, rate] = z
         return [self._known[text, rate] for text in texts]
-
-    def _resolve_nested(self, texts: Sequence[str]) -> tuple[list[NestedSequence], int]:
-        """See `QuestionFocus`."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._nested]
-        self._nested |= dict(zip(new, self.compressor.compress_nested(new), strict=True))
-        return [self._nested[text] for text in texts], len(new)
 
     def prepare(self, texts: Sequence[str], arm: Arm) -> None:
         """Make what an arm needs of texts, beside the question."""

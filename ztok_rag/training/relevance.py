@@ -106,8 +106,6 @@ def train_relevance(
             order = rng.permutation(starts).tolist()
         start = order.pop()
         batch = asked[max(0, start) : start + settings.batch]
-        if not batch:
-            continue
         nats = answer_nats(model, batch, sources, settings.distractors, rng).mean()
         torch.autograd.backward(nats)
         nn.utils.clip_grad_norm_(relevance.parameters(), 1.0)
