@@ -24,6 +24,7 @@ from ztok_rag.training.cloze import BLANK, cloze
 from ztok_rag.training.corpus import ask_questions, cut_passages, read_documents
 from ztok_rag.training.data import (
     BatchSettings,
+    Composed,
     Example,
     Kind,
     PackedBatches,
@@ -33,6 +34,7 @@ from ztok_rag.training.data import (
     pack,
     read_passages,
 )
+from ztok_rag.training.focused import FocusedBatches, FocusedSettings
 from ztok_rag.training.held_out import held_out_batches, score_tokens
 from ztok_rag.training.objective import Objective, TrainSettings
 from ztok_rag.training.relevance import RelevanceSettings
@@ -273,6 +275,87 @@ def test_relevance_alone_trains_and_codes_stay(
     assert trained.fingerprint == compressor.fingerprint
     before, after = (c.model.relevance.score.weight for c in (compressor, trained))
     assert not torch.equal(before, after)
+
+
+def train_reader(records: Path, output: Path) -> Path:
+    return run_training(
+        [str(records)],
+        output,
+        init=DEFAULT_CHECKPOINT,
+        device="cpu",
+        batch_settings=BATCH,
+        settings=TrainSettings(steps=0, text_steps=0, ramp_steps=0, rates=(4.0,), warmup=1),
+        relevance=RelevanceSettings(steps=1, warmup=1),
+        reader_steps=3,
+        focused=FocusedSettings(share=0.6, questions=2, rates=(4.0,)),
+        progress=False,
+    )
+
+
+def test_reader_alone_trains_resumes_exactly_and_codes_stay(
+    records: Path, compressor: ZCompressor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ztok_rag.training import run, trainer
+
+    whole = train_reader(records, tmp_path / "whole")
+    original = trainer.Trainer.train_step
+
+    def killed_at_two(self: trainer.Trainer) -> dict[str, object]:
+        if self.step == 2:
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(trainer.Trainer, "train_step", killed_at_two)
+    with pytest.raises(KeyboardInterrupt):
+        train_reader(records, tmp_path / "parts")
+    monkeypatch.undo()
+    # What was trained before is not trained again.
+    monkeypatch.setattr(run, "train_relevance", None)
+    parts = train_reader(records, tmp_path / "parts")
+    names = ("heads", "compress", "read", "text")
+    one, two, old = (
+        {name: load_file(folder / f"{name}.safetensors") for name in names}
+        for folder in (whole, parts, DEFAULT_CHECKPOINT)
+    )
+    for name in names:
+        assert all(torch.equal(one[name][key], two[name][key]) for key in one[name])
+    same = {n for n in names if all(torch.equal(one[n][k], old[n][k]) for k in old[n])}
+    assert same == {"compress", "text"}
+    assert ZCompressor.from_pretrained(whole, device="cpu").fingerprint == compressor.fingerprint
+
+
+def test_focused_batches_hold_what_a_query_would_show(compressor: ZCompressor) -> None:
+    passages = [
+        Passage(row["context"], ((row["question"], tuple(row["answers"])),))
+        for i in range(6)
+        for row in article(i)[:1]
+    ]
+    settings = dataclasses.replace(BATCH, templates=(QA_TEMPLATE,))
+    focused = FocusedSettings(share=1.0, questions=4, passages=(3,), rates=(4.0,))
+    one, two = (
+        FocusedBatches(compressor.model, passages, settings, 1, focused, progress=False)
+        for _ in range(2)
+    )
+    two[2]
+    questions = []
+    for index in range(3):
+        examples, source_tokens = one[index]
+        again, _ = two[index]
+        total = 0
+        for example, other in zip(examples, again, strict=True):
+            parts = [p for p in example.prefix if isinstance(p, Composed)]
+            others = [p for p in other.prefix if isinstance(p, Composed)]
+            assert all(np.array_equal(a.codes, b.codes) for a, b in zip(parts, others, strict=True))
+            tokens = sum(part.source_tokens for part in parts)
+            assert len(parts) == 3
+            assert sum(len(part.codes) for part in parts) <= round(tokens / 4)
+            total += tokens
+            (branch,) = example.branches
+            assert branch.kind == Kind.ANSWER
+            questions.append(compressor.tokenizer.decode(branch.prompt))
+        assert source_tokens == total
+    # Twelve questions of six: each of them twice.
+    assert sorted(questions) == sorted(2 * list(set(questions))) and len(set(questions)) == 6
 
 
 def test_questions_are_asked_once(compressor: ZCompressor, tmp_path: Path) -> None:

@@ -66,6 +66,9 @@ def train(
     relevance_steps: Annotated[
         int, typer.Option(help="Steps of the relevance model, after all others.")
     ] = 1600,
+    reader_steps: Annotated[
+        int, typer.Option(help="Steps of the reader alone, on what questions choose; the last.")
+    ] = 400,
     accumulate: Annotated[int, typer.Option(help="Batches per step.")] = 1,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
     layers: Annotated[int | None, typer.Option(help="Layers the compressor runs.")] = None,
@@ -140,6 +143,7 @@ def train(
             save_minutes=save_minutes,
         ),
         relevance=RelevanceSettings(steps=relevance_steps, seed=seed),
+        reader_steps=reader_steps,
         snapshot_every=snapshot_every,
     )
     typer.echo(f"checkpoint: {folder}")

@@ -111,6 +111,19 @@ class Window:
     focus: Focus | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """Z-tokens ready to be read.
+
+    Attributes:
+        codes: int64 `[n_z, depth]` as in `ZSequence.codes`.
+        source_tokens: tokens of the text they were made of.
+    """
+
+    codes: NDArray[np.int64]
+    source_tokens: int
+
+
 @dataclass(frozen=True)
 class Branch:
     """Token ids of a prompt and of what should follow it."""
@@ -122,9 +135,9 @@ class Branch:
 
 @dataclass
 class Example:
-    """A shared prefix of text and windows, then branches that see the prefix and themselves."""
+    """A shared prefix of text and Z-tokens, then branches that see the prefix and themselves."""
 
-    prefix: list[list[int] | Window]
+    prefix: list[list[int] | Window | Composed]
     branches: list[Branch]
 
 
@@ -263,7 +276,7 @@ class PackedBatches:
         context = [part for _, part in owned]
         if not repeats and rng.random() < settings.focus:
             context = self._focused_context(owned, members, rng)
-        prefix: list[list[int] | Window] = [self._ids(head)] if head else []
+        prefix: list[list[int] | Window | Composed] = [self._ids(head)] if head else []
         prefix += context
         if repeats:
             branches = [self._repetition(first)]
@@ -283,10 +296,10 @@ class PackedBatches:
         """Passages that share a prefix, in random order, with others between them."""
         if len(members) == 1 or not self.settings.distractors:
             return members
-        near = int(members[int(rng.integers(len(members)))]) + np.arange(-_NEAR, _NEAR + 1)
-        near = np.setdiff1d(near[(near >= 0) & (near < len(self.sources))], members)
-        count = min(len(near), int(rng.integers(self.settings.distractors, endpoint=True)))
-        others = rng.choice(near, count, replace=False).tolist()
+        middle = members[int(rng.integers(len(members)))]
+        beside = np.setdiff1d(near(np.arange(len(self.sources)), middle), members)
+        count = min(len(beside), int(rng.integers(self.settings.distractors, endpoint=True)))
+        others = rng.choice(beside, count, replace=False).tolist()
         order: list[int] = rng.permutation([*members, *others]).tolist()
         return order
 
@@ -392,6 +405,14 @@ class PackedBatches:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[no-any-return]
 
 
+def near(indices: NDArray[np.int64], index: int) -> NDArray[np.int64]:
+    """Those of the sorted `indices` that are next to `index`, and about like things."""
+    at = int(np.searchsorted(indices, index))
+    beside = indices[max(0, at - _NEAR) : at + _NEAR + 1]
+    others: NDArray[np.int64] = beside[beside != index]
+    return others
+
+
 def find_uses(
     passages: Sequence[Passage], *, common: float = 0.05
 ) -> list[NDArray[np.int8] | None]:
@@ -489,7 +510,7 @@ def pack(
     Args:
         examples: of one batch.
         embed: from token ids `[n]` to embeddings `[n, hidden]`.
-        windows: embeddings `[n_z, hidden]` of each `Window`, in order of appearance.
+        windows: embeddings `[n_z, hidden]` of each `Window` or `Composed`, in order.
         questions: whether the words of questions are predicted too.
         row_lengths: positions per row to choose from, for the least padding.
     """
@@ -551,7 +572,7 @@ def _lay_out(
         texts.extend(ids)
 
     for part in example.prefix:
-        if isinstance(part, Window):
+        if isinstance(part, Window | Composed):
             vectors = next(windows)
             row.parts.append(vectors)
             row.branch += [0] * len(vectors)

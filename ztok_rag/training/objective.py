@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ztok_rag.model import ZModel
-from ztok_rag.training.data import Example, Kind, Packed, Window, pack
+from ztok_rag.training.data import Composed, Example, Kind, Packed, Window, pack
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class TrainSettings:
             cross-entropy of the labels.
         fit_windows: windows that gate and quantizer are first fitted to.
         gate_every: distil surprisal into the gate every this many steps.
+        reader_only: leave compressor, gate and quantizer as they are.
         clip: gradient norm limit.
         seed: of data order, rates and initial weights.
         save_minutes: minutes between checkpoints.
@@ -57,6 +58,7 @@ class TrainSettings:
     distillation: float = 0.0
     fit_windows: int = 192
     gate_every: int = 8
+    reader_only: bool = False
     clip: float = 1.0
     seed: int = 0
     save_minutes: float = 5.0
@@ -146,13 +148,14 @@ class Objective:
         """Read a batch.
 
         Args:
-            examples: the batch.
+            examples: the batch; its contexts all to be compressed, or all composed already.
             rate: source tokens per Z-token; at 1 the text itself is read.
             adapter: the reader's.
             fit_gate: compute the gate's loss.
             distil: compute the divergence from the raw-text model.
         """
         model, base = self.model, self.model.base
+        composed = [p for e in examples for p in e.prefix if isinstance(p, Composed)]
         asked = [p for e in examples for p in e.prefix if isinstance(p, Window)]
         windows = [list(window.ids) for window in asked]
         gate = torch.zeros((), device=base.device)
@@ -161,7 +164,11 @@ class Objective:
         compressed = examples
         z_tokens = tokens = sum(map(len, windows))
         work = 0.0
-        if rate > 1 and windows:
+        if composed:
+            parts = [self._embed_codes(ready) for ready in composed]
+            compressed = [self._with_sink(example) for example in examples]
+            z_tokens = sum(map(len, parts))
+        elif rate > 1 and windows:
             encoded = model.encode(windows, rate, [window.focus for window in asked])
             inputs = encoded.embeddings
             if encoded.states is not None:
@@ -186,7 +193,7 @@ class Objective:
         nats = nn.functional.cross_entropy(logits, packed.labels, reduction="none")
         work += 2 * (packed.positions.numel() + self.head_cost * len(nats))
         divergence = None
-        if distil and rate > 1:
+        if distil and rate > 1 and not composed:
             divergence = torch.zeros_like(nats)
             soft = packed.kinds != Kind.RECONSTRUCTION
             if bool(soft.any()):
@@ -233,9 +240,13 @@ class Objective:
         return total
 
     def _with_sink(self, example: Example) -> Example:
-        if example.prefix and isinstance(example.prefix[0], Window):
+        if example.prefix and isinstance(example.prefix[0], Window | Composed):
             return Example([[self.model.sink], *example.prefix], example.branches)
         return example
+
+    def _embed_codes(self, composed: Composed) -> Tensor:
+        codes = torch.from_numpy(composed.codes).to(self.model.base.device)
+        return self.model.quantizer.embed_codes(codes, self.model.base.embeddings)
 
     def _embed(self, width: int | None = None) -> Callable[[Tensor], Tensor]:
         """A function from token ids to reader inputs, of a width if one is given."""

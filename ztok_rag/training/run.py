@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from ztok_rag.base import BaseLM
 from ztok_rag.errors import DataError
@@ -16,6 +20,7 @@ from ztok_rag.prompts import training_templates
 from ztok_rag.reader import ZReader
 from ztok_rag.training.corpus import ask_questions, cut_passages, read_documents
 from ztok_rag.training.data import BatchSettings, PackedBatches, Passage, read_passages
+from ztok_rag.training.focused import FocusedBatches, FocusedSettings
 from ztok_rag.training.objective import TrainSettings
 from ztok_rag.training.relevance import RelevanceSettings, train_relevance
 from ztok_rag.training.trainer import Trainer
@@ -60,6 +65,8 @@ def run_training(
     batch_settings: BatchSettings | None = None,
     settings: TrainSettings | None = None,
     relevance: RelevanceSettings | None = None,
+    reader_steps: int = 0,
+    focused: FocusedSettings | None = None,
     snapshot_every: int | None = None,
     progress: bool = True,
 ) -> Path:
@@ -76,6 +83,8 @@ def run_training(
         batch_settings: see `BatchSettings`; templates default to `training_templates()`.
         settings: see `TrainSettings`.
         relevance: how the relevance model is trained after the last step.
+        reader_steps: steps after that of the reader alone, on contexts composed for questions.
+        focused: how they are composed.
         snapshot_every: see `Trainer`.
         progress: show a bar.
     """
@@ -100,10 +109,47 @@ def run_training(
     )
     trainer.resume()
     trainer.train(progress=progress)
-    folder = Path(output) / "checkpoint"
-    if train_relevance(model, passages, relevance, progress=progress):
-        model.save_pretrained(folder)
+    output = Path(output)
+    relevance = relevance or RelevanceSettings()
+    train_relevance_once(model, passages, relevance, output, progress=progress)
+    if reader_steps:
+        composed = FocusedBatches(
+            model, passages, batch_settings, settings.seed, focused, progress=progress
+        )
+        alone = dataclasses.replace(
+            settings, steps=reader_steps, text_steps=0, ramp_steps=0, reader_only=True
+        )
+        trainer = Trainer(
+            model, composed, alone, output / "reader", fresh=False, snapshot_every=snapshot_every
+        )
+        trainer.resume()
+        trainer.train(progress=progress)
+    folder = output / "checkpoint"
+    model.save_pretrained(folder)
     return folder
+
+
+def train_relevance_once(
+    model: ZModel,
+    passages: Sequence[Passage],
+    settings: RelevanceSettings,
+    output: Path,
+    *,
+    progress: bool = True,
+) -> None:
+    """Train the relevance model, or load what an earlier call in `output` has trained."""
+    path = output / "relevance.safetensors"
+    described = json.dumps([model.fingerprint, len(passages), dataclasses.asdict(settings)])
+    if path.exists():
+        with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+            known = file.metadata()
+        if known == {"settings": described}:
+            model.relevance.load_state_dict(load_file(path))
+            return
+    if train_relevance(model, passages, settings, progress=progress):
+        temporary = path.with_suffix(".tmp")
+        save_file(model.relevance.state_dict(), temporary, {"settings": described})
+        temporary.replace(path)
 
 
 def adaptation_passages(

@@ -124,15 +124,21 @@ class Trainer:
         self.fresh = fresh
         self.snapshot_every = snapshot_every
         self.objective = Objective(model, settings)
-        base = model.base
+        names = ["read"] if settings.reader_only else ["compress", "read"]
+        names += ["text"] if settings.text_steps else []
         adapters = {
             f"{name}.{path}": parameter
-            for name in ("compress", "read", *(("text",) if settings.text_steps else ()))
-            for path, parameter in base.adapter_parameters(name).items()
+            for name in names
+            for path, parameter in model.base.adapter_parameters(name).items()
         }
+        heads = {f"heads.{n}": p for n, p in model.named_parameters() if not is_relevance(n)}
+        for parameter in model.base.model.parameters():
+            parameter.requires_grad_(False)
         for parameter in adapters.values():
             parameter.requires_grad_(True)
-        heads = {f"heads.{n}": p for n, p in model.named_parameters() if not is_relevance(n)}
+        for parameter in heads.values():
+            parameter.requires_grad_(not settings.reader_only)
+        heads = {} if settings.reader_only else heads
         self.weights = MasterWeights([(adapters, settings.lr), (heads, settings.heads_lr)])
         self.step = 0
         self.seconds = 0.0
@@ -248,7 +254,7 @@ class Trainer:
                 examples,
                 rate,
                 adapter="text" if on_text else "read",
-                fit_gate=self.step % settings.gate_every == 0,
+                fit_gate=self.step % settings.gate_every == 0 and not settings.reader_only,
                 distil=settings.distillation > 0,
             )
             total = self.objective.total(predictions)
