@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -66,6 +68,7 @@ def train_relevance(
     passages: Sequence[Passage],
     settings: RelevanceSettings | None = None,
     *,
+    log: Path | None = None,
     progress: bool = True,
 ) -> int:
     """Train the relevance model of a checkpoint whose compressor is trained.
@@ -77,6 +80,7 @@ def train_relevance(
         model: the checkpoint.
         passages: texts with questions, like ones near each other.
         settings: see `RelevanceSettings`.
+        log: JSON Lines file to write, with the loss of each step in nats per question.
         progress: show bars with rate and time left.
 
     Returns:
@@ -97,6 +101,7 @@ def train_relevance(
     rng = np.random.default_rng(settings.seed)
     torch.manual_seed(settings.seed)
     order: list[int] = []
+    lines = []
     bar = tqdm(range(settings.steps), desc="relevance", unit="step", disable=not progress)
     for step in bar:
         if not order:
@@ -115,8 +120,11 @@ def train_relevance(
             group["lr"] = settings.lr * share
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        lines.append(json.dumps({"step": step + 1, "nats": round(float(nats.detach()), 5)}))
         bar.set_postfix(nats=f"{float(nats.detach()):.2f}")
     relevance.eval()
+    if log is not None:
+        log.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return len(asked)
 
 

@@ -146,7 +146,8 @@ def train_relevance_once(
         if known == {"settings": described}:
             model.relevance.load_state_dict(load_file(path))
             return
-    if train_relevance(model, passages, settings, progress=progress):
+    log = output / "relevance.jsonl"
+    if train_relevance(model, passages, settings, log=log, progress=progress):
         temporary = path.with_suffix(".tmp")
         save_file(model.relevance.state_dict(), temporary, {"settings": described})
         temporary.replace(path)
