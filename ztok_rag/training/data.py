@@ -228,6 +228,11 @@ class PackedBatches:
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
         self.batches_per_epoch = len(self._order(0))
 
+    @property
+    def described(self) -> list[Any]:
+        """What decides the batches, for a resumed run to be compared with."""
+        return [dataclasses.asdict(self.settings), len(self.passages)]
+
     def _order(self, epoch: int) -> list[list[int]]:
         """Passage indices of each batch of an epoch: like lengths together, in random order."""
         if self._epoch[0] != epoch:

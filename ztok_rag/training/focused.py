@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -66,6 +67,10 @@ class FocusedBatches(PackedBatches):
             self.focus.prepare(some)
             bar.update(len(some))
         bar.close()
+
+    @property
+    def described(self) -> list[Any]:
+        return [*super().described, asdict(self.focused)]
 
     def __getitem__(self, index: int) -> tuple[list[Example], int]:
         rng = np.random.default_rng([self.seed, 5, index])

@@ -169,8 +169,8 @@ class Trainer:
         return True
 
     def _describe(self) -> Any:
-        described = [dataclasses.asdict(self.settings), dataclasses.asdict(self.batches.settings)]
-        return json.loads(json.dumps([*described, len(self.batches.passages)]))
+        described = [dataclasses.asdict(self.settings), *self.batches.described]
+        return json.loads(json.dumps(described))
 
     def save(self) -> None:
         """Write the checkpoint and the state to resume from, each atomically."""
