@@ -88,7 +88,7 @@ def test_question_decides_where_the_z_tokens_go(focus: QuestionFocus) -> None:
     )
     tokens = sum(z.source_tokens for z in keeper)
     for composed in (keeper, lamp, oven):
-        assert sum(map(len, composed)) == pytest.approx(tokens / 4, abs=2)
+        assert sum(map(len, composed)) <= round(tokens / 4)
     sentence = "The last keeper, Tomas Berg, left the island in 1968"
     assert in_range(keeper[0], LIGHTHOUSE, sentence) > in_range(lamp[0], LIGHTHOUSE, sentence)
     assert len(oven[1]) > len(oven[0])
@@ -164,3 +164,5 @@ def test_allocation_keeps_the_budget_and_prefers_what_is_asked_for() -> None:
     assert allocate(worth, costs, 8) == [math.inf, 4.0, math.inf]
     assert allocate(worth, costs, 25) == [4.0, 1.0, math.inf]
     assert allocate(worth, costs, 60) == [1.0, 1.0, 1.0]
+    assert allocate(worth, costs, 60, 0.85) == [1.0, 1.0, math.inf]
+    assert allocate(worth, costs, 60, 0.75) == [math.inf, 1.0, math.inf]

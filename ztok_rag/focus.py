@@ -32,6 +32,9 @@ COMPOSED_RATES = (1.0, *RATES[::4], math.inf)
 PIECE_WORDS = 8
 """Words in a piece, about."""
 
+ENOUGH = 0.98
+"""Likelihood that the answer is in what is read, at which no more is read."""
+
 NEIGHBOUR_SHARE = 0.05
 """Share of a piece's worth that goes to each of the two beside it, as the answer's context."""
 
@@ -98,8 +101,8 @@ class QuestionFocus:
         Args:
             question: what will be asked.
             texts: retrieved for it; they share the Z-tokens.
-            rate: source tokens per Z-token, over all texts.
-            budget: Z-tokens in all, in place of the rate.
+            rate: source tokens per Z-token, over all texts, at least.
+            budget: Z-tokens in all, at most, in place of the rate.
 
         Returns:
             The sequences, and how many of the texts had to be compressed.
@@ -117,10 +120,10 @@ class QuestionFocus:
             rate: np.concatenate([part.counts(rate) for part in parts]) for rate in COMPOSED_RATES
         }
         worth = np.concatenate(self._worth(question, texts, parts))
-        sequences = _join(parts, allocate(worth, costs, budget))
+        sequences = _join(parts, allocate(worth, costs, budget, ENOUGH))
         # Texts without a piece are read as one Z-token, which the pieces of others then pay for.
         if (excess := sum(map(len, sequences)) - budget) > 0:
-            sequences = _join(parts, allocate(worth, costs, budget - excess))
+            sequences = _join(parts, allocate(worth, costs, budget - excess, ENOUGH))
         return sequences, compressed
 
     def worth(self, question: str, texts: Sequence[str]) -> list[FloatArray]:
@@ -249,21 +252,27 @@ def _join(parts: Sequence[_Parts], rates: Sequence[float]) -> list[ZSequence]:
 
 
 def allocate(
-    worth: FloatArray, costs: Mapping[float, NDArray[np.int64]], budget: int
+    worth: FloatArray,
+    costs: Mapping[float, NDArray[np.int64]],
+    budget: int,
+    enough: float = 1.0,
 ) -> list[float]:
     """A rate for each of `n` pieces: the likeliest whole, one after the other.
 
     Each gets the finest rate that what is left of the budget pays for. A reader does better on
-    a few whole pieces than on something of many.
+    a few whole pieces than on something of many, and is misled by those that are of no use.
 
     Args:
         worth: `[n]` how likely each piece answers the question.
         costs: `[n]` Z-tokens of each piece, at each rate; one of them costs nothing.
         budget: Z-tokens in all.
+        enough: share of all worth at which no other piece is read.
     """
     rates = sorted(costs)
     chosen = rates[-1:] * len(worth)
-    for piece in np.argsort(-worth, kind="stable").tolist():
+    order = np.argsort(-worth, kind="stable")
+    before = np.cumsum(worth[order]) - worth[order]
+    for piece in order[before < enough * worth.sum()].tolist():
         chosen[piece] = next(rate for rate in rates if costs[rate][piece] <= budget)
         budget -= int(costs[chosen[piece]][piece])
     return chosen
