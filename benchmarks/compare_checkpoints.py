@@ -1,7 +1,8 @@
 """Which checkpoint predicts answers better: teacher-forced, passage by passage, with intervals.
 
 Far fewer questions tell two checkpoints apart than by F1, since every answer token counts. The
-settings: single passages and six together, spent by content alone and with the answers in focus.
+settings: single passages and several together, spent by content alone, with the answers in focus,
+and as the question chooses, which is by question and not by passage.
 """
 
 from __future__ import annotations
@@ -16,17 +17,22 @@ import numpy as np
 from ztok_rag.evaluation.results import Row, ratio_ci, write_results
 from ztok_rag.model import ZModel
 from ztok_rag.training.data import BatchSettings, Kind, PackedBatches, Passage, read_passages
+from ztok_rag.training.focused import FocusedBatches, FocusedSettings
 from ztok_rag.training.held_out import HELD_OUT, TokenScores, score_tokens
 from ztok_rag.training.objective import Objective, TrainSettings
 
 SINGLE = dataclasses.replace(HELD_OUT, batch_tokens=1800, max_source_tokens=450)
 FOCUSED = dataclasses.replace(SINGLE, focus=1.0, focus_times=(5.0, 5.0))
-READ_SETTINGS = {
+CHOSEN = FocusedSettings(share=1.0, passages=(1,), rates=(8.0,))
+Settings = Mapping[str, tuple[BatchSettings | FocusedSettings, float]]
+READ_SETTINGS: Settings = {
     "one passage": (SINGLE, 4.0),
     "one passage, in focus": (FOCUSED, 8.0),
     "six passages, in focus": (dataclasses.replace(FOCUSED, together=(6,)), 8.0),
+    "one passage, chosen": (CHOSEN, 8.0),
+    "five passages, chosen": (dataclasses.replace(CHOSEN, passages=(5,)), 8.0),
 }
-TEXT_SETTINGS = {
+TEXT_SETTINGS: Settings = {
     "one passage": (SINGLE, 1.0),
     "six passages": (dataclasses.replace(SINGLE, together=(6,)), 1.0),
 }
@@ -36,15 +42,19 @@ def score(
     checkpoint: Path,
     passages: Sequence[Passage],
     adapter: str,
-    settings: Mapping[str, tuple[BatchSettings, float]],
+    settings: Settings,
     device: str | None,
 ) -> tuple[str, dict[str, TokenScores]]:
     """A checkpoint's fingerprint, and its answer tokens in each setting."""
     model = ZModel.from_pretrained(checkpoint, device=device)
     objective = Objective(model, TrainSettings())
     scores = {}
-    for name, (batch_settings, rate) in settings.items():
-        batches = PackedBatches(passages, model.base.tokenizer, batch_settings, seed=0)
+    for name, (own, rate) in settings.items():
+        batches = (
+            PackedBatches(passages, model.base.tokenizer, own, seed=0)
+            if isinstance(own, BatchSettings)
+            else FocusedBatches(model, passages, SINGLE, seed=0, focused=own, progress=False)
+        )
         scores[name] = score_tokens(objective, batches, rate, adapter=adapter)[Kind.ANSWER]
         print(f"{checkpoint}, {name}: {scores[name].mean_nats:.3f} nats per answer token")
     return model.fingerprint, scores

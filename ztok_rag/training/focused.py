@@ -56,6 +56,8 @@ class FocusedBatches(PackedBatches):
         super().__init__(passages, model.base.tokenizer, settings, seed)
         self.focused = focused or FocusedSettings()
         self.asked = [(i, j) for i, p in enumerate(self.passages) for j in range(len(p.questions))]
+        if self.focused.share == 1:
+            self.batches_per_epoch = max(1, len(self.asked) // self.focused.questions)
         self.with_questions = np.array(sorted({i for i, _ in self.asked}), dtype=np.int64)
         compressor = ZCompressor(model)
         scorer = SentenceScorer(model.base.tokenizer)
