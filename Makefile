@@ -34,20 +34,22 @@ bench: $(STAMP)
 		--limit 150 --measure 4 --output benchmarks/results/squad_dev
 	$(BIN)/ztok eval $(DATA)/squad/dev.jsonl --tasks qa --limit 150 --rates 4,8,16 \
 		--output benchmarks/results/eval_squad
+	$(BIN)/ztok eval $(DATA)/fairytaleqa/val.jsonl --tasks qa --limit 60 --rates 4,8 \
+		--output benchmarks/results/eval_fairytaleqa
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 1 --rates 4,8 \
 		--arms ztok,ztok-focus,longllmlingua --limit 60 --measure 2 \
 		--output benchmarks/results/squad_dev_longllmlingua
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 5 --rates 4,8 \
 		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
-		--limit 60 --measure 2 --output benchmarks/results/squad_dev_chunks
+		--limit 120 --measure 2 --output benchmarks/results/squad_dev_chunks
 	$(BIN)/python benchmarks/longbench.py --data $(DATA)/longbench --k 4 --rates 4,8 \
 		--arms none,text-reader,ztok,ztok-focus --limit 8 --measure 1 \
 		--output benchmarks/results/longbench
 	$(BIN)/python benchmarks/longbench.py --data $(DATA)/quality --tasks quality --k 4 \
 		--rates 4,8 --arms none,text-reader,ztok,ztok-focus --limit 40 --measure 1 \
 		--output benchmarks/results/quality
-	$(BIN)/python benchmarks/latency.py --data $(DATA)/squad/dev.jsonl \
-		--parts context --lengths 1k,2k,4k,8k,16k --repeats 2 --answers 2 \
+	$(BIN)/python benchmarks/latency.py --data $(DATA)/fairytaleqa/val.jsonl \
+		--parts context --lengths 1k,2k,4k,8k,16k,32k --repeats 2 --answers 2 \
 		--output benchmarks/results/latency_context
 	$(BIN)/python benchmarks/latency.py --data $(DATA)/squad/dev.jsonl \
 		--parts compress,query --repeats 2 --output benchmarks/results/latency
