@@ -80,7 +80,9 @@ def test_sentences_gain_by_a_relevant_one_in_their_text() -> None:
     assert alone[0] < beside[0] < beside[1]
 
 
-def test_question_decides_where_the_z_tokens_go(focus: QuestionFocus) -> None:
+def test_question_decides_where_the_z_tokens_go(
+    focus: QuestionFocus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = [LIGHTHOUSE, BAKERY]
     keeper, lamp, oven = (
         focus.compose(question, texts, 4)[0]
@@ -89,6 +91,11 @@ def test_question_decides_where_the_z_tokens_go(focus: QuestionFocus) -> None:
     tokens = sum(z.source_tokens for z in keeper)
     for composed in (keeper, lamp, oven):
         assert sum(map(len, composed)) <= round(tokens / 4)
+    # Where nothing is enough, all that the rate allows is spent.
+    monkeypatch.setattr("ztok_rag.focus.ENOUGH", 2.0)
+    for question in ("Who was the last keeper?", "What did the lamp burn?", "Whence the oven?"):
+        filled, _ = focus.compose(question, texts, 4)
+        assert sum(map(len, filled)) == pytest.approx(tokens / 4, abs=2)
     sentence = "The last keeper, Tomas Berg, left the island in 1968"
     assert in_range(keeper[0], LIGHTHOUSE, sentence) > in_range(lamp[0], LIGHTHOUSE, sentence)
     assert len(oven[1]) > len(oven[0])

@@ -54,8 +54,8 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
     Put it after every postprocessor that reads or edits text.
 
     With `focus`, the Z-tokens of a query's nodes are spent by the question: on what may answer it
-    and little else, as many in all as the rate says. They are composed of what is cached, by a
-    small network that reads them, and an embedding model that runs on the question.
+    and little else, at most as many in all as the rate says. They are composed of what is
+    cached, by a small network that reads them, and an embedding model that runs on the question.
 
     With a `token_budget`, the nodes share that many positions, metadata included, by the
     question too; without `focus` or a query, the better a node's score, the lower its rate, down

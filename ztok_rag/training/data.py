@@ -410,10 +410,10 @@ class PackedBatches:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[no-any-return]
 
 
-def near(indices: NDArray[np.int64], index: int) -> NDArray[np.int64]:
-    """Those of the sorted `indices` that are next to `index`, and about like things."""
+def near(indices: NDArray[np.int64], index: int, reach: int = _NEAR) -> NDArray[np.int64]:
+    """Up to `reach` of the sorted `indices` on either side of `index`, about like things."""
     at = int(np.searchsorted(indices, index))
-    beside = indices[max(0, at - _NEAR) : at + _NEAR + 1]
+    beside = indices[max(0, at - reach) : at + reach + 1]
     others: NDArray[np.int64] = beside[beside != index]
     return others
 

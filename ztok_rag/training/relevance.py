@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ztok_rag.compressor import ZCompressor
 from ztok_rag.model import ZModel
 from ztok_rag.relevance import Source
-from ztok_rag.training.data import Passage
+from ztok_rag.training.data import Passage, near
 
 _COMPRESSED_AT_ONCE = 16
 _NEAR = 6
@@ -184,9 +184,8 @@ def answer_nats(
     pairs: list[tuple[str, Source]] = []
     firsts = []
     for asked in batch:
-        near = asked.passage + np.arange(-_NEAR, _NEAR + 1)
-        near = near[(near >= 0) & (near < len(sources)) & (near != asked.passage)]
-        others = rng.choice(near, min(len(near), distractors), replace=False).tolist()
+        beside = near(np.arange(len(sources)), asked.passage, _NEAR)
+        others = rng.choice(beside, min(len(beside), distractors), replace=False).tolist()
         firsts.append(len(pairs))
         pairs += [(asked.question, sources[i]) for i in [asked.passage, *others]]
     logits = model.relevance.score_pairs(model.base, pairs)

@@ -138,8 +138,10 @@ class Trainer:
             parameter.requires_grad_(True)
         for parameter in heads.values():
             parameter.requires_grad_(not settings.reader_only)
-        heads = {} if settings.reader_only else heads
-        self.weights = MasterWeights([(adapters, settings.lr), (heads, settings.heads_lr)])
+        groups = [(adapters, settings.lr)]
+        if not settings.reader_only:
+            groups.append((heads, settings.heads_lr))
+        self.weights = MasterWeights(groups)
         self.step = 0
         self.seconds = 0.0
         self.source_tokens = 0
