@@ -22,14 +22,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import figures
 import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import DynamicCache
 from zstandard import ZstdCompressor
 
+import plots
 from common import Parser, count, load_compressor, names, positive, run_script
+from result_rows import PHASES
 from ztok_rag.base import BaseLM
 from ztok_rag.compressor import MAX_RATE, ZCompressor, batches_by_size
 from ztok_rag.errors import DataError
@@ -425,7 +426,7 @@ def ask(engine: BaseQueryEngine, question: str, base: BaseLM) -> Timed:
         answer = str(engine.query(question))
         ended = time.perf_counter()
     edges = [started, *(marks.times[name] for name in ("retrieved", "synthesize", "read")), ended]
-    spans = dict(zip(figures.PHASES, 1e3 * np.diff(edges), strict=True))
+    spans = dict(zip(PHASES, 1e3 * np.diff(edges), strict=True))
     phases = {f"{name}_ms": float(ms) for name, ms in spans.items()}
     return Timed({"answer_ms": 1e3 * (ended - started), **phases}, marks, answer)
 
@@ -659,10 +660,10 @@ MEASURE: Mapping[str, Callable[[Bench, tqdm[Any]], list[Row]]] = {
     "bytes": measure_bytes,
 }
 DRAW: Mapping[str, Callable[[Sequence[dict[str, Any]], Path], Path]] = {
-    "compress": figures.draw_throughput,
-    "query": figures.draw_queries,
-    "context": figures.draw_context,
-    "bytes": figures.draw_bytes,
+    "compress": plots.draw_throughput,
+    "query": plots.draw_queries,
+    "context": plots.draw_context,
+    "bytes": plots.draw_bytes,
 }
 
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import ablations
-import figures
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+import plots
 from common import Parser, count, positive, run_script
 from ztok_rag.compressor import ZCompressor
 from ztok_rag.evaluation import Row, bootstrap_ci, format_table, ratio_ci, write_results
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         note=f"Trained for {options.work} positions each, at rate {ablations.RATE:g}. Accuracies "
         "are teacher-forced, intervals by passage; F1 is of generated answers, by question.",
     )
-    figures.draw_memory(results["rows"], options.output / "memory_tokens.png")
+    plots.draw_memory(results["rows"], options.output / "memory_tokens.png")
     print(f"Written: {options.output}/results.json, runs.json, memory_tokens.png")
 
 

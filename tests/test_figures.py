@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import figures
 
+import result_rows
+
 Row = dict[str, Any]
 
 
@@ -55,7 +57,7 @@ def latency() -> list[Row]:
         row("latency", "bytes", "ztok", "bytes_per_source_token", 0.95, rate=8.0),
     ]
     for task, arm, rate, ms in (("raw", "text-reader", 1.0, 3000), ("warm", "ztok", 8.0, 1000)):
-        for part in ("answer", *figures.PHASES):
+        for part in ("answer", *result_rows.PHASES):
             share = ms if part == "answer" else ms / 4
             rows.append(row("latency", f"query {task}", arm, f"{part}_ms", share, rate=rate))
     return rows

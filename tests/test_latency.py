@@ -70,7 +70,7 @@ def test_all_parts(
         rel=1e-3,
     )
 
-    phases = [f"{phase}_ms" for phase in latency.figures.PHASES]
+    phases = [f"{phase}_ms" for phase in latency.PHASES]
     for way in (("query raw", "text-reader"), ("query cold", "ztok"), ("query warm", "ztok")):
         parts = sum(scores[(*way, phase)] for phase in phases)
         assert parts == pytest.approx(scores[(*way, "answer_ms")], rel=1e-3)
