@@ -1,0 +1,189 @@
+"""The rows of the result files, and how what stands in them is named and drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ztok_rag.errors import DataError
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an arm is named and drawn; the colours are told apart by colour-blind readers too."""
+
+    label: str
+    colour: str
+    marker: str = "o"
+
+
+ARMS = {
+    "none": Style("no context", "0.55", "_"),
+    "truncate": Style("truncated text", "#E69F00", "s"),
+    "fewer-chunks": Style("fewer chunks", "#882255", "v"),
+    "self-information": Style("self-information pruning", "#56B4E9", "^"),
+    "longllmlingua": Style("LongLLMLingua", "#CC79A7", "D"),
+    "trimwise": Style("trimwise", "#009E73", "P"),
+    "sentences": Style("best sentences", "#999933", "X"),
+    "pieces": Style("our choice, read as text", "#44AA99", "d"),
+    "ztok": Style("Z-tokens", "#D55E00"),
+    "ztok-focus": Style("Z-tokens, focused", "#0072B2", "*"),
+    "text": Style("raw text, plain base", "0.4", "p"),
+    "text-reader": Style("raw text, text reader", "black", "h"),
+}
+
+STORED = {
+    "text": "raw text",
+    "gzip": "gzip",
+    "zstd": "zstd",
+    "embedding-fp16": "embeddings, fp16",
+    "kv-cache-fp16": "KV cache, fp16",
+    "ztok-store": "Z-tokens for all rates, with sentences' bits",
+}
+
+SQUAD = "squad/dev"
+
+PHASES = {
+    "retrieve": "#56B4E9",
+    "postprocess": "#E69F00",
+    "prefill": "#0072B2",
+    "decode": "#CCCCCC",
+}
+
+
+@dataclass
+class Results:
+    """The rows of all result files, each with the `file` that it is from.
+
+    Attributes:
+        rows: of two rows of one thing, that of the first file.
+        runs: what else each file says, by its name.
+        repeated: how many rows were left out as another file has them already, with another score.
+    """
+
+    rows: list[Json] = field(default_factory=list)
+    runs: dict[str, Json] = field(default_factory=dict)
+    repeated: int = 0
+
+    @classmethod
+    def load(cls, folder: Path) -> Results:
+        """Read `results.json` files at any depth below `folder`.
+
+        Raises:
+            DataError: there are none, or one is damaged.
+        """
+        found = cls()
+        known: dict[tuple[Any, ...], Json] = {}
+        for path in sorted(folder.rglob("results.json")):
+            name = path.parent.relative_to(folder).as_posix()
+            try:
+                data = json.loads(path.read_text(encoding="utf-8"))
+                rows = data.pop("rows")
+                for row in rows:
+                    key = tuple(row[part] for part in ("benchmark", "task", "arm", "metric"))
+                    key = (*key, row["rate"], row["k"])
+                    if key not in known:
+                        known[key] = {**row, "file": name}
+                    elif known[key]["score"] != row["score"]:
+                        found.repeated += 1
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise DataError(f"{path} is damaged ({error}); make it again.") from error
+            found.runs[name] = data
+        if not found.runs:
+            raise DataError(f"{folder} holds no results.json; run a benchmark first.")
+        found.rows = list(known.values())
+        return found
+
+    def where(self, **wanted: Any) -> list[Json]:
+        """The rows whose fields are as wanted."""
+        return [row for row in self.rows if all(row.get(k) == v for k, v in wanted.items())]
+
+    def source(self, rows: Iterable[Json]) -> str:
+        """A sentence on where rows come from."""
+        parts = []
+        for name in dict.fromkeys(row["file"] for row in rows):
+            run = self.runs[name]
+            machine = run.get("machine", {})
+            where = f"{machine.get('cores')} cores of {machine.get('processor')}"
+            if device := machine.get("device"):
+                where += f", device {device}"
+            print_ = run.get("fingerprint")
+            checkpoint = f", checkpoint `{print_}`" if print_ else ""
+            parts.append(f"`benchmarks/results/{name}/results.json` ({where}{checkpoint})")
+        return f"From {', '.join(parts)}."
+
+
+def squad_rows(results: Results, metric: str = "f1") -> list[Json]:
+    """Rows of questions over the corpus of SQuAD's dev split."""
+    return results.where(benchmark="rag_qa", task=SQUAD, metric=metric)
+
+
+def latency_rows(results: Results, part: str) -> list[Json]:
+    """Rows of one part of the latency benchmark."""
+    return [r for r in results.where(benchmark="latency") if r["task"].split()[0] == part]
+
+
+def at_k(rows: Sequence[Json], k: int) -> list[Json]:
+    """The rows with `k` chunks, and those without context; arms in the order of `ARMS`."""
+    order = {name: place for place, name in enumerate(ARMS)}
+    chosen = [row for row in rows if row["k"] == k or row["arm"] == "none"]
+    return sorted(chosen, key=lambda r: (order.get(r["arm"], 99), r["arm"], r["rate"] or 0))
+
+
+def ks_of(rows: Sequence[Json]) -> list[int]:
+    """How many chunks were read, by rising number."""
+    return sorted({row["k"] for row in rows if row["arm"] != "none"})
+
+
+def ztok_rates(rows: Iterable[Json]) -> list[float]:
+    return sorted({row["rate"] for row in rows if row["arm"] == "ztok"})
+
+
+def query_arms(rows: Iterable[Json]) -> list[tuple[str, str, float]]:
+    """Task, arm and rate of each way to answer: raw text first, then warm and cold Z-tokens."""
+    order = {"query raw": 0, "query warm": 1, "query cold": 2}
+    found = {(row["task"], row["arm"], row["rate"]) for row in rows if row["task"] in order}
+    return sorted(found, key=lambda way: (order[way[0]], way[2]))
+
+
+def pick(rows: Iterable[Json], **wanted: Any) -> Json | None:
+    """The first row whose fields are as wanted."""
+    return next((r for r in rows if all(r.get(k) == v for k, v in wanted.items())), None)
+
+
+def by_group(rows: Iterable[Json]) -> list[str]:
+    """Variants, those of a group together."""
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        groups.setdefault(row["task"], []).append(row["arm"])
+    return list(dict.fromkeys(arm for arms in groups.values() for arm in arms))
+
+
+def name_of(arm: str, rate: float | None) -> str:
+    """An arm as a table names it, with the rate where that is a choice."""
+    label = ARMS[arm].label if arm in ARMS else arm
+    no_choice = rate is None or arm in ("none", "text", "text-reader")
+    return label if no_choice else f"{label}, rate {rate:g}"
+
+
+def throughput_name(row: Json) -> str:
+    if row["arm"] == "ztok":
+        return f"compress, rate {row['rate']:g}"
+    if row["arm"] == "ztok-store":
+        return "compress, all rates"
+    return f"base, {row['metric'].removesuffix('_tokens_per_second')}"
+
+
+def query_name(task: str, arm: str, rate: float) -> str:
+    return "raw text" if arm != "ztok" else f"rate {rate:g}, {task.removeprefix('query ')}"
+
+
+def stored_name(row: Json) -> str:
+    if row["arm"] == "ztok":
+        return f"Z-tokens, rate {row['rate']:g}"
+    return STORED.get(row["arm"], str(row["arm"]))
