@@ -98,7 +98,7 @@ def check_packages(arms: Sequence[str]) -> None:
             )
 
 
-class Truncate:
+class Truncate(Shorten):
     """The first words of the chunks."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -108,7 +108,7 @@ class Truncate:
         return cut_end(JOIN.join(chunks), budget, self.tokenizer)[0]
 
 
-class FewerChunks:
+class FewerChunks(Shorten):
     """As many of the best chunks as fit whole, in the order given; else the best one, cut."""
 
     def __init__(self, tokenizer: Any, *, best_first: bool) -> None:
@@ -128,7 +128,7 @@ class FewerChunks:
         return kept or cut_end(chunks[order[0]], budget, self.tokenizer)[0]
 
 
-class Sentences:
+class Sentences(Shorten):
     """The sentences most similar to the question, in text order, the last of them cut to fit.
 
     As LlamaIndex's `SentenceEmbeddingOptimizer`, with its sentence splitter and the default
@@ -155,7 +155,7 @@ class Sentences:
         return _fill(np.argsort(-likeness, kind="stable").tolist(), places, budget, self.tokenizer)
 
 
-class Pieces:
+class Pieces(Shorten):
     """The pieces of text that Z-tokens are spent on by the question, as text.
 
     What `QuestionFocus` finds likeliest to answer, in text order, the last piece cut to fit. So
@@ -164,8 +164,18 @@ class Pieces:
 
     def __init__(self, compressor: ZCompressor) -> None:
         self.tokenizer = compressor.tokenizer
-        scorer = SentenceScorer(compressor.tokenizer)
-        self._focus = QuestionFocus(compressor, scorer, resolve_in_memory(compressor))
+        self._scorer = SentenceScorer(compressor.tokenizer)
+        self._resolve = resolve_in_memory(compressor)
+        self._focus = QuestionFocus(compressor, self._scorer, self._resolve)
+
+    def prepare(self, chunks: Sequence[str]) -> None:
+        self._focus.prepare(chunks)
+
+    def stored_bytes(self, chunks: Sequence[str]) -> int:
+        """Of the text, and of all that choosing asks for: Z-tokens and sentences' bits."""
+        nested, _ = self._resolve(chunks)
+        made = sum(len(z.to_bytes()) for z in nested) + self._scorer.stored_bytes(chunks)
+        return super().stored_bytes(chunks) + made
 
     def __call__(self, question: str, chunks: Sequence[str], budget: int) -> str:
         places = [
@@ -176,7 +186,7 @@ class Pieces:
         return _fill(order, places, budget, self.tokenizer)
 
 
-class SelfInformation:
+class SelfInformation(Shorten):
     """The words that surprise the plain base LLM most, in text order.
 
     Selective Context (Li et al., 2023) with words as its lexical units: a word's self-information
@@ -232,7 +242,7 @@ class SelfInformation:
         return [np.concatenate(p) if p else np.zeros(0, np.float32) for p in parts]
 
 
-class LongLLMLingua:
+class LongLLMLingua(Shorten):
     """LongLLMLingua with the base LLM, by LlamaIndex's postprocessor and its `llmlingua`.
 
     The settings are those of the postprocessor's documentation. Its compressor is called with
@@ -284,7 +294,7 @@ class LongLLMLingua:
         return str(result["compressed_prompt"]).strip()
 
 
-class Trimwise:
+class Trimwise(Shorten):
     """Passages by LlamaIndex's Trimwise postprocessor, in text order.
 
     Its strategy is `hybrid`, word and embedding similarity together, with the default embedding

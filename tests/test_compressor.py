@@ -131,6 +131,23 @@ def test_stream_joins_to_generate(reader: ZReader, compressor: ZCompressor) -> N
     assert "".join(reader.stream(PASSAGE, max_new_tokens=12, adapter=None, stop=[" "])) == stopped
 
 
+def test_an_answer_has_at_least_one_token(reader: ZReader) -> None:
+    end = reader.tokenizer.eos_token_id
+
+    def prefer_end(head: torch.nn.Module, inputs: object, logits: torch.Tensor) -> torch.Tensor:
+        logits[..., end] += 1000
+        return logits
+
+    hook = reader.model.base.head.register_forward_hook(prefer_end)
+    try:
+        answers = reader.generate([PASSAGE, "The capital of France is"], max_new_tokens=6)
+        streamed = ["".join(reader.stream(PASSAGE, max_new_tokens=6))]
+    finally:
+        hook.remove()
+    assert [len(reader.tokenizer(answer)["input_ids"]) for answer in answers] == [1, 1]
+    assert streamed == answers[:1]
+
+
 def test_z_tokens_decide_the_answer(reader: ZReader, compressor: ZCompressor) -> None:
     changes = {
         "1873": ("1642", "In what year was the lighthouse built?"),

@@ -60,6 +60,21 @@ def test_trimwise_keeps_the_paragraphs_that_the_question_is_about(
     assert shorten["trimwise"](OIL, [MILL, PASSAGE], 40).startswith("The lighthouse on Gull Rock")
 
 
+def test_pieces_are_charged_for_all_that_is_kept_to_choose_them(
+    compressor: ZCompressor, shorten: dict[str, Shorten]
+) -> None:
+    text = len(MILL.encode())
+    assert shorten["sentences"].stored_bytes([MILL]) == text
+    (nested,) = compressor.compress_nested([MILL])
+    assert shorten["pieces"].stored_bytes([MILL]) > text + len(nested.to_bytes())
+
+
+def test_pieces_are_compressed_before_there_is_a_question(compressor: ZCompressor) -> None:
+    pieces = peers.Pieces(compressor)
+    pieces.prepare([MILL, PASSAGE])
+    assert pieces._resolve([MILL, PASSAGE])[1] == 0
+
+
 def test_a_sentence_that_does_not_fit_is_cut(
     compressor: ZCompressor, shorten: dict[str, Shorten]
 ) -> None:

@@ -103,7 +103,7 @@ class ZReader:
         stop: Sequence[str] = (),
         batch_size: int = 8,
     ) -> list[str]:
-        """Answer prompts.
+        """Answer prompts, each with at least one token.
 
         Args:
             prompts: each a string, or strings and `ZSequence`s in reading order.
@@ -249,6 +249,7 @@ class ZReader:
                     inputs_embeds=embeddings,
                     attention_mask=mask,
                     max_new_tokens=limit,
+                    min_new_tokens=1,
                     do_sample=False,
                     pad_token_id=tokenizer.eos_token_id,
                     stopping_criteria=StoppingCriteriaList(criteria),
@@ -285,13 +286,16 @@ class ZReader:
         base = self.model.base
         cache = DynamicCache(config=base.model.config)
         inputs = embedded.unsqueeze(0)
-        for _ in range(limit):
+        for number in range(limit):
             embeddings, added = self.model.split(inputs)
             with torch.inference_mode(), base.adapter(adapter), self.model.injecting(added):
                 hidden = base.decoder(
                     inputs_embeds=embeddings, past_key_values=cache, use_cache=True
                 ).last_hidden_state
-                token = int(base.head(hidden[:, -1]).argmax())
+                logits = base.head(hidden[0, -1])
+                if number == 0:
+                    logits[self.tokenizer.eos_token_id] = -torch.inf
+                token = int(logits.argmax())
                 inputs = self._embed_ids([token]).unsqueeze(0)
             yield token
             if token == self.tokenizer.eos_token_id:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +23,28 @@ ARM_NAMES = ("none", "text", "text-reader", "ztok", "ztok-focus")
 
 _WITHOUT_RATE = ("none", "text", "text-reader")
 
-Shorten = Callable[[str, Sequence[str], int], str]
-"""Takes a question, its retrieved chunks and a number of tokens; returns a context as text."""
-
 QUESTION_FIELDS: Mapping[str, type] = {"context": str, "question": str, "answers": list}
 """Fields of a record of SQuAD's kind, as `read_jsonl` requires them."""
+
+
+class Shorten(ABC):
+    """Makes a context as text out of the chunks retrieved for a question."""
+
+    @abstractmethod
+    def __call__(self, question: str, chunks: Sequence[str], budget: int) -> str:
+        """A context of at most `budget` tokens."""
+
+    def prepare(self, chunks: Sequence[str]) -> None:  # noqa: B027
+        """Make what is kept of chunks before there is a question; nothing, if not overridden."""
+
+    def stored_bytes(self, chunks: Sequence[str]) -> int:
+        """Bytes of what is kept of chunks; their text, if not overridden."""
+        return sum(utf8_bytes(chunk) for chunk in chunks)
+
+
+def utf8_bytes(text: str) -> int:
+    """Bytes of a text in UTF-8."""
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ztok_rag.evaluation.log import PredictionLog
-from ztok_rag.evaluation.questions import Arm, Question, sample
+from ztok_rag.evaluation.questions import Arm, Question, sample, utf8_bytes
 from ztok_rag.focus import QuestionFocus, resolve_in_memory
 from ztok_rag.sentences import SentenceScorer
 from ztok_rag.sequence import ZSequence
@@ -78,10 +78,10 @@ def evaluate(
     for arm in arms:
         if bar is not None:
             bar.update(len(questions) - len(todo[arm]))
-        if arm.reads_z_tokens:
+        if arm.reads_z_tokens or arm.shorten is not None:
             texts = list(dict.fromkeys(text for q in todo[arm] for text in chunks[q.id]))
             for start in range(0, len(texts), 64):
-                show(f"compressing for {arm.label}, {start} of {len(texts)} chunks done")
+                show(f"preparing {arm.label}, {start} of {len(texts)} chunks done")
                 compressed.prepare(texts[start : start + 64], arm)
         show(arm.label)
         measured_before = False
@@ -243,7 +243,7 @@ def _build(
     if not arm.reads_z_tokens:
         text, text_cut = cut_middle(JOIN.join(chunks), room, compressor.tokenizer)
         tokens = reader.count_tokens(text) if text else 0
-        return _Prompt([before + text + after], tokens, tokens, _bytes(text), cut or text_cut)
+        return _Prompt([before + text + after], tokens, tokens, utf8_bytes(text), cut or text_cut)
 
     started = time.perf_counter()
     kept = list(zip(chunks, compressed.read(question.text, chunks, arm), strict=True))
@@ -274,7 +274,7 @@ def _build_shortened(
     cut: bool,
     compressor: ZCompressor,
 ) -> _Prompt:
-    """The prompt of an arm that shortens the chunks, which are what it has to store.
+    """The prompt of an arm that shortens the chunks.
 
     Args:
         around: prompt text before and after the context.
@@ -295,7 +295,7 @@ def _build_shortened(
         [before + text + after],
         reader.count_tokens(text) if text else 0,
         source,
-        sum(_bytes(chunk) for chunk in chunks),
+        arm.shorten.stored_bytes(chunks),
         cut or text_cut,
         {"shorten_ms": took},
     )
@@ -320,7 +320,9 @@ class _Compressed:
 
     def prepare(self, texts: Sequence[str], arm: Arm) -> None:
         """Make what an arm needs of texts, beside the question."""
-        if arm.name == "ztok-focus":
+        if arm.shorten is not None:
+            arm.shorten.prepare(texts)
+        elif arm.name == "ztok-focus":
             self.focus.prepare(texts)
         elif arm.name == "ztok":
             assert arm.rate is not None
@@ -340,10 +342,6 @@ class _Compressed:
             return sum(len(z.to_bytes()) for z in self._resolve(chunks, arm.rate))
         nested, _ = self._resolve_nested(chunks)
         return sum(len(z.to_bytes()) for z in nested) + self.scorer.stored_bytes(chunks)
-
-
-def _bytes(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def chat_frame(tokenizer: Any) -> tuple[str, str]:
