@@ -37,6 +37,7 @@ from result_rows import (
     Results,
     at_k,
     by_group,
+    chunks,
     ks_of,
     latency_rows,
     name_of,
@@ -117,31 +118,28 @@ class Place:
 
 
 def accuracy_section(results: Results, place: Place) -> str:
-    """The picture of F1 against context tokens, of the fewest chunks that most arms read."""
+    """The picture of F1 against context tokens, a panel per number of chunks."""
     rows = squad_rows(results)
     if not ks_of(rows):
         return NOT_RUN
-    k = max(ks_of(rows), key=lambda k: (len({r["arm"] for r in rows if r["k"] == k}), -k))
-    file = draw_accuracies(rows, [k], place.pictures / "accuracy.png")
-    return place.image("Token F1 against context tokens read", file)
+    file = draw_accuracies(rows, ks_of(rows), place.pictures / "accuracy.png")
+    return place.image("Token F1 against context tokens read, by chunks retrieved", file)
 
 
 def squad_section(results: Results, place: Place) -> str:
-    """A table per number of chunks, after a picture with a panel for each."""
+    """A table per number of chunks."""
     rows = squad_rows(results)
-    ks = ks_of(rows)
-    if not ks:
-        return NOT_RUN
     parts = []
-    if len(ks) > 1:
-        file = draw_accuracies(rows, ks, place.pictures / "accuracy_by_k.png")
-        parts.append(place.image("Token F1 against context tokens, by chunks retrieved", file))
-    for k in ks:
+    for k in ks_of(rows):
         chosen = at_k(rows, k)
-        n = " or ".join(str(n) for n in sorted({row["n"] for row in chosen}))
-        parts.append(f"### {k} chunk{'s' if k > 1 else ''} retrieved ({n} questions)")
+        parts.append(f"### {chunks(k)} retrieved ({questions(chosen)})")
         parts.append(arms_table(chosen, squad_rows(results, "exact_match")))
-    return "\n\n".join([*parts, results.source(rows)])
+    return "\n\n".join([*parts, results.source(rows)]) if parts else NOT_RUN
+
+
+def questions(rows: Iterable[Json]) -> str:
+    """How many questions rows are of."""
+    return f"{' or '.join(str(n) for n in sorted({row['n'] for row in rows}))} questions"
 
 
 def arms_table(rows: Sequence[Json], exact: Sequence[Json]) -> str:
@@ -168,11 +166,25 @@ def arms_table(rows: Sequence[Json], exact: Sequence[Json]) -> str:
 
 
 def headline_section(results: Results, place: Place) -> str:
-    """The table of the fewest chunks, for the README."""
+    """A line per arm for the README: scores for each number of chunks, and costs for the most."""
     rows = squad_rows(results)
-    if not ks_of(rows):
+    if not (ks := ks_of(rows)):
         return NOT_RUN
-    return arms_table(at_k(rows, ks_of(rows)[0]), squad_rows(results, "exact_match"))
+    lines = []
+    for arm, rate in dict.fromkeys((r["arm"], r["rate"]) for r in at_k(rows, ks[0])):
+        cells = [name_of(arm, rate)]
+        for k in ks:
+            row = pick(at_k(rows, k), arm=arm, rate=rate)
+            cells += [score(row), number(row["context_tokens"]) if row else ""]
+        most = pick(at_k(rows, ks[-1]), arm=arm, rate=rate) or {}
+        cells.append(number(most.get("bytes_per_source_token"), 2))
+        cells.append(number(most.get("shorten_ms", most.get("postprocess_ms"))))
+        lines.append(bold(cells, arm.startswith("ztok")))
+    header = ["arm"]
+    for k in ks:
+        header += [f"token F1, {chunks(k)}", "context tokens"]
+    header += ["bytes stored per source token", "choosing what is read, ms per question"]
+    return table(header, lines)
 
 
 def paired_section(results: Results, place: Place) -> str:

@@ -15,6 +15,7 @@ from result_rows import (
     Style,
     at_k,
     by_group,
+    chunks,
     pick,
     query_arms,
     query_name,
@@ -151,7 +152,7 @@ def draw_accuracies(rows: Sequence[Json], ks: Sequence[int], file: Path) -> Path
     for axis, k in zip(axes.flat, ks, strict=False):
         draw_accuracy(axis, at_k(rows, k))
         if len(ks) > 1:
-            axis.set_title(f"{k} chunk{'s' if k > 1 else ''} retrieved", fontsize=10)
+            axis.set_title(f"{chunks(k)} retrieved", fontsize=10)
     for axis in axes.flat[len(ks) :]:
         axis.remove()
     return save(figure, file)
@@ -199,7 +200,7 @@ def draw_queries(rows: Sequence[Json], file: Path) -> Path:
                 text = f" {total['score'] / 1e3:.2f}"
                 axis.annotate(text, (left, place), va="center", fontsize=8)
         axis.set_yticks(range(len(ways)), [query_name(*way) for way in reversed(ways)])
-        axis.set_title(f"{k} chunk{'s' if k > 1 else ''}", fontsize=10)
+        axis.set_title(chunks(k), fontsize=10)
         axis.set_xlabel("seconds (medians)")
         axis.margins(x=0.2)
         plain(axis)

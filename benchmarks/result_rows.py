@@ -171,6 +171,11 @@ def name_of(arm: str, rate: float | None) -> str:
     return label if no_choice else f"{label}, rate {rate:g}"
 
 
+def chunks(k: int) -> str:
+    """How many chunks, in words of a heading."""
+    return f"{k} chunk{'s' if k > 1 else ''}"
+
+
 def throughput_name(row: Json) -> str:
     if row["arm"] == "ztok":
         return f"compress, rate {row['rate']:g}"

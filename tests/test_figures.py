@@ -100,7 +100,7 @@ def test_every_section(tmp_path: Path) -> None:
     text = make(tmp_path)
     pictures = {path.name for path in (tmp_path / "docs" / "pictures").iterdir()}
     assert pictures == {
-        "accuracy.png", "accuracy_by_k.png", "throughput.png", "query_time.png",
+        "accuracy.png", "throughput.png", "query_time.png",
         "context_length.png", "bytes.png", "memory_tokens.png",
     }  # fmt: skip
     assert all(f"](pictures/{name})" in text for name in pictures)
