@@ -36,8 +36,8 @@ bench: $(STAMP)
 		--output benchmarks/results/eval_squad
 	$(BIN)/ztok eval $(DATA)/fairytaleqa/val.jsonl --tasks qa --limit 60 --rates 4,8 \
 		--output benchmarks/results/eval_fairytaleqa
-	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 1,5 --rates 4,8 \
-		--arms ztok,ztok-focus,self-information,longllmlingua --limit 60 --measure 2 \
+	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 1 --rates 4,8 \
+		--arms ztok,ztok-focus,longllmlingua --limit 60 --measure 2 \
 		--output benchmarks/results/squad_dev_longllmlingua
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 5 --rates 4,8 \
 		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \

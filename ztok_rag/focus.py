@@ -29,13 +29,13 @@ Resolve = Callable[[Sequence[str]], tuple[list[NestedSequence], int]]
 COMPOSED_RATES = (1.0, *RATES[::4], math.inf)
 """Rates to choose from for a piece; at the last it is left out."""
 
-PIECE_WORDS = 8
+PIECE_WORDS = 6
 """Words in a piece, about."""
 
 ENOUGH = 0.98
 """Likelihood that the answer is in what is read, at which no more is read."""
 
-NEIGHBOUR_SHARE = 0.05
+NEIGHBOUR_SHARE = 0.12
 """Share of a piece's worth that goes to each of the two beside it, as the answer's context."""
 
 
