@@ -30,11 +30,11 @@ from plots import (
     draw_throughput,
 )
 from result_rows import (
-    ARMS,
     PHASES,
     SQUAD,
     Json,
     Results,
+    arm_order,
     at_k,
     by_group,
     chunks,
@@ -166,17 +166,19 @@ def arms_table(rows: Sequence[Json], exact: Sequence[Json]) -> str:
 
 
 def headline_section(results: Results, place: Place) -> str:
-    """A line per arm for the README: scores for each number of chunks, and costs for the most."""
+    """A line per arm for the README: scores by number of chunks, and costs of the most it read."""
     rows = squad_rows(results)
     if not (ks := ks_of(rows)):
         return NOT_RUN
     lines = []
-    for arm, rate in dict.fromkeys((r["arm"], r["rate"]) for r in at_k(rows, ks[0])):
+    ways = dict.fromkeys((row["arm"], row["rate"]) for row in sorted(rows, key=arm_order))
+    for arm, rate in ways:
         cells = [name_of(arm, rate)]
+        most: Json = {}
         for k in ks:
             row = pick(at_k(rows, k), arm=arm, rate=rate)
             cells += [score(row), number(row["context_tokens"]) if row else ""]
-        most = pick(at_k(rows, ks[-1]), arm=arm, rate=rate) or {}
+            most = row or most
         cells.append(number(most.get("bytes_per_source_token"), 2))
         cells.append(number(most.get("shorten_ms", most.get("postprocess_ms"))))
         lines.append(bold(cells, arm.startswith("ztok")))
@@ -197,7 +199,7 @@ def paired_section(results: Results, place: Place) -> str:
     if not rows:
         return NOT_RUN
     lines = []
-    for row in sorted(rows, key=lambda r: (r["k"], *_arm_order(r), r["metric"])):
+    for row in sorted(rows, key=lambda r: (r["k"], *arm_order(r), r["metric"])):
         other = row["metric"].removeprefix("f1_minus_").replace("_", "-")
         low, high = row["ci95"]
         cells = [
@@ -212,11 +214,6 @@ def paired_section(results: Results, place: Place) -> str:
     return f"{table(header, lines)}\n\n{results.source(rows)}"
 
 
-def _arm_order(row: Json) -> tuple[int, float]:
-    names = list(ARMS)
-    return names.index(row["arm"]) if row["arm"] in names else 99, row["rate"] or 0.0
-
-
 def longbench_section(results: Results, place: Place) -> str:
     """A line per task, a column per arm."""
     rows = [row for row in results.where(benchmark="longbench") if "_minus_" not in row["metric"]]
@@ -224,7 +221,7 @@ def longbench_section(results: Results, place: Place) -> str:
         return NOT_RUN
     arms = sorted(
         {(row["arm"], row["rate"]) for row in rows},
-        key=lambda arm: _arm_order({"arm": arm[0], "rate": arm[1]}),
+        key=lambda arm: arm_order({"arm": arm[0], "rate": arm[1]}),
     )
     lines = []
     for k in ks_of(rows):
@@ -395,7 +392,7 @@ def gold_section(results: Results, place: Place) -> str:
     for task in dict.fromkeys(row["task"] for row in results.where(benchmark="qa")):
         rows = results.where(benchmark="qa", task=task)
         lines = []
-        for row in sorted((r for r in rows if r["metric"] == "f1"), key=_arm_order):
+        for row in sorted((r for r in rows if r["metric"] == "f1"), key=arm_order):
             same = {"arm": row["arm"], "rate": row["rate"]}
             share = pick(rows, metric="share_of_text_reader", **same)
             cells = [name_of(row["arm"], row["rate"]), score(row)]

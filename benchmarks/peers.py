@@ -164,24 +164,21 @@ class Pieces(Shorten):
 
     def __init__(self, compressor: ZCompressor) -> None:
         self.tokenizer = compressor.tokenizer
-        self._scorer = SentenceScorer(compressor.tokenizer)
-        self._resolve = resolve_in_memory(compressor)
-        self._focus = QuestionFocus(compressor, self._scorer, self._resolve)
+        scorer = SentenceScorer(compressor.tokenizer)
+        self.focus = QuestionFocus(compressor, scorer, resolve_in_memory(compressor))
 
     def prepare(self, chunks: Sequence[str]) -> None:
-        self._focus.prepare(chunks)
+        self.focus.prepare(chunks)
 
     def stored_bytes(self, chunks: Sequence[str]) -> int:
         """Of the text, and of all that choosing asks for: Z-tokens and sentences' bits."""
-        nested, _ = self._resolve(chunks)
-        made = sum(len(z.to_bytes()) for z in nested) + self._scorer.stored_bytes(chunks)
-        return super().stored_bytes(chunks) + made
+        return super().stored_bytes(chunks) + self.focus.stored_bytes(chunks)
 
     def __call__(self, question: str, chunks: Sequence[str], budget: int) -> str:
         places = [
             (i, text[a:b].strip()) for i, text in enumerate(chunks) for a, b in split_pieces(text)
         ]
-        worth = np.concatenate(self._focus.worth(question, chunks))
+        worth = np.concatenate(self.focus.worth(question, chunks))
         order = [i for i in np.argsort(-worth, kind="stable").tolist() if places[i][1]]
         return _fill(order, places, budget, self.tokenizer)
 

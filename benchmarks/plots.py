@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -165,20 +165,32 @@ def rate_colour(rates: Sequence[float], rate: float) -> str:
 def draw_throughput(rows: Sequence[Json], file: Path) -> Path:
     """Bars of source tokens per second: the base's own passes, and compression by rate."""
     chosen = [row for row in rows if row["metric"].endswith("tokens_per_second")]
+    chosen.reverse()
     figure, axis = plt.subplots(figsize=(6.4, 0.55 * len(chosen) + 1.2))
-    for place, row in enumerate(reversed(chosen)):
-        ours = row["arm"].startswith("ztok")
-        axis.barh(place, row["score"], color=ARMS["ztok"].colour if ours else "0.6", height=0.62)
+    for place, row in enumerate(chosen):
         axis.plot([row["p10"], row["p90"]], [place, place], color="black", linewidth=1)
-        axis.annotate(
-            f" {row['score']:,.0f}", (max(row["score"], row["p90"]), place), va="center", fontsize=8
-        )
-    axis.set_yticks(range(len(chosen)), [throughput_name(row) for row in reversed(chosen)])
+    ends = [max(row["score"], row["p90"]) for row in chosen]
+    draw_bars(axis, chosen, throughput_name, ends, [f"{row['score']:,.0f}" for row in chosen])
     axis.set(xlabel="source tokens per second (median, and p10 to p90)")
     axis.margins(x=0.15)
+    return save(figure, file)
+
+
+def draw_bars(
+    axis: Axes,
+    rows: Sequence[Json],
+    name: Callable[[Json], str],
+    ends: Sequence[float],
+    texts: Sequence[str],
+) -> None:
+    """A named horizontal bar per score, from below, ours in our colour, with a text at its end."""
+    for place, (row, end, text) in enumerate(zip(rows, ends, texts, strict=True)):
+        ours = row["arm"].startswith("ztok")
+        axis.barh(place, row["score"], color=ARMS["ztok"].colour if ours else "0.6", height=0.62)
+        axis.annotate(f" {text}", (end, place), va="center", fontsize=8)
+    axis.set_yticks(range(len(rows)), [name(row) for row in rows])
     plain(axis)
     axis.grid(axis="y", visible=False)
-    return save(figure, file)
 
 
 def draw_queries(rows: Sequence[Json], file: Path) -> Path:
@@ -258,17 +270,12 @@ def draw_bytes(rows: Sequence[Json], file: Path) -> Path:
         key=lambda r: -r["score"],
     )
     figure, axis = plt.subplots(figsize=(6.4, 0.42 * len(chosen) + 1.1))
-    for place, row in enumerate(chosen):
-        ours = row["arm"].startswith("ztok")
-        axis.barh(place, row["score"], color=ARMS["ztok"].colour if ours else "0.6", height=0.62)
-        text = f" {row['score']:,.2f}" if row["score"] < 100 else f" {row['score']:,.0f}"
-        axis.annotate(text, (row["score"], place), va="center", fontsize=8)
-    axis.set_yticks(range(len(chosen)), [stored_name(row) for row in chosen])
+    scores = [row["score"] for row in chosen]
+    texts = [f"{value:,.2f}" if value < 100 else f"{value:,.0f}" for value in scores]
+    draw_bars(axis, chosen, stored_name, scores, texts)
     axis.set_xscale("log")
     axis.set(xlabel="bytes per source token (log scale)")
     axis.margins(x=0.12)
-    plain(axis)
-    axis.grid(axis="y", visible=False)
     return save(figure, file)
 
 

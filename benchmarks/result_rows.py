@@ -129,10 +129,15 @@ def latency_rows(results: Results, part: str) -> list[Json]:
 
 
 def at_k(rows: Sequence[Json], k: int) -> list[Json]:
-    """The rows with `k` chunks, and those without context; arms in the order of `ARMS`."""
-    order = {name: place for place, name in enumerate(ARMS)}
-    chosen = [row for row in rows if row["k"] == k or row["arm"] == "none"]
-    return sorted(chosen, key=lambda r: (order.get(r["arm"], 99), r["arm"], r["rate"] or 0))
+    """The rows with `k` chunks, and those without context; in the order of `arm_order`."""
+    return sorted((r for r in rows if r["k"] == k or r["arm"] == "none"), key=arm_order)
+
+
+def arm_order(row: Json) -> tuple[int, str, float]:
+    """A sort key: arms in the order of `ARMS`, others after them, each by rising rate."""
+    names = list(ARMS)
+    arm = row["arm"]
+    return names.index(arm) if arm in ARMS else len(names), arm, row["rate"] or 0.0
 
 
 def ks_of(rows: Sequence[Json]) -> list[int]:

@@ -72,7 +72,7 @@ def test_pieces_are_charged_for_all_that_is_kept_to_choose_them(
 def test_pieces_are_compressed_before_there_is_a_question(compressor: ZCompressor) -> None:
     pieces = peers.Pieces(compressor)
     pieces.prepare([MILL, PASSAGE])
-    assert pieces._resolve([MILL, PASSAGE])[1] == 0
+    assert pieces.focus.prepare([MILL, PASSAGE]) == 0
 
 
 def test_a_sentence_that_does_not_fit_is_cut(

@@ -93,6 +93,11 @@ class QuestionFocus:
         self.scorer.prepare(texts)
         return self._resolve(texts)[1]
 
+    def stored_bytes(self, texts: Sequence[str]) -> int:
+        """Bytes that are kept of texts for `compose`: Z-tokens, and the bits of sentences."""
+        nested, _ = self._resolve(texts)
+        return sum(len(z.to_bytes()) for z in nested) + self.scorer.stored_bytes(texts)
+
     def compose(
         self, question: str, texts: Sequence[str], rate: float, *, budget: int | None = None
     ) -> tuple[list[ZSequence], int]:

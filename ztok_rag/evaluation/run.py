@@ -306,9 +306,8 @@ class _Compressed:
 
     def __init__(self, compressor: ZCompressor) -> None:
         self.compressor = compressor
-        self.scorer = SentenceScorer(compressor.tokenizer)
-        self._resolve_nested = resolve_in_memory(compressor)
-        self.focus = QuestionFocus(compressor, self.scorer, self._resolve_nested)
+        scorer = SentenceScorer(compressor.tokenizer)
+        self.focus = QuestionFocus(compressor, scorer, resolve_in_memory(compressor))
         self._known: dict[tuple[str, float], ZSequence] = {}
 
     def _resolve(self, texts: Sequence[str], rate: float) -> list[ZSequence]:
@@ -340,8 +339,7 @@ class _Compressed:
         assert arm.rate is not None
         if arm.name == "ztok":
             return sum(len(z.to_bytes()) for z in self._resolve(chunks, arm.rate))
-        nested, _ = self._resolve_nested(chunks)
-        return sum(len(z.to_bytes()) for z in nested) + self.scorer.stored_bytes(chunks)
+        return self.focus.stored_bytes(chunks)
 
 
 def chat_frame(tokenizer: Any) -> tuple[str, str]:
