@@ -14,13 +14,14 @@ from ztok_rag import ZCompressor, ZSequence
 from ztok_rag.lossless import LosslessText
 
 
-def ztok(*arguments: str) -> subprocess.CompletedProcess[str]:
+def ztok(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "ztok_rag.cli", *arguments],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
+        env={**os.environ, **environment},
     )
 
 
@@ -74,5 +75,10 @@ def test_info_and_help() -> None:
     done = ztok("info")
     assert done.returncode == 0 and "SmolLM2-135M-Instruct" in done.stdout
     assert "anchor codes" in done.stdout
+    done = ztok("info", ZTOK_DTYPE="float32")
+    assert "(float32)" in done.stdout
+    done = ztok("info", ZTOK_DTYPE="float8")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("ztok: ZTOK_DTYPE is bfloat16 or float32, not float8")
     done = ztok("train", "--help")
     assert done.returncode == 0 and "--rates" in done.stdout

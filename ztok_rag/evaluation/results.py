@@ -329,6 +329,7 @@ def machine_info(device: str | None = None) -> dict[str, Any]:
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "device": device,
+        "dtype": os.environ.get("ZTOK_DTYPE") or "default",
         "python": platform.python_version(),
         **{name: _version(name) for name in names},
     }
