@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from plots import (
     draw_throughput,
 )
 from result_rows import (
+    COVID,
     PHASES,
     SQUAD,
     Json,
@@ -38,13 +40,13 @@ from result_rows import (
     at_k,
     by_group,
     chunks,
+    corpus_rows,
     ks_of,
     latency_rows,
     name_of,
     pick,
     query_arms,
     query_name,
-    squad_rows,
     stored_name,
     throughput_name,
 )
@@ -58,6 +60,8 @@ DOCUMENTS = (
     ROOT / "README.md",
 )
 NOT_RUN = "not run"
+HEADLINE_CHUNKS = (1, 5)
+"""Numbers of chunks that the README's table shows; `docs/benchmarks.md` has all."""
 
 
 # ----------------------------------------------------------------------------------------------
@@ -119,21 +123,21 @@ class Place:
 
 def accuracy_section(results: Results, place: Place) -> str:
     """The picture of F1 against context tokens, a panel per number of chunks."""
-    rows = squad_rows(results)
+    rows = corpus_rows(results)
     if not ks_of(rows):
         return NOT_RUN
     file = draw_accuracies(rows, ks_of(rows), place.pictures / "accuracy.png")
     return place.image("Token F1 against context tokens read, by chunks retrieved", file)
 
 
-def squad_section(results: Results, place: Place) -> str:
+def corpus_section(results: Results, place: Place, *, task: str) -> str:
     """A table per number of chunks."""
-    rows = squad_rows(results)
+    rows = corpus_rows(results, task)
     parts = []
     for k in ks_of(rows):
         chosen = at_k(rows, k)
         parts.append(f"### {chunks(k)} retrieved ({questions(chosen)})")
-        parts.append(arms_table(chosen, squad_rows(results, "exact_match")))
+        parts.append(arms_table(chosen, corpus_rows(results, task, "exact_match")))
     return "\n\n".join([*parts, results.source(rows)]) if parts else NOT_RUN
 
 
@@ -167,9 +171,10 @@ def arms_table(rows: Sequence[Json], exact: Sequence[Json]) -> str:
 
 def headline_section(results: Results, place: Place) -> str:
     """A line per arm for the README: scores by number of chunks, and costs of the most it read."""
-    rows = squad_rows(results)
-    if not (ks := ks_of(rows)):
+    rows = corpus_rows(results)
+    if not (ks := [k for k in ks_of(rows) if k in HEADLINE_CHUNKS]):
         return NOT_RUN
+    rows = [row for row in rows if row["k"] in ks or row["arm"] == "none"]
     lines = []
     ways = dict.fromkeys((row["arm"], row["rate"]) for row in sorted(rows, key=arm_order))
     for arm, rate in ways:
@@ -193,24 +198,31 @@ def paired_section(results: Results, place: Place) -> str:
     """What one arm scores more than another on the same questions."""
     rows = [
         row
-        for row in results.where(benchmark="rag_qa", task=SQUAD)
+        for row in results.where(benchmark="rag_qa")
         if "_minus_" in row["metric"] and row["metric"].startswith("f1")
     ]
     if not rows:
         return NOT_RUN
     lines = []
-    for row in sorted(rows, key=lambda r: (r["k"], *arm_order(r), r["metric"])):
+    tasks = [task for task in (SQUAD, COVID) if any(row["task"] == task for row in rows)]
+    rows = [row for row in rows if row["task"] in tasks]
+
+    def order(row: Json) -> tuple[Any, ...]:
+        return tasks.index(row["task"]), row["k"], *arm_order(row), row["metric"]
+
+    for row in sorted(rows, key=order):
         other = row["metric"].removeprefix("f1_minus_").replace("_", "-")
         low, high = row["ci95"]
         cells = [
             name_of(row["arm"], row["rate"]),
             name_of(other, None),
+            row["task"],
             str(row["k"]),
             signed(row),
             "higher" if low > 0 else "lower" if high < 0 else "not told apart",
         ]
         lines.append(cells)
-    header = ("arm", "against", "chunks", "difference in token F1", "")
+    header = ("arm", "against", "questions", "chunks", "difference in token F1", "")
     return f"{table(header, lines)}\n\n{results.source(rows)}"
 
 
@@ -546,7 +558,8 @@ def _by_rate(rows: Sequence[Json]) -> str:
 
 SECTIONS: dict[str, tuple[str, Callable[[Results, Place], str]]] = {
     "accuracy": ("Accuracy against context tokens", accuracy_section),
-    "squad": ("SQuAD dev, over the whole corpus", squad_section),
+    "squad": ("SQuAD dev, over the whole corpus", partial(corpus_section, task=SQUAD)),
+    "covid": ("COVID-QA, over long articles", partial(corpus_section, task=COVID)),
     "paired": ("Paired differences", paired_section),
     "longbench": ("LongBench", longbench_section),
     "latency": ("Latency", latency_section),

@@ -47,6 +47,7 @@ STORED = {
 }
 
 SQUAD = "squad/dev"
+COVID = "covidqa/questions"
 
 PHASES = {
     "retrieve": "#56B4E9",
@@ -118,9 +119,9 @@ class Results:
         return f"From {', '.join(parts)}."
 
 
-def squad_rows(results: Results, metric: str = "f1") -> list[Json]:
-    """Rows of questions over the corpus of SQuAD's dev split."""
-    return results.where(benchmark="rag_qa", task=SQUAD, metric=metric)
+def corpus_rows(results: Results, task: str = SQUAD, metric: str = "f1") -> list[Json]:
+    """Rows of questions over a corpus."""
+    return results.where(benchmark="rag_qa", task=task, metric=metric)
 
 
 def latency_rows(results: Results, part: str) -> list[Json]:

@@ -39,6 +39,7 @@ def squad() -> list[Row]:
         for rate in (4.0, 8.0):
             scored = {"rate": rate, "context_tokens": 134 / rate, "source_tokens_per_position": 4}
             rows.append(row("rag_qa", "squad/dev", arm, "f1", f1 - rate, **scored))
+    rows.append(row("rag_qa", "covidqa/questions", "ztok", "f1", 13.0, k=5, rate=8.0))
     less = {"rate": 8.0, "ci95": [7.5, 16.5]}
     rows.append(row("rag_qa", "squad/dev", "ztok", "f1_minus_longllmlingua", 12.0, **less))
     return rows
@@ -109,8 +110,12 @@ def test_every_section(tmp_path: Path) -> None:
     assert "1 chunk retrieved (20 questions)" in table and "3 chunks retrieved" in table
     assert "| **Z-tokens, rate 8** | **22.0 (19.0 to 25.0)** |" in table
     assert "checkpoint `0123456789abcdef`" in table
+    assert "13.0 (10.0 to 16.0)" in section(text, "covid")
     paired = section(text, "paired")
-    assert "| Z-tokens, rate 8 | LongLLMLingua | 1 | +12.0 (+7.5 to +16.5) | higher |" in paired
+    assert (
+        "| Z-tokens, rate 8 | LongLLMLingua | squad/dev | 1 | +12.0 (+7.5 to +16.5) | higher |"
+        in paired
+    )
     assert "| hotpotqa | f1 | 4 | 20 | 11.5" in section(text, "longbench")
 
     times = section(text, "latency")
