@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.output,
         rows,
         seed=options.seed,
-        checkpoint=str(options.reader),
+        checkpoint="default" if options.reader == DEFAULT_CHECKPOINT else str(options.reader),
         device=str(options.device or "auto"),
         benchmark="memory_tokens",
         work=options.work,

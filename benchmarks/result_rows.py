@@ -113,6 +113,8 @@ class Results:
             where = f"{machine.get('cores')} cores of {machine.get('processor')}"
             if device := machine.get("device"):
                 where += f", device {device}"
+            if (dtype := machine.get("dtype", "default")) != "default":
+                where += f", {dtype}"
             print_ = run.get("fingerprint")
             checkpoint = f", checkpoint `{print_}`" if print_ else ""
             parts.append(f"`benchmarks/results/{name}/results.json` ({where}{checkpoint})")
