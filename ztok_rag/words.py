@@ -25,10 +25,15 @@ def question_words(question: str, tokenizer: Any) -> dict[str, float]:
         question: the question.
         tokenizer: of the base LLM; token ids of byte-pair vocabularies rise with rarity.
     """
-    weights: dict[str, float] = {}
-    for word in _WORD.findall(question.lower()):
-        ids = tokenizer(" " + word, add_special_tokens=False, verbose=False)["input_ids"]
-        weights[stem(word)] = sum(max(0.0, math.log((1 + i) / _COMMON_IDS)) for i in ids)
+    words = _WORD.findall(question.lower())
+    if not words:
+        return {}
+    spaced = [f" {word}" for word in words]
+    encoded = tokenizer(spaced, add_special_tokens=False, verbose=False)["input_ids"]
+    weights = {
+        stem(word): sum(max(0.0, math.log((1 + i) / _COMMON_IDS)) for i in ids)
+        for word, ids in zip(words, encoded, strict=True)
+    }
     total = sum(weights.values()) or 1.0
     return {word: weight / total for word, weight in weights.items()}
 
