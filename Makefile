@@ -29,19 +29,26 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 1 --rates 4,8 \
+	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 1 --rates 4,8,16 \
 		--arms none,text,text-reader,ztok,ztok-focus,truncate,sentences,pieces,self-information,trimwise \
 		--limit 150 --measure 4 --output benchmarks/results/squad_dev
 	$(BIN)/ztok eval $(DATA)/squad/dev.jsonl --tasks qa --limit 150 --rates 4,8,16 \
 		--output benchmarks/results/eval_squad
 	$(BIN)/ztok eval $(DATA)/fairytaleqa/val.jsonl --tasks qa --limit 60 --rates 4,8 \
 		--output benchmarks/results/eval_fairytaleqa
-	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 1 --rates 4,8 \
-		--arms ztok,ztok-focus,longllmlingua --limit 60 --measure 2 \
+	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 1,5 --rates 4,8 \
+		--arms ztok,ztok-focus,self-information,longllmlingua --limit 60 --measure 2 \
 		--output benchmarks/results/squad_dev_longllmlingua
-	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 5 --rates 4,8 \
+	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 5 --rates 4,8,16 \
 		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
 		--limit 120 --measure 2 --output benchmarks/results/squad_dev_chunks
+	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 3,10 --rates 4,8 \
+		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
+		--limit 60 --measure 1 --output benchmarks/results/squad_dev_more
+	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/covidqa/questions.jsonl \
+		--documents $(DATA)/covidqa/documents.jsonl --k 5 --rates 4,8 \
+		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
+		--limit 60 --measure 1 --output benchmarks/results/covidqa
 	$(BIN)/python benchmarks/longbench.py --data $(DATA)/longbench --k 4 --rates 4,8 \
 		--arms none,text,text-reader,ztok,ztok-focus --limit 8 --measure 1 \
 		--output benchmarks/results/longbench
@@ -57,6 +64,8 @@ bench: $(STAMP)
 		--output benchmarks/results/latency_bytes
 	$(BIN)/python benchmarks/memory_tokens.py --data $(DATA) --work 50000 \
 		--output benchmarks/results/memory_tokens
+	$(BIN)/python benchmarks/training_speed.py --data $(DATA)/squad/train.jsonl \
+		--output benchmarks/results/training_speed
 	$(BIN)/python benchmarks/figures.py
 
 # Hours: every variant is trained.

@@ -398,6 +398,27 @@ def memory_section(results: Results, place: Place) -> str:
     return "\n\n".join([*out, results.source(rows)])
 
 
+TRAINING_METRICS = {
+    "source_tokens_per_second": "source tokens per second",
+    "ztok_work_per_second": "positions per second",
+    "lora_work_per_second": "positions per second, plain LoRA",
+    "share_of_lora": "share of plain LoRA, %",
+    "share_of_peak": "share of the device's peak, %",
+}
+
+
+def training_section(results: Results, place: Place) -> str:
+    """Throughput of training, a line per data set and number format."""
+    rows = results.where(benchmark="training_speed")
+    if not rows:
+        return NOT_RUN
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        found = [pick(rows, task=task, metric=metric) for metric in TRAINING_METRICS]
+        lines.append([task, *(score(row, 0) for row in found)])
+    return f"{table(('', *TRAINING_METRICS.values()), lines)}\n\n{results.source(rows)}"
+
+
 def gold_section(results: Results, place: Place) -> str:
     """Answers of each data set when the paragraph that holds them is what is read."""
     out = []
@@ -566,6 +587,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Results, Place], str]]] = {
     "bytes": ("Bytes on disk", bytes_section),
     "paper": ("The paper's own tasks", paper_section),
     "memory": ("Against continuous memory tokens", memory_section),
+    "training": ("Training speed", training_section),
     "ablations": ("Ablations", ablations_section),
     "gold": ("", gold_section),
     "repeated": ("", repeated_section),

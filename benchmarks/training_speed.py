@@ -75,8 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.peak_tflops:
         scale = 100 * 2 * layers / (options.peak_tflops * 1e12)
         values["share_of_peak"] = [scale * rate for rate in ours]
+    dtype = str(base.dtype).removeprefix("torch.")
     rows = [
-        Row("training_speed", options.data.stem, "ztok", options.rate, 0, name,
+        Row("training_speed", f"{options.data.stem} in {dtype}", "ztok", options.rate, 0, name,
             float(np.mean(series)), bootstrap_ci(series), len(series))
         for name, series in values.items()
     ]  # fmt: skip
@@ -87,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=0,
         checkpoint="untrained",
         device=str(base.device),
+        benchmark="training_speed",
         note="work: positions sent forward through the base; a backward pass counts as much",
     )
 

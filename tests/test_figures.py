@@ -70,6 +70,7 @@ def others() -> list[Row]:
         row("longbench", "hotpotqa", "text-reader", "f1", 15.5, k=4),
         row("reconstruction", "wiki reconstruction", "ztok", "bleu4", 1.3, rate=4.0),
         row("memory_tokens", "squad/dev", "ztok", "f1", 25.0, rate=4.0),
+        row("training_speed", "train in bfloat16", "ztok", "share_of_lora", 90.0),
         row("memory_tokens", "squad/dev", "memory", "f1", 15.0, rate=4.0),
         row("memory_tokens", "squad/dev", "ztok", "f1_minus_memory", 10.0, rate=4.0),
     ]
@@ -124,6 +125,8 @@ def test_every_section(tmp_path: Path) -> None:
     assert "9.0 times" in times  # first token at 8,000
     assert "| 32,000 | raw text | 100 | not readable |" in times
     assert "**0.95" in section(text, "bytes")
+
+    assert "| train in bfloat16 |  |  |  | 90 (87 to 93) |" in section(text, "training")
 
     paper = section(text, "paper")
     assert "| HotpotQA | F1 | 33.35 | 11.5 (8.5 to 14.5) at rate 4 | 15.5 (12.5 to 18.5) |" in paper
