@@ -227,25 +227,26 @@ def paired_section(results: Results, place: Place) -> str:
 
 
 def longbench_section(results: Results, place: Place) -> str:
-    """A line per task, a column per arm."""
+    """A table per number of chunks: a line per arm, a column per task."""
     rows = [row for row in results.where(benchmark="longbench") if "_minus_" not in row["metric"]]
     if not rows:
         return NOT_RUN
-    arms = sorted(
-        {(row["arm"], row["rate"]) for row in rows},
-        key=lambda arm: arm_order({"arm": arm[0], "rate": arm[1]}),
-    )
-    lines = []
+    parts = []
     for k in ks_of(rows):
-        here = [row for row in rows if row["k"] == k or row["arm"] == "none"]
+        here = at_k(rows, k)
         tasks = {(row["task"], row["metric"]) for row in here}
-        for task, metric in sorted(tasks, key=lambda pair: (pair[0] == "average", pair[0])):
-            chosen = [row for row in here if (row["task"], row["metric"]) == (task, metric)]
-            cells = [score(pick(chosen, arm=arm, rate=rate)) for arm, rate in arms]
-            n = max(row["n"] for row in chosen)
-            lines.append([task, metric.replace("_", " "), str(k or "all"), str(n), *cells])
-    header = ("task", "score", "chunks", "questions", *(name_of(*arm) for arm in arms))
-    return f"{table(header, lines)}\n\n{results.source(rows)}"
+        tasks = sorted(tasks, key=lambda pair: (pair[0] != "average", pair[0]))
+        header = ["arm"]
+        for task, metric in tasks:
+            n = max(row["n"] for row in here if (row["task"], row["metric"]) == (task, metric))
+            header.append(f"{task}, {metric.replace('_', ' ')} of {n}")
+        lines = []
+        for arm, rate in dict.fromkeys((row["arm"], row["rate"]) for row in here):
+            own = [row for row in here if (row["arm"], row["rate"]) == (arm, rate)]
+            cells = [score(pick(own, task=task, metric=metric)) for task, metric in tasks]
+            lines.append(bold([name_of(arm, rate), *cells], arm.startswith("ztok")))
+        parts += [f"### {chunks(k) if k else 'the whole context'}", table(header, lines)]
+    return "\n\n".join([*parts, results.source(rows)])
 
 
 def latency_section(results: Results, place: Place) -> str:
