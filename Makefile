@@ -42,9 +42,12 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 5 --rates 4,8,16 \
 		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
 		--limit 120 --measure 2 --output benchmarks/results/squad_dev_chunks
-	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 3,10 --rates 4,8 \
+	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 3 --rates 4,8 \
 		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
-		--limit 60 --measure 1 --output benchmarks/results/squad_dev_more
+		--limit 60 --measure 1 --output benchmarks/results/squad_dev_3
+	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 10 --rates 4,8 \
+		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
+		--limit 60 --measure 1 --output benchmarks/results/squad_dev_10
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/covidqa/questions.jsonl \
 		--documents $(DATA)/covidqa/documents.jsonl --k 5 --rates 4,8 \
 		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \

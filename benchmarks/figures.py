@@ -564,9 +564,40 @@ def paper_section(results: Results, place: Place) -> str:
         ["token reduction", "source tokens per token read", "up to 18 times",
          ours_best if best else NOT_RUN, "", "any rate from 1 to 64 can be asked for"]
     )  # fmt: skip
+    costs = _cost_lines(results)
+    for line, rows in costs:
+        lines.append(line)
+        used += rows
     header = ("task", "score", "paper", "ours, Z-tokens", "ours, raw text", "what differs")
     source = f"\n\n{results.source(used)}" if used else ""
     return f"{table(header, lines)}\n\n{_PAPER_NOTE}{source}"
+
+
+def _cost_lines(results: Results) -> list[tuple[list[str], list[Json]]]:
+    """Memory and time against raw text, where it is longest; each line with its rows."""
+    found = []
+    context = [r for r in latency_rows(results, "context") if r["metric"] == "ttft_ms"]
+    query = [r for r in latency_rows(results, "query") if r["metric"] == "answer_ms"]
+    for title, unit, rows, size, value, shown in (
+        ("generation-stage memory", "KV cache, MiB", context, "source_tokens", "kv_bytes", mib),
+        ("end-to-end latency", "time to answer, ms", query, "k", "score", number),
+    ):
+        raw = max((r for r in rows if r["arm"] != "ztok"), key=lambda r: r[size], default=None)
+        if raw is None:
+            continue
+        ours = sorted(
+            (r for r in rows if r["arm"] == "ztok" and r[size] == raw[size]
+             and r["task"] != "query cold"),
+            key=lambda r: r["rate"],
+        )  # fmt: skip
+        cells = [
+            f"{shown(r[value])} at rate {r['rate']:g}, {raw[value] / r[value]:.1f} times less"
+            for r in ours
+        ]
+        what = f"{raw[size]:,} source tokens" if size == "source_tokens" else chunks(raw[size])
+        line = [title, unit, "no figure", "; ".join(cells), shown(raw[value]), f"{what}, on a CPU"]
+        found.append((line, [raw, *ours]))
+    return found
 
 
 def _by_rate(rows: Sequence[Json]) -> str:
