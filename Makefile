@@ -53,7 +53,8 @@ bench: $(STAMP)
 		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
 		--limit 60 --measure 1 --output benchmarks/results/covidqa
 	$(BIN)/python benchmarks/longbench.py --data $(DATA)/longbench --k 4 --rates 4,8 \
-		--arms none,text,text-reader,ztok,ztok-focus --limit 8 --measure 1 \
+		--arms none,text,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
+		--limit 8 --measure 1 \
 		--output benchmarks/results/longbench
 	$(BIN)/python benchmarks/longbench.py --data $(DATA)/quality --tasks quality --k 4 \
 		--rates 4,8 --arms none,text-reader,ztok,ztok-focus --limit 40 --measure 1 \
