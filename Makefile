@@ -45,10 +45,10 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 3 --rates 4,8 \
 		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
 		--limit 60 --measure 1 --output benchmarks/results/squad_dev_3
-	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 10 --rates 4,8 \
+	ZTOK_DTYPE=float32 $(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 10 --rates 4,8 \
 		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
 		--limit 60 --measure 1 --output benchmarks/results/squad_dev_10
-	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/covidqa/questions.jsonl \
+	ZTOK_DTYPE=float32 $(BIN)/python benchmarks/rag_qa.py --data $(DATA)/covidqa/questions.jsonl \
 		--documents $(DATA)/covidqa/documents.jsonl --k 5 --rates 4,8 \
 		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
 		--limit 60 --measure 1 --output benchmarks/results/covidqa
@@ -66,10 +66,12 @@ bench: $(STAMP)
 		--parts compress,query --repeats 2 --output benchmarks/results/latency
 	$(BIN)/python benchmarks/latency.py --data $(DATA)/squad/dev.jsonl --parts bytes \
 		--output benchmarks/results/latency_bytes
-	$(BIN)/python benchmarks/memory_tokens.py --data $(DATA) --work 50000 \
+	ZTOK_DTYPE=float32 $(BIN)/python benchmarks/memory_tokens.py --data $(DATA) --work 50000 \
 		--output benchmarks/results/memory_tokens
-	$(BIN)/python benchmarks/training_speed.py --data $(DATA)/squad/train.jsonl \
+	$(BIN)/python benchmarks/training_speed.py --data $(DATA)/squad/train.jsonl --steps 8 \
 		--output benchmarks/results/training_speed
+	ZTOK_DTYPE=float32 $(BIN)/python benchmarks/training_speed.py \
+		--data $(DATA)/squad/train.jsonl --steps 12 --output benchmarks/results/training_speed_fp32
 	$(BIN)/python benchmarks/figures.py
 
 # Hours: every variant is trained.

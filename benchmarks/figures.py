@@ -196,16 +196,15 @@ def headline_section(results: Results, place: Place) -> str:
 
 def paired_section(results: Results, place: Place) -> str:
     """What one arm scores more than another on the same questions."""
+    tasks = (SQUAD, COVID)
     rows = [
         row
         for row in results.where(benchmark="rag_qa")
-        if "_minus_" in row["metric"] and row["metric"].startswith("f1")
+        if row["task"] in tasks and row["metric"].startswith("f1_minus_")
     ]
     if not rows:
         return NOT_RUN
     lines = []
-    tasks = [task for task in (SQUAD, COVID) if any(row["task"] == task for row in rows)]
-    rows = [row for row in rows if row["task"] in tasks]
 
     def order(row: Json) -> tuple[Any, ...]:
         return tasks.index(row["task"]), row["k"], *arm_order(row), row["metric"]
