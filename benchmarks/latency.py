@@ -31,7 +31,7 @@ from zstandard import ZstdCompressor
 import plots
 from common import Parser, count, load_compressor, names, positive, run_script
 from result_rows import PHASES
-from ztok_rag.base import BaseLM
+from ztok_rag.base import BaseLM, dtype_name
 from ztok_rag.compressor import MAX_RATE, ZCompressor, batches_by_size
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation import (
@@ -44,7 +44,7 @@ from ztok_rag.evaluation import (
     split_template,
     write_results,
 )
-from ztok_rag.focus import QuestionFocus
+from ztok_rag.focus import QuestionFocus, resolve_in_memory
 from ztok_rag.metrics import token_f1
 from ztok_rag.prompts import QA_TEMPLATE
 from ztok_rag.sentences import SentenceScorer
@@ -629,12 +629,10 @@ def measure_bytes(bench: Bench, bar: tqdm[Any]) -> list[Row]:
         ("embedding-fp16", 1.0): [n * base.hidden_size * half for n in tokens],
         ("kv-cache-fp16", 1.0): [n * kv for n in tokens],
     }
-    nested = bench.compressor.compress_nested(chunks, batch_tokens=bench.options.batch_tokens)
     scorer = SentenceScorer(bench.compressor.tokenizer)
-    sizes["ztok-store", 1.0] = [
-        len(z.to_bytes()) + scorer.stored_bytes([chunk])
-        for z, chunk in zip(nested, chunks, strict=True)
-    ]
+    focus = QuestionFocus(bench.compressor, scorer, resolve_in_memory(bench.compressor))
+    focus.prepare(chunks)
+    sizes["ztok-store", 1.0] = [focus.stored_bytes([chunk]) for chunk in chunks]
     for rate in bench.rates:
         bar.set_postfix_str(f"rate {rate:g}")
         zs = bench.compressor.compress(chunks, rate, batch_tokens=bench.options.batch_tokens)
@@ -701,7 +699,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 fingerprint=compressor.fingerprint,
                 benchmark="latency",
                 note=note,
-                dtype=str(bench.base.dtype).removeprefix("torch."),
+                dtype=dtype_name(bench.base.dtype),
                 threads=torch.get_num_threads(),
             )
             own = [row for row in results["rows"] if row["task"].split()[0] == part]

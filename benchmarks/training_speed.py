@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from common import Parser, positive, run_script
-from ztok_rag.base import BaseLM
+from ztok_rag.base import BaseLM, dtype_name
 from ztok_rag.evaluation import Row, bootstrap_ci, format_table, write_results
 from ztok_rag.model import ZModel
 from ztok_rag.prompts import training_templates
@@ -75,9 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.peak_tflops:
         scale = 100 * 2 * layers / (options.peak_tflops * 1e12)
         values["share_of_peak"] = [scale * rate for rate in ours]
-    dtype = str(base.dtype).removeprefix("torch.")
+    task = f"{options.data.stem} in {dtype_name(base.dtype)}"
     rows = [
-        Row("training_speed", f"{options.data.stem} in {dtype}", "ztok", options.rate, 0, name,
+        Row("training_speed", task, "ztok", options.rate, 0, name,
             float(np.mean(series)), bootstrap_ci(series), len(series))
         for name, series in values.items()
     ]  # fmt: skip

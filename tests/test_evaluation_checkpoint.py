@@ -305,10 +305,14 @@ def test_cut_end_keeps_whole_words(compressor: ZCompressor) -> None:
     assert cut_end("pneumonoultramicroscopic", 2, tokenizer)[0]
 
 
-def test_results_name_no_folder_of_the_machine(
+def test_results_hold_the_command_without_folders_of_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("ZTOK_DTYPE", raising=False)
     for program, written in (("/opt/bin/ztok", "ztok"), ("benchmarks/a.py", "benchmarks/a.py")):
         monkeypatch.setattr(sys, "argv", [program, "eval", "a file"])
         results = write_results(tmp_path, [], seed=0, checkpoint="default", device="cpu")
         assert results["command"] == f"{written} eval 'a file'"
+    monkeypatch.setenv("ZTOK_DTYPE", "float32")
+    results = write_results(tmp_path, [], seed=0, checkpoint="default", device="cpu")
+    assert results["command"] == "ZTOK_DTYPE=float32 benchmarks/a.py eval 'a file'"

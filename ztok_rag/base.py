@@ -125,6 +125,11 @@ def default_dtype(device: str | torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """A number format without its module, like `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def load_tokenizer(base: str | Path | None = None) -> Any:
     """The Hugging Face tokenizer of a base LLM, without the model; errors as `BaseLM.load`."""
     with _loading(base) as path:

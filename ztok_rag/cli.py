@@ -455,7 +455,7 @@ def info(
 
     import torch
 
-    from ztok_rag.base import cache_dir, default_dtype
+    from ztok_rag.base import cache_dir, default_dtype, dtype_name
     from ztok_rag.config import ZConfig
     from ztok_rag.model import DEFAULT_CHECKPOINT
 
@@ -466,7 +466,7 @@ def info(
     rows = {
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
-        "device": f"{device} ({str(default_dtype(device)).removeprefix('torch.')})",
+        "device": f"{device} ({dtype_name(default_dtype(device))})",
         "cache": str(cache_dir()),
         "checkpoint": str(folder),
         "base LLM": f"{config.base} ({config.base_fingerprint})",

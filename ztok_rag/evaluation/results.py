@@ -447,4 +447,7 @@ def _rounded(value: Any) -> Any:
 def _own_command() -> list[str]:
     """This process's arguments, a program of this machine by its name alone."""
     program, *arguments = sys.argv
-    return [Path(program).name if Path(program).is_absolute() else program, *arguments]
+    dtype = os.environ.get("ZTOK_DTYPE")
+    setting = [f"ZTOK_DTYPE={dtype}"] if dtype else []
+    name = Path(program).name if Path(program).is_absolute() else program
+    return [*setting, name, *arguments]
