@@ -26,6 +26,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 PANELS = {"f1": "answer F1", "rouge_l": "reconstruction ROUGE-L", "bleu4": "reconstruction BLEU-4"}
+LOSSES = {
+    "answer": "training loss of answers",
+    "reconstruction": "training loss of reconstruction",
+}
+WARM_UP = 0.05
+"""Share of the run's tokens before which losses are not fitted."""
+FEWEST = 20
+"""Steps at a rate without which its losses are not fitted."""
+BINS = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,8 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log = [json.loads(line) for line in path.open(encoding="utf-8")]
     seen = np.cumsum([0, *(record["source_tokens"] for record in log)])
     points = read_points(options.evals, seen)
-    draw(points, log, seen, options.output)
-    data = {"points": points, "steps": len(log), "source_tokens": int(seen[-1])}
+    slopes = fit_slopes(log, seen)
+    draw(points, slopes, log, seen, options.output)
+    data = {"points": points, "slopes": slopes, "steps": len(log), "source_tokens": int(seen[-1])}
     write_atomic(options.output.with_suffix(".json"), (json.dumps(data, indent=2) + "\n").encode())
     print(f"Written: {options.output}, {options.output.with_suffix('.json').name}")
 
@@ -66,13 +76,60 @@ def read_points(folder: Path, seen: np.ndarray) -> list[dict[str, Any]]:
     return points
 
 
+def losses(
+    log: Sequence[dict[str, Any]], seen: np.ndarray, loss: str, rate: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of the steps at a rate, after the first of the run: tokens seen, and nats per token."""
+    chosen = [
+        (seen[i + 1], record[loss])
+        for i, record in enumerate(log)
+        if record["rate"] == rate and record[loss] is not None and seen[i + 1] > WARM_UP * seen[-1]
+    ]
+    x, y = np.array(chosen, dtype=np.float64).reshape(-1, 2).T
+    return x, y
+
+
+def fit_slopes(log: Sequence[dict[str, Any]], seen: np.ndarray) -> list[dict[str, Any]]:
+    """How each training loss falls with the logarithm of the tokens seen, at each frequent rate."""
+    slopes = []
+    for loss in LOSSES:
+        for rate in sorted({record["rate"] for record in log}):
+            x, y = losses(log, seen, loss, rate)
+            if len(x) < FEWEST:
+                continue
+            doublings = np.log2(x / seen[-1])
+            drawn = np.random.default_rng(0).integers(0, len(x), (2000, len(x)))
+            fits = np.array([np.polyfit(doublings[i], y[i], 1)[0] for i in drawn])
+            slope, end = np.polyfit(doublings, y, 1)
+            slopes.append(
+                {
+                    "loss": loss,
+                    "rate": rate,
+                    "nats_at_end": round(float(end), 4),
+                    "nats_per_doubling": round(float(slope), 4),
+                    "ci95": np.quantile(fits, [0.025, 0.975]).round(4).tolist(),
+                    "n": len(x),
+                }
+            )
+    return slopes
+
+
 def draw(
-    points: Sequence[dict[str, Any]], log: Sequence[dict[str, Any]], seen: np.ndarray, file: Path
+    points: Sequence[dict[str, Any]],
+    slopes: Sequence[dict[str, Any]],
+    log: Sequence[dict[str, Any]],
+    seen: np.ndarray,
+    file: Path,
 ) -> None:
-    """A panel per metric, a line per rate with its interval; then the training loss."""
+    """A panel per metric, a line per rate with its interval; then one per training loss."""
     panels = {m: title for m, title in PANELS.items() if any(p["metric"] == m for p in points)}
-    figure, axes = plt.subplots(1, len(panels) + 1, figsize=(4.2 * (len(panels) + 1), 3.8))
-    rates = sorted({p["rate"] for p in points if p["arm"] == "ztok"})
+    fitted = {n: title for n, title in LOSSES.items() if any(s["loss"] == n for s in slopes)}
+    number = len(panels) + len(fitted)
+    figure, grid = plt.subplots(1, number, figsize=(4.2 * number, 3.8), squeeze=False)
+    axes = grid[0]
+    rates = sorted(
+        {p["rate"] for p in points if p["arm"] == "ztok"} | {slope["rate"] for slope in slopes}
+    )
     colours = dict(zip(rates, plt.cm.viridis(np.linspace(0.1, 0.85, len(rates))), strict=True))
     for axis, (metric, title) in zip(axes, panels.items(), strict=False):
         lines: dict[tuple[str, Any], list[dict[str, Any]]] = defaultdict(list)
@@ -89,20 +146,24 @@ def draw(
             axis.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
         axis.set(title=title, xlabel="source tokens seen (thousands)", ylim=(0, None))
         axis.legend(fontsize=7)
-    axis = axes[-1]
-    for rate in (r for r in rates if any(record["rate"] == r for record in log)):
-        chosen = [
-            (seen[i + 1] / 1e3, record["answer"])
-            for i, record in enumerate(log)
-            if record["rate"] == rate and record["answer"] is not None
-        ]
-        x, y = (np.array(values) for values in zip(*chosen, strict=True))
-        width = max(1, len(y) // 12)
-        smooth = np.convolve(y, np.ones(width) / width, mode="valid")
-        axis.plot(x[width - 1 :], smooth, color=colours[rate], label=f"rate {rate:g}")
-    axis.set(title="training loss of answers", xlabel="source tokens seen (thousands)")
-    axis.set_ylabel("nats per token")
-    axis.legend(fontsize=7)
+    for axis, (loss, title) in zip(axes[len(panels) :], fitted.items(), strict=True):
+        for slope in (slope for slope in slopes if slope["loss"] == loss):
+            x, y = losses(log, seen, loss, slope["rate"])
+            bins = [part for part in np.array_split(np.arange(len(x)), BINS) if len(part)]
+            means = np.array([(x[part].mean(), y[part].mean()) for part in bins])
+            colour, change = colours[slope["rate"]], slope["nats_per_doubling"]
+            axis.plot(means[:, 0] / 1e3, means[:, 1], ".", color=colour)
+            ends = np.array([x[0], x[-1]])
+            axis.plot(
+                ends / 1e3,
+                slope["nats_at_end"] + change * np.log2(ends / seen[-1]),
+                color=colour,
+                label=f"rate {slope['rate']:g}: {change:+.2f} per doubling",
+            )
+        axis.set(title=title, xlabel="source tokens seen (thousands)", ylabel="nats per token")
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)

@@ -1,8 +1,9 @@
-"""`benchmarks/figures.py`: documents and pictures from results made up here."""
+"""`figures.py` and `learning_curve.py`: documents and pictures from results made up here."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ztok_rag.errors import DataError
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import figures
+import learning_curve
 
 import result_rows
 
@@ -174,3 +176,33 @@ def test_bad_results(tmp_path: Path) -> None:
     (tmp_path / "results" / "x" / "results.json").write_text('{"rows": [{}]}')
     with pytest.raises(DataError, match="is damaged"):
         make(tmp_path)
+
+
+def test_learning_curve(tmp_path: Path) -> None:
+    """Losses that fall by a tenth of a nat per doubling are found to; rare rates are not fitted."""
+    log = [
+        {
+            "rate": 8.0 if 50 <= step < 55 else 4.0,
+            "source_tokens": 500,
+            "answer": 2.0 - 0.1 * math.log2(step),
+            "reconstruction": None,
+        }
+        for step in range(1, 101)
+    ]
+    run, output = tmp_path / "run", tmp_path / "docs" / "curve.png"
+    run.mkdir()
+    (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
+    arguments = ["--run", str(run), "--evals", str(tmp_path / "evals"), "--output", str(output)]
+    with pytest.raises(DataError, match="holds no step"):
+        learning_curve.main(arguments)
+    for step in (50, 100):
+        rows = [row("eval", "squad/dev", "ztok", "f1", step / 2, rate=4.0)]
+        write(tmp_path / "evals" / f"step-{step:06}", rows)
+    learning_curve.main(arguments)
+    curve = json.loads(output.with_suffix(".json").read_text())
+    assert [point["source_tokens"] for point in curve["points"]] == [25_000, 50_000]
+    (slope,) = curve["slopes"]
+    assert (slope["loss"], slope["rate"], slope["n"]) == ("answer", 4.0, 90)
+    assert slope["nats_per_doubling"] == pytest.approx(-0.1, abs=1e-4)
+    assert slope["nats_at_end"] == pytest.approx(2 - 0.1 * math.log2(100), abs=1e-3)
+    assert output.stat().st_size > 10_000
