@@ -34,28 +34,27 @@ bench: $(STAMP)
 		--limit 150 --measure 4 --output benchmarks/results/squad_dev
 	$(BIN)/ztok eval $(DATA)/squad/dev.jsonl --tasks qa --limit 150 --rates 4,8,16 \
 		--output benchmarks/results/eval_squad
-	$(BIN)/ztok eval $(DATA)/fairytaleqa/val.jsonl --tasks qa --limit 60 --rates 4,8 \
+	$(BIN)/ztok eval $(DATA)/fairytaleqa/val.jsonl --tasks qa --limit 150 --rates 4,8 \
 		--output benchmarks/results/eval_fairytaleqa
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 1,5 --rates 4,8 \
 		--arms ztok,ztok-focus,self-information,longllmlingua --limit 60 --measure 2 \
 		--output benchmarks/results/squad_dev_longllmlingua
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 5 --rates 4,8,16 \
 		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
-		--limit 120 --measure 2 --output benchmarks/results/squad_dev_chunks
+		--limit 150 --measure 2 --output benchmarks/results/squad_dev_chunks
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 3 --rates 4,8 \
 		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
-		--limit 60 --measure 1 --output benchmarks/results/squad_dev_3
+		--limit 150 --measure 1 --output benchmarks/results/squad_dev_3
 	ZTOK_DTYPE=float32 $(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 10 --rates 4,8 \
 		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
-		--limit 60 --measure 1 --output benchmarks/results/squad_dev_10
+		--limit 150 --measure 1 --output benchmarks/results/squad_dev_10
 	ZTOK_DTYPE=float32 $(BIN)/python benchmarks/rag_qa.py --data $(DATA)/covidqa/questions.jsonl \
 		--documents $(DATA)/covidqa/documents.jsonl --k 5 --rates 4,8 \
 		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
-		--limit 60 --measure 1 --output benchmarks/results/covidqa
+		--limit 100 --measure 1 --output benchmarks/results/covidqa
 	$(BIN)/python benchmarks/longbench.py --data $(DATA)/longbench --k 4 --rates 4,8 \
-		--arms none,text,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
-		--limit 8 --measure 1 \
-		--output benchmarks/results/longbench
+		--arms none,text,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,self-information,longllmlingua,trimwise \
+		--limit 26 --measure 1 --output benchmarks/results/longbench
 	$(BIN)/python benchmarks/longbench.py --data $(DATA)/quality --tasks quality --k 4 \
 		--rates 4,8 --arms none,text-reader,ztok,ztok-focus --limit 40 --measure 1 \
 		--output benchmarks/results/quality
