@@ -5,6 +5,8 @@ STAMP := .venv/.installed
 
 # Folder of evaluation data, with squad/dev.jsonl in it.
 DATA ?= data
+# What questions over several chunks compare.
+ARMS := none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise
 
 .PHONY: demo test lint bench ablations setup clean
 
@@ -40,17 +42,17 @@ bench: $(STAMP)
 		--arms ztok,ztok-focus,self-information,longllmlingua --limit 60 --measure 2 \
 		--output benchmarks/results/squad_dev_longllmlingua
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 5 --rates 4,8,16 \
-		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
+		--arms $(ARMS) \
 		--limit 150 --measure 2 --output benchmarks/results/squad_dev_chunks
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 3 --rates 4,8 \
-		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
+		--arms $(ARMS) \
 		--limit 150 --measure 1 --output benchmarks/results/squad_dev_3
 	ZTOK_DTYPE=float32 $(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 10 --rates 4,8 \
-		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
+		--arms $(ARMS) \
 		--limit 150 --measure 1 --output benchmarks/results/squad_dev_10
 	ZTOK_DTYPE=float32 $(BIN)/python benchmarks/rag_qa.py --data $(DATA)/covidqa/questions.jsonl \
 		--documents $(DATA)/covidqa/documents.jsonl --k 5 --rates 4,8 \
-		--arms none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise \
+		--arms $(ARMS) \
 		--limit 100 --measure 1 --output benchmarks/results/covidqa
 	$(BIN)/python benchmarks/longbench.py --data $(DATA)/longbench --k 4 --rates 4,8 \
 		--arms none,text,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,self-information,longllmlingua,trimwise \

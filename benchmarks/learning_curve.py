@@ -149,10 +149,11 @@ def draw(
     for axis, (loss, title) in zip(axes[len(panels) :], fitted.items(), strict=True):
         for slope in (slope for slope in slopes if slope["loss"] == loss):
             x, y = losses(log, seen, loss, slope["rate"])
-            bins = [part for part in np.array_split(np.arange(len(x)), BINS) if len(part)]
-            means = np.array([(x[part].mean(), y[part].mean()) for part in bins])
             colour, change = colours[slope["rate"]], slope["nats_per_doubling"]
-            axis.plot(means[:, 0] / 1e3, means[:, 1], ".", color=colour)
+            seen_means, loss_means = (
+                [part.mean() for part in np.array_split(values, BINS)] for values in (x / 1e3, y)
+            )
+            axis.plot(seen_means, loss_means, ".", color=colour)
             ends = np.array([x[0], x[-1]])
             axis.plot(
                 ends / 1e3,
