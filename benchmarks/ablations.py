@@ -36,12 +36,12 @@ from variants import (
     SurprisalModel,
     UniformModel,
 )
-from ztok_rag.base import BaseLM
+from ztok_rag.codec.base import BaseLM
+from ztok_rag.codec.model import ZModel
+from ztok_rag.codec.prompts import training_templates
+from ztok_rag.codec.sequence import write_atomic
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation import Row, format_table, sample, write_results
-from ztok_rag.model import ZModel
-from ztok_rag.prompts import training_templates
-from ztok_rag.sequence import write_atomic
 from ztok_rag.training.data import BatchSettings, Kind, PackedBatches, Passage, read_passages
 from ztok_rag.training.fit import fit_heads
 from ztok_rag.training.held_out import held_out_batches, score_tokens

@@ -30,7 +30,7 @@ from ztok_rag.evaluation import (
 )
 
 if TYPE_CHECKING:
-    from ztok_rag.compressor import ZCompressor
+    from ztok_rag.codec.compressor import ZCompressor
 
 Retrieve = Callable[[Sequence[Question], int], Sequence[Sequence[str]]]
 """Takes questions and a number `k`; returns `k` chunks of each, in reading order."""
@@ -160,7 +160,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
 def load_compressor(options: argparse.Namespace) -> ZCompressor:
     """The compressor, and by its `reader` the reader, that the options name."""
-    from ztok_rag.compressor import ZCompressor
+    from ztok_rag.codec.compressor import ZCompressor
 
     return ZCompressor.from_pretrained(options.checkpoint, base=options.base, device=options.device)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ztok_rag.codec.model import ZModel
 from ztok_rag.evaluation.results import Row, ratio_ci, write_results
-from ztok_rag.model import ZModel
 from ztok_rag.training.data import BatchSettings, Kind, PackedBatches, Passage, read_passages
 from ztok_rag.training.focused import FocusedBatches, FocusedSettings
 from ztok_rag.training.held_out import HELD_OUT, TokenScores, score_tokens

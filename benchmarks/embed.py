@@ -21,7 +21,7 @@ def embed_queries(queries: Sequence[str]) -> NDArray[np.float32]:
 
 
 def _embedding() -> Any:
-    from ztok_rag.embedding import default_embedding
+    from ztok_rag import default_embedding
 
     return default_embedding()
 

@@ -50,8 +50,8 @@ from result_rows import (
     stored_name,
     throughput_name,
 )
+from ztok_rag.codec.sequence import write_atomic
 from ztok_rag.errors import DataError
-from ztok_rag.sequence import write_atomic
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from tqdm.auto import tqdm
 
-from ztok_rag.embedding import default_embedding
-from ztok_rag.focus import combine, owners
-from ztok_rag.model import ZModel
-from ztok_rag.segment import IntArray
-from ztok_rag.sentences import (
+from ztok_rag.codec.model import ZModel
+from ztok_rag.codec.segment import IntArray
+from ztok_rag.selection.embedding import default_embedder
+from ztok_rag.selection.focus import combine, owners
+from ztok_rag.selection.relevance import find_answers
+from ztok_rag.selection.sentences import (
     LEXICAL_WEIGHT,
     TEMPERATURE,
     TEXT_WEIGHT,
@@ -118,9 +119,7 @@ def collect_tokens(
         nearest = [i for i in np.argsort(-(vectors @ query)).tolist() if i != one.passage]
         for k in ks:
             chosen = [one.passage, *nearest[: k - 1]]
-            by_token = model.relevance.find_answers(
-                model.base, one.question, [sources[i] for i in chosen]
-            )
+            by_token = find_answers(model, one.question, [sources[i] for i in chosen])
             by_sentence = scorer.probabilities(one.question, [texts[i] for i in chosen])
             cases.append(
                 TokenCase(by_token, by_sentence, [sentences[i] for i in chosen], one.answers)
@@ -162,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     ks = [int(k) for k in options.k.split(",")]
     model = ZModel.from_pretrained()
-    scorer = SentenceScorer(model.base.tokenizer, default_embedding())
+    scorer = SentenceScorer(model.base.tokenizer, default_embedder())
     cases = {}
     for name in ("train", "dev"):
         passages = [p for p in read_passages(getattr(options, name)) if p.questions]

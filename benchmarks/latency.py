@@ -31,8 +31,9 @@ from zstandard import ZstdCompressor
 import plots
 from common import Parser, count, load_compressor, names, positive, run_script
 from result_rows import PHASES
-from ztok_rag.base import BaseLM, dtype_name
-from ztok_rag.compressor import MAX_RATE, ZCompressor, batches_by_size
+from ztok_rag.codec.base import BaseLM, dtype_name
+from ztok_rag.codec.compressor import MAX_RATE, ZCompressor, batches_by_size
+from ztok_rag.codec.prompts import QA_TEMPLATE
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation import (
     Row,
@@ -44,16 +45,15 @@ from ztok_rag.evaluation import (
     split_template,
     write_results,
 )
-from ztok_rag.focus import QuestionFocus, resolve_in_memory
-from ztok_rag.metrics import token_f1
-from ztok_rag.prompts import QA_TEMPLATE
-from ztok_rag.sentences import SentenceScorer
+from ztok_rag.evaluation.metrics import token_f1
+from ztok_rag.selection.focus import QuestionFocus, resolve_in_memory
+from ztok_rag.selection.sentences import SentenceScorer
 
 if TYPE_CHECKING:
     from llama_index.core.base.base_query_engine import BaseQueryEngine
 
-    from ztok_rag.reader import Prompt
-    from ztok_rag.store import ZStore
+    from ztok_rag.codec.reader import Prompt
+    from ztok_rag.storage.store import ZStore
 
 PARTS = ("compress", "query", "context", "bytes")
 LENGTHS = (1000, 2000, 4000, 8000, 16000, 32000)
@@ -370,7 +370,7 @@ def watching(base: BaseLM) -> Iterator[Marks]:
     from llama_index.core.instrumentation.events.retrieval import RetrievalEndEvent
     from llama_index.core.instrumentation.events.synthesis import SynthesizeStartEvent
 
-    from ztok_rag.events import ZTokenLookupEvent
+    from ztok_rag.llamaindex.events import ZTokenLookupEvent
 
     marks = Marks()
 
@@ -440,8 +440,8 @@ def measure_queries(bench: Bench, bar: tqdm[Any]) -> list[Row]:
     from llama_index.core import VectorStoreIndex
     from llama_index.core.schema import TextNode
 
-    from ztok_rag.embedding import default_embedding
-    from ztok_rag.store import ZStore
+    from ztok_rag import default_embedding
+    from ztok_rag.storage.store import ZStore
 
     chunks = bench.corpus.chunks[: bench.options.chunks]
     nodes = [TextNode(text=chunk) for chunk in chunks]
@@ -498,7 +498,7 @@ def query_rows(
     bench: Bench, task: str, arm: str, rate: float, k: int, times: Sequence[Timed]
 ) -> list[Row]:
     """A row per phase, and one of them all."""
-    from ztok_rag.handle import count_tokens
+    from ztok_rag.storage.handle import count_tokens
 
     tokenizer = bench.compressor.tokenizer
 

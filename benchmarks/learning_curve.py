@@ -19,8 +19,8 @@ import matplotlib
 import numpy as np
 
 from common import Parser, run_script
+from ztok_rag.codec.sequence import write_atomic
 from ztok_rag.errors import DataError
-from ztok_rag.sequence import write_atomic
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -35,7 +35,7 @@ from common import (
     split_context,
 )
 from embed import embed_queries, embed_texts
-from ztok_rag import metrics
+from ztok_rag.codec.prompts import QA_TEMPLATE
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation import (
     Arm,
@@ -43,12 +43,12 @@ from ztok_rag.evaluation import (
     Question,
     Row,
     digest,
+    metrics,
     read_jsonl,
     sample,
     split_template,
     summarize,
 )
-from ztok_rag.prompts import QA_TEMPLATE
 
 logger = logging.getLogger(__name__)
 
@@ -354,7 +354,7 @@ def download() -> Path:
     Raises:
         DataError: they cannot be downloaded.
     """
-    from ztok_rag.base import cache_dir
+    from ztok_rag.codec.base import cache_dir
 
     folder = cache_dir() / "longbench"
     if all((folder / name).exists() for name in (*_CONFIG, *(f"{t}.jsonl" for t in LONGBENCH))):

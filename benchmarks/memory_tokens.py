@@ -25,12 +25,12 @@ from tqdm import tqdm
 
 import plots
 from common import Parser, count, positive, run_script
-from ztok_rag.compressor import ZCompressor
+from ztok_rag.codec.compressor import ZCompressor
+from ztok_rag.codec.model import DEFAULT_CHECKPOINT, ZModel
+from ztok_rag.codec.prompts import QA_TEMPLATE
+from ztok_rag.codec.sequence import write_atomic
 from ztok_rag.evaluation import Row, bootstrap_ci, format_table, ratio_ci, write_results
-from ztok_rag.metrics import token_f1
-from ztok_rag.model import DEFAULT_CHECKPOINT, ZModel
-from ztok_rag.prompts import QA_TEMPLATE
-from ztok_rag.sequence import write_atomic
+from ztok_rag.evaluation.metrics import token_f1
 from ztok_rag.training.data import Kind, Passage
 
 ARMS = {"ztok": "root", "memory": "memory"}

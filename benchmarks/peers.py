@@ -23,16 +23,16 @@ import torch
 from numpy.typing import NDArray
 
 from embed import embed_queries, embed_texts
-from ztok_rag.base import DEFAULT_BASE, default_base_path, quiet_transformers
+from ztok_rag.codec.base import DEFAULT_BASE, default_base_path, quiet_transformers
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation import JOIN, Shorten, cut_end
-from ztok_rag.focus import QuestionFocus, resolve_in_memory, split_pieces
-from ztok_rag.sentences import SentenceScorer
+from ztok_rag.selection.focus import QuestionFocus, resolve_in_memory, split_pieces
+from ztok_rag.selection.sentences import SentenceScorer
 from ztok_rag.training.objective import surprisal
 
 if TYPE_CHECKING:
-    from ztok_rag.compressor import ZCompressor
-    from ztok_rag.model import ZModel
+    from ztok_rag.codec.compressor import ZCompressor
+    from ztok_rag.codec.model import ZModel
 
 _WINDOW = 1024
 """Most tokens that are read at once for their surprisal."""

@@ -26,6 +26,7 @@ from common import (
     split_context,
 )
 from embed import embed_queries, embed_texts
+from ztok_rag.codec.prompts import QA_TEMPLATE
 from ztok_rag.evaluation import (
     QUESTION_FIELDS,
     Arm,
@@ -41,7 +42,6 @@ from ztok_rag.evaluation import (
     sample,
     summarize,
 )
-from ztok_rag.prompts import QA_TEMPLATE
 
 _DOCUMENT_FIELDS = ("text", "document", "context", "content")
 """Where a record of `--documents` may have its text."""

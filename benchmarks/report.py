@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ztok_rag.codec.sequence import write_atomic
 from ztok_rag.evaluation import Arm, PredictionLog, Question
-from ztok_rag.sequence import write_atomic
 
 _EXAMPLES = 8
 

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from common import Parser, positive, run_script
-from ztok_rag.base import BaseLM, dtype_name
+from ztok_rag.codec.base import BaseLM, dtype_name
+from ztok_rag.codec.model import ZModel
+from ztok_rag.codec.prompts import training_templates
 from ztok_rag.evaluation import Row, bootstrap_ci, format_table, write_results
-from ztok_rag.model import ZModel
-from ztok_rag.prompts import training_templates
 from ztok_rag.training.data import BatchSettings, PackedBatches, read_passages
 from ztok_rag.training.objective import TrainSettings
 from ztok_rag.training.trainer import MasterWeights, Trainer

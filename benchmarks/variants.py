@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ztok_rag.base import BaseLM
-from ztok_rag.config import ZConfig
-from ztok_rag.model import Encoded, Foci, ZModel
-from ztok_rag.quantizer import ZQuantizer
-from ztok_rag.segment import FloatArray, IntArray, select_anchors
+from ztok_rag.codec.base import BaseLM
+from ztok_rag.codec.config import ZConfig
+from ztok_rag.codec.model import Encoded, Foci, ZModel
+from ztok_rag.codec.quantizer import ZQuantizer
+from ztok_rag.codec.segment import FloatArray, IntArray, select_anchors
 
 
 class UniformModel(ZModel):

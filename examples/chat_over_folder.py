@@ -9,8 +9,7 @@ import argparse
 
 from llama_index.core import SimpleDirectoryReader, VectorStoreIndex
 
-from ztok_rag import ZTokenLLM, ZTokenPostprocessor
-from ztok_rag.embedding import default_embedding
+from ztok_rag import ZTokenLLM, ZTokenPostprocessor, default_embedding
 
 
 def main() -> None:

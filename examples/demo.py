@@ -21,8 +21,14 @@ from llama_index.vector_stores.faiss import FaissVectorStore
 from rich.console import Console
 from rich.table import Table
 
-from ztok_rag import ZCompressor, ZStore, ZTokenLLM, ZTokenPostprocessor, ZTokenTransform
-from ztok_rag.embedding import default_embedding
+from ztok_rag import (
+    ZCompressor,
+    ZStore,
+    ZTokenLLM,
+    ZTokenPostprocessor,
+    ZTokenTransform,
+    default_embedding,
+)
 
 PAGES = (
     "pass",

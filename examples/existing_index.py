@@ -4,8 +4,7 @@ from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.schema import MetadataMode
 
-from ztok_rag import ZTokenLLM, ZTokenPostprocessor, ZTokenTransform
-from ztok_rag.embedding import default_embedding
+from ztok_rag import ZTokenLLM, ZTokenPostprocessor, ZTokenTransform, default_embedding
 
 documents = [
     Document(text="The lighthouse on Brannock Point was built in 1871 by Ada Merrow."),

@@ -2,8 +2,7 @@
 
 from llama_index.core import Document, VectorStoreIndex
 
-from ztok_rag import ZTokenLLM, ZTokenPostprocessor
-from ztok_rag.embedding import default_embedding
+from ztok_rag import ZTokenLLM, ZTokenPostprocessor, default_embedding
 
 documents = [
     Document(text="The lighthouse on Brannock Point was built in 1871 by Ada Merrow."),

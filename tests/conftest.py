@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,14 +20,33 @@ from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.base import BaseEvent
 from llama_index.core.instrumentation.events.llm import LLMCompletionStartEvent
 
-from ztok_rag import ZCompressor, ZReader, ZStore, token_counting
-from ztok_rag.events import ZTokenLookupEvent, ZTokenSpliceEvent
+from ztok_rag import ZCompressor, ZReader, ZStore
+from ztok_rag.llamaindex import token_counting
+from ztok_rag.llamaindex.events import ZTokenLookupEvent, ZTokenSpliceEvent
 
 PASSAGE = (
     "The lighthouse on Gull Rock was built in 1873 by the engineer Marta Lindqvist. Its lamp "
     "burned whale oil until 1901, when a dynamo was installed. The last keeper, Tomas Berg, "
     "left the island in 1968, and the tower has run without a crew ever since."
 )
+
+LIGHTHOUSE = PASSAGE
+BAKERY = (
+    "The bakery on Harbour Lane opens at six. Its rye bread is baked in a wood-fired oven, which "
+    "was brought from Turku by ship. On Sundays the owner, Elin Strand, sells cardamom buns."
+)
+
+
+def ztok(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "ztok_rag.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, **environment},
+    )
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 @pytest.fixture
 def run(tmp_path: Path):  # type: ignore[no-untyped-def]
     """Runs an example in a cache folder of its own, the base LLM apart; returns its output."""
-    from ztok_rag.base import cache_dir, default_base_path
+    from ztok_rag.codec.base import cache_dir, default_base_path
 
     default_base_path()
     cache = tmp_path / "cache"
@@ -82,7 +82,7 @@ def test_notebook(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_custom_base(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     from ztok_rag import ZReader
-    from ztok_rag.base import BaseLM
+    from ztok_rag.codec.base import BaseLM
 
     output = run("custom_base.py", "--output", str(tmp_path / "run"))
     found = re.search(r"as (\d+) Z-tokens for (\d+) tokens of checkpoint (\w+)", output)

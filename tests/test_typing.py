@@ -40,7 +40,7 @@ from ztok_rag import (
     ZTokenTransform,
     ZtokError,
 )
-from ztok_rag.embedding import default_embedding
+from ztok_rag import default_embedding
 
 
 def compress(texts: Sequence[str], folder: Path) -> list[str]:

@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ztok_rag.compressor import ZCompressor
+    from ztok_rag.codec.compressor import ZCompressor
+    from ztok_rag.codec.reader import ZReader
+    from ztok_rag.codec.sequence import ZSequence
     from ztok_rag.errors import (
         CheckpointError,
         DataError,
@@ -17,13 +19,12 @@ if TYPE_CHECKING:
         SequenceError,
         ZtokError,
     )
-    from ztok_rag.index import ZTokenIndex
-    from ztok_rag.llm import ZTokenLLM
-    from ztok_rag.postprocessor import ZTokenPostprocessor
-    from ztok_rag.reader import ZReader
-    from ztok_rag.sequence import ZSequence
-    from ztok_rag.store import ZStore
-    from ztok_rag.transform import ZTokenTransform
+    from ztok_rag.index.index import ZTokenIndex
+    from ztok_rag.llamaindex.embedding import default_embedding
+    from ztok_rag.llamaindex.llm import ZTokenLLM
+    from ztok_rag.llamaindex.postprocessor import ZTokenPostprocessor
+    from ztok_rag.llamaindex.transform import ZTokenTransform
+    from ztok_rag.storage.store import ZStore
 
 __version__ = "0.1.0"
 
@@ -32,15 +33,16 @@ _HOMES = {
     "DataError": "errors",
     "HandleError": "errors",
     "SequenceError": "errors",
-    "ZCompressor": "compressor",
-    "ZReader": "reader",
-    "ZSequence": "sequence",
-    "ZStore": "store",
-    "ZTokenIndex": "index",
-    "ZTokenLLM": "llm",
-    "ZTokenPostprocessor": "postprocessor",
-    "ZTokenTransform": "transform",
+    "ZCompressor": "codec.compressor",
+    "ZReader": "codec.reader",
+    "ZSequence": "codec.sequence",
+    "ZStore": "storage.store",
+    "ZTokenIndex": "index.index",
+    "ZTokenLLM": "llamaindex.llm",
+    "ZTokenPostprocessor": "llamaindex.postprocessor",
+    "ZTokenTransform": "llamaindex.transform",
     "ZtokError": "errors",
+    "default_embedding": "llamaindex.embedding",
 }
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "ZTokenPostprocessor",
     "ZTokenTransform",
     "ZtokError",
+    "default_embedding",
 ]
 
 

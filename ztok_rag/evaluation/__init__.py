@@ -1,4 +1,8 @@
-"""What every evaluation shares: arms and questions, running them, and results."""
+"""What is read and answered is scored here.
+
+Metrics, question files, who reads what (the arms), the log of answers that a stopped evaluation
+resumes from, and the table of results with its intervals.
+"""
 
 from ztok_rag.evaluation.log import PredictionLog, digest, weights_digest
 from ztok_rag.evaluation.questions import (

@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from ztok_rag.codec.prompts import QA_TEMPLATE, REPEAT_PROMPT
 from ztok_rag.errors import DataError, ZtokError
 from ztok_rag.evaluation.log import PredictionLog, digest, weights_digest
+from ztok_rag.evaluation.metrics import (
+    bleu4,
+    characters_lost,
+    require_bench,
+    rouge_l,
+    verbatim_match,
+)
 from ztok_rag.evaluation.questions import (
     QUESTION_FIELDS,
     Arm,
@@ -25,11 +33,9 @@ from ztok_rag.evaluation.questions import (
 )
 from ztok_rag.evaluation.results import Row, paired_share, summarize, write_results
 from ztok_rag.evaluation.run import cut_end, evaluate, reconstruct
-from ztok_rag.metrics import bleu4, characters_lost, require_bench, rouge_l, verbatim_match
-from ztok_rag.prompts import QA_TEMPLATE, REPEAT_PROMPT
 
 if TYPE_CHECKING:
-    from ztok_rag.compressor import ZCompressor
+    from ztok_rag.codec.compressor import ZCompressor
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +71,7 @@ class EvalSettings:
     max_text_tokens: int = 256
 
     def __post_init__(self) -> None:
-        from ztok_rag.compressor import MAX_RATE
+        from ztok_rag.codec.compressor import MAX_RATE
 
         if not self.rates:
             raise ZtokError("there is no rate to score; give at least one in --rates.")

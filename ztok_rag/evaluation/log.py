@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ztok_rag.codec.sequence import write_atomic
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation.questions import Arm, Question
-from ztok_rag.sequence import write_atomic
 
 if TYPE_CHECKING:
-    from ztok_rag.compressor import ZCompressor
+    from ztok_rag.codec.compressor import ZCompressor
 
 
 class PredictionLog:

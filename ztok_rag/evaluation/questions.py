@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ztok_rag.codec.prompts import QA_TEMPLATE
 from ztok_rag.errors import DataError
-from ztok_rag.metrics import exact_match, token_f1
-from ztok_rag.prompts import QA_TEMPLATE
+from ztok_rag.evaluation.metrics import exact_match, token_f1
 
 logger = logging.getLogger(__name__)
 

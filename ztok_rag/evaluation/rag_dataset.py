@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ztok_rag.codec.sequence import write_atomic
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation.questions import check_field
-from ztok_rag.sequence import write_atomic
 
 _FIELDS: Mapping[str, type] = {"query": str, "reference_contexts": list, "reference_answer": str}
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from ztok_rag.codec.sequence import write_atomic
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation.log import PredictionLog
 from ztok_rag.evaluation.questions import Arm, Question
-from ztok_rag.sequence import write_atomic
 
 
 @dataclass

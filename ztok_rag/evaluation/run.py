@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.evaluation.log import PredictionLog
 from ztok_rag.evaluation.questions import Arm, Question, sample, utf8_bytes
-from ztok_rag.focus import QuestionFocus, resolve_in_memory
-from ztok_rag.sentences import SentenceScorer
-from ztok_rag.sequence import ZSequence
+from ztok_rag.selection.focus import QuestionFocus, resolve_in_memory
+from ztok_rag.selection.sentences import SentenceScorer
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from ztok_rag.compressor import ZCompressor
+    from ztok_rag.codec.compressor import ZCompressor
 
 JOIN = "\n\n"
 """Stands between two retrieved chunks, as text or as Z-tokens."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ztok_rag.config import ZConfig
+from ztok_rag.codec.config import ZConfig
+from ztok_rag.codec.model import ZModel, read_state
 from ztok_rag.errors import CheckpointError, DataError
-from ztok_rag.model import ZModel, read_state
 
 
 def average_checkpoints(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from ztok_rag.codec.prompts import QA_TEMPLATE
+from ztok_rag.codec.reader import ZReader
 from ztok_rag.errors import DataError
-from ztok_rag.prompts import QA_TEMPLATE
-from ztok_rag.reader import ZReader
 from ztok_rag.training.data import Passage
 
 OPENINGS = ("What", "Who", "When", "Where", "How", "Why", "Which", "In what")

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ztok_rag.codec.model import Focus
+from ztok_rag.codec.prompts import REPEAT_PROMPT
 from ztok_rag.errors import DataError
-from ztok_rag.model import Focus
-from ztok_rag.prompts import REPEAT_PROMPT
 from ztok_rag.training.cloze import cloze
 
 _WORD = re.compile(r"\w+")

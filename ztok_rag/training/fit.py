@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ztok_rag.model import Encoded, ZModel
-from ztok_rag.quantizer import normalize
+from ztok_rag.codec.model import Encoded, ZModel
+from ztok_rag.codec.quantizer import normalize
 from ztok_rag.training.data import Window
 from ztok_rag.training.objective import surprisal, use_loss
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ztok_rag.compressor import ZCompressor
-from ztok_rag.focus import QuestionFocus, resolve_in_memory
-from ztok_rag.model import ZModel
-from ztok_rag.sentences import SentenceScorer
+from ztok_rag.codec.compressor import ZCompressor
+from ztok_rag.codec.model import ZModel
+from ztok_rag.selection.focus import QuestionFocus, resolve_in_memory
+from ztok_rag.selection.sentences import SentenceScorer
 from ztok_rag.training.data import BatchSettings, Composed, Example, PackedBatches, Passage, near
 
 _COMPRESSED_AT_ONCE = 16

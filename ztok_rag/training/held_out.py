@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ztok_rag.prompts import QA_TEMPLATE
+from ztok_rag.codec.prompts import QA_TEMPLATE
 from ztok_rag.training.data import BatchSettings, Kind, PackedBatches, Passage
 from ztok_rag.training.objective import Objective
 

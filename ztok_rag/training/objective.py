@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ztok_rag.model import ZModel
+from ztok_rag.codec.model import ZModel
 from ztok_rag.training.data import Composed, Example, Kind, Packed, Window, pack
 
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ztok_rag.compressor import ZCompressor
-from ztok_rag.model import ZModel
-from ztok_rag.relevance import Source
+from ztok_rag.codec.compressor import ZCompressor
+from ztok_rag.codec.model import ZModel
+from ztok_rag.selection.relevance import Source, score_pairs
 from ztok_rag.training.data import Passage, near
 
 _COMPRESSED_AT_ONCE = 16
@@ -188,7 +188,7 @@ def answer_nats(
         others = rng.choice(beside, min(len(beside), distractors), replace=False).tolist()
         firsts.append(len(pairs))
         pairs += [(asked.question, sources[i]) for i in [asked.passage, *others]]
-    logits = model.relevance.score_pairs(model.base, pairs)
+    logits = score_pairs(model, pairs)
     nats = []
     for asked, start, end in zip(batch, firsts, [*firsts[1:], len(pairs)], strict=True):
         likely = logits[start : start + 1, : asked.answers.shape[1]]

@@ -13,11 +13,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ztok_rag.base import BaseLM
+from ztok_rag.codec.base import BaseLM
+from ztok_rag.codec.model import ZModel
+from ztok_rag.codec.prompts import training_templates
+from ztok_rag.codec.reader import ZReader
 from ztok_rag.errors import DataError
-from ztok_rag.model import ZModel
-from ztok_rag.prompts import training_templates
-from ztok_rag.reader import ZReader
 from ztok_rag.training.corpus import ask_questions, cut_passages, read_documents
 from ztok_rag.training.data import BatchSettings, PackedBatches, Passage, read_passages
 from ztok_rag.training.focused import FocusedBatches, FocusedSettings

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ztok_rag.codec.model import ZModel, is_relevance
 from ztok_rag.errors import CheckpointError, DataError
-from ztok_rag.model import ZModel, is_relevance
 from ztok_rag.training.data import Kind, PackedBatches
 from ztok_rag.training.fit import fit_heads
 from ztok_rag.training.objective import Objective, TrainSettings

@@ -1,0 +1,166 @@
+"""Spending Z-tokens by the question."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from conftest import BAKERY, LIGHTHOUSE
+from llama_index.core.base.embeddings.base import BaseEmbedding
+
+from ztok_rag import ZCompressor, ZStore
+from ztok_rag.codec.sequence import ZSequence
+from ztok_rag.selection.focus import QuestionFocus, allocate, split_pieces
+from ztok_rag.selection.sentences import SentenceScorer, probabilities, split_sentences
+
+
+@pytest.fixture
+def focus(compressor: ZCompressor, store: ZStore) -> QuestionFocus:
+    return QuestionFocus.over(compressor, store)
+
+
+def in_range(z: ZSequence, text: str, words: str) -> int:
+    """Z-tokens whose spans begin within some words of the text."""
+    start = text.index(words)
+    starts = z.spans[:, 0]
+    return int(((starts >= start) & (starts < start + len(words))).sum())
+
+
+def test_sentences_cover_the_text() -> None:
+    text = "  Dr. Berg left.\n\nHe said: no!  A list\n- one\n- two"
+    spans = split_sentences(text)
+    assert "".join(text[a:b] for a, b in spans) == text
+    assert len(spans) == 5
+    assert split_sentences("one word") == ((0, 8),)
+
+
+def test_pieces_cover_the_text_within_sentences() -> None:
+    text = "  " + LIGHTHOUSE + "\n\n" + BAKERY
+    pieces = split_pieces(text)
+    assert "".join(text[a:b] for a, b in pieces) == text
+    ends = {b for _, b in split_sentences(text)}
+    assert ends <= {b for _, b in pieces}
+    words = [len(text[a:b].split()) for a, b in pieces]
+    assert min(words[1:]) >= 1 and max(words) <= 12
+    assert split_pieces("one word") == ((0, 8),)
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "number"),
+    [
+        ("Who built the lighthouse?", 0, 0),
+        ("What fuel did the lamp burn?", 0, 1),
+        ("Who was the last keeper?", 0, 2),
+        ("Where did the oven come from?", 1, 1),
+        ("What is sold on Sundays?", 1, 2),
+    ],
+)
+def test_scorer_finds_the_sentence(
+    question: str, text: int, number: int, focus: QuestionFocus
+) -> None:
+    probabilities = focus.scorer.probabilities(question, [LIGHTHOUSE, BAKERY])
+    assert sum(p.sum() for p in probabilities) == pytest.approx(1.0)
+    best = max((float(p), t, s) for t, row in enumerate(probabilities) for s, p in enumerate(row))
+    assert best[1:] == (text, number)
+
+
+def test_sentences_gain_by_a_relevant_one_in_their_text() -> None:
+    weak, strong = [0.1, 0.0], [0.6, 0.5]
+    alone, beside = probabilities([np.array([weak]), np.array([weak, strong])])
+    assert alone[0] < beside[0] < beside[1]
+
+
+def test_question_decides_where_the_z_tokens_go(
+    focus: QuestionFocus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [LIGHTHOUSE, BAKERY]
+    keeper, lamp, oven = (
+        focus.compose(question, texts, 4)[0]
+        for question in ("Who was the last keeper?", "What did the lamp burn?", "Whence the oven?")
+    )
+    tokens = sum(z.source_tokens for z in keeper)
+    for composed in (keeper, lamp, oven):
+        assert sum(map(len, composed)) <= round(tokens / 4)
+    # Where nothing is enough, all that the rate allows is spent.
+    monkeypatch.setattr("ztok_rag.selection.focus.ENOUGH", 2.0)
+    for question in ("Who was the last keeper?", "What did the lamp burn?", "Whence the oven?"):
+        filled, _ = focus.compose(question, texts, 4)
+        assert sum(map(len, filled)) == pytest.approx(tokens / 4, abs=2)
+    sentence = "The last keeper, Tomas Berg, left the island in 1968"
+    assert in_range(keeper[0], LIGHTHOUSE, sentence) > in_range(lamp[0], LIGHTHOUSE, sentence)
+    assert len(oven[1]) > len(oven[0])
+    assert len(keeper[0]) > len(keeper[1])
+
+
+def test_composed_sequence_is_one_like_others(
+    focus: QuestionFocus, compressor: ZCompressor
+) -> None:
+    long = " ".join([LIGHTHOUSE, BAKERY] * 5)
+    (z,), compressed = focus.compose("Who was the last keeper?", [long], 6)
+    assert compressed == 1
+    assert len(z.windows) == len(compressor.compress([long], 8)[0].windows) > 1
+    assert ZSequence.from_bytes(z.to_bytes()) == z
+    assert (np.diff(z.spans[:, 0]) >= 0).all()
+    assert z.spans[:, 1].max() <= len(long)
+    assert isinstance(compressor.decompress([z])[0], str)
+
+
+def test_a_text_that_does_not_answer_is_read_as_one_z_token(focus: QuestionFocus) -> None:
+    sequences, _ = focus.compose("Who built the lighthouse?", [LIGHTHOUSE, BAKERY], 32)
+    assert [len(z) for z in sequences] == [3, 1]
+    assert sequences[1].spans.tolist() == [[0, len(BAKERY)]]
+
+
+def test_pieces_that_do_not_answer_are_left_out(focus: QuestionFocus) -> None:
+    (z,), _ = focus.compose("Who was the last keeper?", [LIGHTHOUSE], 8)
+    read = focus.compressor.anchor_text(z)
+    assert "Tomas Berg" in read
+    assert in_range(z, LIGHTHOUSE, "burned whale oil until 1901") == 0
+
+
+def test_rate_one_is_the_text(focus: QuestionFocus, compressor: ZCompressor, store: ZStore) -> None:
+    (z,), compressed = focus.compose("Who?", [BAKERY], 1)
+    assert compressed == 0
+    assert len(store) == 0
+    assert compressor.anchor_text(z) == BAKERY
+
+
+def test_one_pass_serves_all_rates_and_questions(
+    focus: QuestionFocus, compressor: ZCompressor, store: ZStore
+) -> None:
+    assert focus.prepare([LIGHTHOUSE]) == 1
+    assert focus.prepare([LIGHTHOUSE]) == 0
+    again = QuestionFocus.over(compressor, store)
+    for rate in (2, 3, 4, 10, 32):
+        (z,), compressed = again.compose("Who built it?", [LIGHTHOUSE], rate)
+        assert compressed == 0
+        assert len(z) <= max(round(z.source_tokens / rate), 3)
+    store.delete([LIGHTHOUSE])
+    assert len(store) == 0
+
+
+def test_sentences_are_embedded_once(
+    compressor: ZCompressor, store: ZStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = SentenceScorer(compressor.tokenizer, store=store)
+    first.prepare([LIGHTHOUSE])
+    kind = next(key for key in store._cache if key.startswith("sentences"))
+    assert len(store._cache[kind]) == 3 * 384 // 8
+
+    second = SentenceScorer(compressor.tokenizer, store=store)
+    monkeypatch.delattr(BaseEmbedding, "get_text_embedding_batch")
+    (p,) = second.probabilities("Who was the last keeper?", [LIGHTHOUSE])
+    assert p.argmax() == 2
+
+
+def test_allocation_keeps_the_budget_and_prefers_what_is_asked_for() -> None:
+    costs = {1.0: np.full(3, 20), 4.0: np.full(3, 5), math.inf: np.zeros(3, dtype=int)}
+    worth = np.array([0.1, 0.8, 0.1])
+    assert allocate(worth, costs, 4) == [math.inf, math.inf, math.inf]
+    assert allocate(worth, costs, 15) == [4.0, 4.0, 4.0]
+    assert allocate(worth, costs, 8) == [math.inf, 4.0, math.inf]
+    assert allocate(worth, costs, 25) == [4.0, 1.0, math.inf]
+    assert allocate(worth, costs, 60) == [1.0, 1.0, 1.0]
+    assert allocate(worth, costs, 60, 0.85) == [1.0, 1.0, math.inf]
+    assert allocate(worth, costs, 60, 0.75) == [math.inf, 1.0, math.inf]

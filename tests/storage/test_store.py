@@ -1,0 +1,270 @@
+"""The store: what it keeps, what it refuses, and how it recovers."""
+
+import pickle
+import sqlite3
+import stat
+import threading
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import diskcache
+import numpy as np
+import pytest
+
+from ztok_rag.codec.nested import RATES, NestedSequence
+from ztok_rag.codec.sequence import ZSequence
+from ztok_rag.errors import ZtokError
+from ztok_rag.storage.store import ZStore
+
+FINGERPRINT = "0123456789abcdef"
+
+
+class CountingCompressor:
+    """Makes a sequence of a text's own characters, and records every text it is given."""
+
+    fingerprint = FINGERPRINT
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+
+    def compress_nested(self, texts: Sequence[str]) -> list[NestedSequence]:
+        self.batches.append(list(texts))
+        return [nested(text) for text in texts]
+
+
+def sequence(text: str, fingerprint: str = FINGERPRINT) -> ZSequence:
+    edges = np.arange(len(text) + 1, dtype=np.int64)
+    return ZSequence(
+        codes=np.array([[ord(c), 1] for c in text], dtype=np.uint16),
+        spans=np.stack([edges[:-1], edges[1:]], axis=1),
+        windows=(len(text),),
+        source_tokens=len(text),
+        fingerprint=fingerprint,
+    )
+
+
+def nested(text: str, fingerprint: str = FINGERPRINT) -> NestedSequence:
+    """A sequence that is the same at all rates."""
+    lasts = np.full(len(text), len(RATES) - 1, dtype=np.uint8)
+    return NestedSequence(sequence(text, fingerprint), lasts)
+
+
+def rewrite_rows(path: Path, assignment: str, *values: object) -> None:
+    """Alter every entry of the closed store in `path`."""
+    with sqlite3.connect(path / "cache.db") as database:
+        database.execute(f"UPDATE Cache SET {assignment}", values)
+    database.close()
+
+
+def test_entries_survive_reopening(tmp_path: Path) -> None:
+    z = nested("kept")
+    with ZStore(tmp_path / "s") as store:
+        store.put(FINGERPRINT, "kept", z)
+    with ZStore(tmp_path / "s") as store:
+        assert store.get(FINGERPRINT, "kept") == z
+        assert len(store) == 1
+        assert store.stats.hits == 1
+
+
+def test_key_is_checkpoint_and_content(store: ZStore) -> None:
+    store.put(FINGERPRINT, "text", nested("text"))
+    assert store.get("f" * 16, "text") is None
+    assert store.get(FINGERPRINT, "text ") is None
+    assert store.stats.misses == 2
+
+
+def test_only_absent_texts_are_compressed_in_one_batch(store: ZStore) -> None:
+    compressor = CountingCompressor()
+    store.get_or_compress(compressor, ["b"], 4.0)
+    result = store.get_or_compress(compressor, ["a", "b", "a", "c"], 4.0)
+    assert result == [sequence(text) for text in "abac"]
+    assert compressor.batches == [["b"], ["a", "c"]]
+    assert store.stats.compressed == 3
+    assert store.get_or_compress(compressor, ["c", "a"], 4.0) == [sequence("c"), sequence("a")]
+    assert len(compressor.batches) == 2
+    assert store.get_or_compress(compressor, [], 4.0) == []
+
+
+def test_threads_that_want_one_text_compress_it_once(store: ZStore) -> None:
+    compressor = CountingCompressor()
+    results: list[list[ZSequence]] = []
+
+    def work() -> None:
+        results.append(store.get_or_compress(compressor, ["x", "y"], 4.0))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [[sequence("x"), sequence("y")]] * 8
+    assert sum(map(len, compressor.batches)) == 2
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [
+        ("value = substr(value, 1, length(value) - 3)", None),
+        ("value = x'00'", None),
+        ("value = ?", "text instead of bytes"),
+        ("value = NULL", None),
+        ("mode = 99", None),
+        ("mode = 2, value = NULL, filename = ?", "no/such.val"),
+    ],
+)
+def test_unreadable_entry_is_compressed_again_with_a_warning(
+    tmp_path: Path, assignment: str, value: str | None
+) -> None:
+    compressor = CountingCompressor()
+    with ZStore(tmp_path) as store:
+        store.get_or_compress(compressor, ["abc"], 4.0)
+    rewrite_rows(tmp_path, assignment, *([value] if value else []))
+    with ZStore(tmp_path) as store:
+        with pytest.warns(UserWarning, match="cannot be read.*compressed again"):
+            assert store.get_or_compress(compressor, ["abc"], 4.0) == [sequence("abc")]
+        assert store.stats.corrupt == 1
+        assert compressor.batches == [["abc"], ["abc"]]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert store.get_or_compress(compressor, ["abc"], 4.0) == [sequence("abc")]
+
+
+def test_entry_of_another_checkpoint_under_this_key_is_corrupt(store: ZStore) -> None:
+    store.put(FINGERPRINT, "abc", nested("abc", fingerprint="f" * 16))
+    with pytest.warns(UserWarning, match="made by checkpoint ffff"):
+        assert store.get(FINGERPRINT, "abc") is None
+
+
+class Bomb:
+    """Leaves a mark when it is unpickled."""
+
+    mark: Path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.mark,)
+
+
+def test_pickled_entry_is_never_unpickled(tmp_path: Path) -> None:
+    Bomb.mark = tmp_path / "mark"
+    pickle.loads(pickle.dumps(Bomb()))
+    assert Bomb.mark.exists(), "the bomb works"
+    Bomb.mark.unlink()
+
+    folder = tmp_path / "s"
+    with ZStore(folder) as store:
+        store.put(FINGERPRINT, "abc", nested("abc"))
+    rewrite_rows(folder, f"mode = {diskcache.core.MODE_PICKLE}, value = ?", pickle.dumps(Bomb()))
+    with ZStore(folder) as store, pytest.warns(UserWarning, match="not raw bytes"):
+        assert store.get(FINGERPRINT, "abc") is None
+    assert not Bomb.mark.exists()
+
+
+def test_entry_cannot_name_a_file_outside_the_store(tmp_path: Path) -> None:
+    outside = tmp_path / "outside.val"
+    outside.write_bytes(sequence("abc").to_bytes())
+    folder = tmp_path / "s"
+    with ZStore(folder) as store:
+        store.put(FINGERPRINT, "abc", nested("abc"))
+    rewrite_rows(folder, "mode = 2, value = NULL, filename = ?", "../outside.val")
+    with ZStore(folder) as store:
+        with pytest.warns(UserWarning, match="outside the store"):
+            assert store.get(FINGERPRINT, "abc") is None
+        store.put(FINGERPRINT, "abc", nested("abc"))
+    assert outside.exists()
+
+
+@pytest.mark.parametrize("value", ["text", 5, {"a": 1}, None])
+def test_only_bytes_can_be_written(store: ZStore, value: object) -> None:
+    with pytest.raises(TypeError, match="is bytes"):
+        store._cache.set("key", value)
+    with pytest.raises(TypeError, match="key is str"):
+        store._cache.set(("key",), b"value")
+
+
+def test_damaged_database_is_set_aside(tmp_path: Path) -> None:
+    with ZStore(tmp_path) as store:
+        secret = store.secret
+    (tmp_path / "cache.db").write_bytes(b"not a database, but long enough to be read" * 100)
+    with pytest.warns(UserWarning, match="starts empty"):
+        store = ZStore(tmp_path)
+    with store:
+        assert store.secret == secret
+        compressor = CountingCompressor()
+        assert store.get_or_compress(compressor, ["abc"], 4.0) == [sequence("abc")]
+    assert len(list(tmp_path.glob("cache.db.damaged-*"))) == 1
+
+
+def test_database_cut_short_never_fails_a_query(tmp_path: Path) -> None:
+    texts = [f"text {i} " * 20 for i in range(300)]
+    with ZStore(tmp_path) as store:
+        store.get_or_compress(CountingCompressor(), texts, 4.0)
+    data = (tmp_path / "cache.db").read_bytes()
+    (tmp_path / "cache.db").write_bytes(data[: len(data) // 2])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with ZStore(tmp_path) as store:
+            result = store.get_or_compress(CountingCompressor(), texts, 4.0)
+    assert result == [sequence(text) for text in texts]
+    assert caught
+
+
+def test_damaged_pages_never_fail_a_query(tmp_path: Path) -> None:
+    texts = [f"text {i} " * 20 for i in range(300)]
+    with ZStore(tmp_path) as store:
+        store.get_or_compress(CountingCompressor(), texts, 4.0)
+    data = bytearray((tmp_path / "cache.db").read_bytes())
+    middle = range(len(data) // 2, len(data) // 2 + 40_000)
+    data[middle.start : middle.stop] = bytes(i * 37 % 251 for i in middle)
+    (tmp_path / "cache.db").write_bytes(data)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with ZStore(tmp_path) as store:
+            result = store.get_or_compress(CountingCompressor(), texts, 4.0)
+    assert result == [sequence(text) for text in texts]
+    assert caught
+
+
+def test_store_that_cannot_be_written_is_a_warning(
+    store: ZStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(store._cache, "set", full)
+    with pytest.warns(UserWarning, match="disk is full"):
+        assert store.get_or_compress(CountingCompressor(), ["abc"], 4.0) == [sequence("abc")]
+
+
+def test_secret_is_made_once_and_private(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    secret = ZStore(folder).secret
+    assert len(secret) == 32
+    assert ZStore(folder).secret == secret
+    assert ZStore(tmp_path / "t").secret != secret
+    assert stat.S_IMODE((folder / "secret").stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {p.name for p in folder.glob("*secret*")} == {"secret"}
+
+    (folder / "secret").chmod(0o644)
+    ZStore(folder)
+    assert stat.S_IMODE((folder / "secret").stat().st_mode) == 0o600
+
+
+def test_damaged_secret_is_replaced_with_a_warning(tmp_path: Path) -> None:
+    ZStore(tmp_path).close()
+    (tmp_path / "secret").write_bytes(b"short")
+    with pytest.warns(UserWarning, match="secret.*damaged"):
+        assert len(ZStore(tmp_path).secret) == 32
+
+
+def test_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ZtokError, match="give ZStore a writable folder"):
+        ZStore(tmp_path / "file" / "store")
+
+
+def test_default_folder_is_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZTOK_CACHE", str(tmp_path))
+    with ZStore() as store:
+        assert store.path == tmp_path / "store"

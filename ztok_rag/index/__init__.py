@@ -1,0 +1,1 @@
+"""`ZTokenIndex`: documents, their vectors and their Z-tokens in one folder, changed as a whole."""

@@ -1,0 +1,95 @@
+"""The vectors of a `ZTokenIndex`: a FAISS store that can delete, and LlamaIndex's index on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import faiss
+import numpy as np
+from llama_index.core import StorageContext, VectorStoreIndex
+from llama_index.core.embeddings import MockEmbedding
+from llama_index.core.schema import BaseNode
+from llama_index.core.storage.docstore import SimpleDocumentStore
+from llama_index.core.storage.index_store import SimpleIndexStore
+from llama_index.core.vector_stores.types import BasePydanticVectorStore
+from llama_index.vector_stores.faiss import FaissMapVectorStore  # type: ignore[import-untyped]
+
+from ztok_rag.errors import ZtokError
+from ztok_rag.index.folder import IndexFolder
+
+
+class FlatStore(FaissMapVectorStore):  # type: ignore[misc]
+    """A `FaissMapVectorStore` in which a new vector never takes the number of another.
+
+    The base class numbers by the count of vectors, which after a deletion is in use.
+    """
+
+    @classmethod
+    def empty(cls, dimension: int) -> FlatStore:
+        """Exact search by cosine."""
+        normalize = faiss.NormalizationTransform(dimension, 2.0)
+        inner = faiss.IndexPreTransform(normalize, faiss.IndexFlatIP(dimension))
+        return cls(faiss_index=faiss.IndexIDMap2(inner))  # type: ignore[call-arg]
+
+    @classmethod
+    def over(cls, store: FaissMapVectorStore) -> FlatStore:
+        """The same vectors and maps as `store`, which sees every change."""
+        shared = cls(faiss_index=store.client)  # type: ignore[call-arg]
+        shared._node_id_to_faiss_id_map = store._node_id_to_faiss_id_map
+        shared._faiss_id_to_node_id_map = store._faiss_id_to_node_id_map
+        return shared
+
+    def add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
+        """Add nodes that have embeddings; returns their ids."""
+        if not nodes:
+            return []
+        first = max(self._faiss_id_to_node_id_map, default=-1) + 1
+        ids = [node.node_id for node in nodes]
+        vectors = np.array([node.get_embedding() for node in nodes], dtype=np.float32)
+        self._faiss_index.add_with_ids(vectors, np.arange(first, first + len(nodes)))
+        self._faiss_id_to_node_id_map.update(enumerate(ids, first))
+        self._node_id_to_faiss_id_map.update({node_id: n for n, node_id in enumerate(ids, first)})
+        return ids
+
+
+def deletable(store: BasePydanticVectorStore) -> BasePydanticVectorStore:
+    """The store itself, or one on its vectors that survives deletions."""
+    if isinstance(store, FaissMapVectorStore) and not isinstance(store, FlatStore):
+        return FlatStore.over(store)
+    return store
+
+
+def vector_index(storage: StorageContext, **kwargs: Any) -> VectorStoreIndex:
+    """LlamaIndex's index; it gets nodes and questions with embeddings and needs no model."""
+    return VectorStoreIndex(
+        storage_context=storage,
+        embed_model=MockEmbedding(embed_dim=1),
+        store_nodes_override=True,
+        **kwargs,
+    )
+
+
+def read_index(
+    folder: IndexFolder, vector_store: BasePydanticVectorStore | None
+) -> VectorStoreIndex:
+    """What is in a folder's files.
+
+    Raises:
+        ZtokError: a file is missing or damaged.
+    """
+    path = str(folder.index)
+    try:
+        with folder.locked():
+            vectors = FlatStore.from_persist_dir(path) if vector_store is None else vector_store
+            storage = StorageContext.from_defaults(
+                docstore=SimpleDocumentStore.from_persist_dir(path),
+                index_store=SimpleIndexStore.from_persist_dir(path),
+                vector_store=deletable(vectors),
+            )
+        (struct,) = storage.index_store.index_structs()
+        return vector_index(storage, index_struct=struct)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SyntaxError) as error:
+        raise ZtokError(
+            f"the index {folder.path} is damaged ({error}); build it again from its documents."
+        ) from error

@@ -1,0 +1,82 @@
+"""The default embedding model as a LlamaIndex one, and what names an embedding model."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.embeddings import BaseEmbedding
+
+from ztok_rag.errors import ZtokError
+from ztok_rag.selection.embedding import (
+    DEFAULT_EMBEDDING,
+    SentenceEmbedder,
+    default_embedder,
+    default_embedding_path,
+)
+
+
+class DefaultEmbedding(BaseEmbedding):
+    """A `SentenceEmbedder` for LlamaIndex."""
+
+    _embedder: SentenceEmbedder = PrivateAttr()
+
+    def __init__(self, embedder: SentenceEmbedder | None = None, **kwargs: Any) -> None:
+        """Wrap `embedder`; `None` is the default one, shared by the process."""
+        embedder = embedder or default_embedder()
+        super().__init__(**{"model_name": embedder.model_name, **kwargs})
+        self._embedder = embedder
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "ZTokenDefaultEmbedding"
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._embedder.get_query_embedding(query)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return await asyncio.to_thread(self._get_query_embedding, query)
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_text_embeddings([text])[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return self._embedder.get_text_embedding_batch(texts)
+
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return await asyncio.to_thread(self._get_text_embedding, text)
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return await asyncio.to_thread(self._get_text_embeddings, texts)
+
+
+@lru_cache(maxsize=1)
+def default_embedding() -> DefaultEmbedding:
+    """A LlamaIndex embedding model of 384 dimensions, loaded once per process.
+
+    Raises:
+        ZtokError: the wheel that holds the model is not installed.
+    """
+    return DefaultEmbedding()
+
+
+def embedding_name(embed_model: BaseEmbedding) -> str:
+    """The model's name, the same on every machine."""
+    name = embed_model.model_name
+    if name == "unknown":  # what LlamaIndex calls a model without a name
+        return embed_model.class_name()
+    if not Path(name).is_dir():
+        return name
+    try:
+        shipped = Path(name) == default_embedding_path()
+    except ZtokError:
+        shipped = False
+    return DEFAULT_EMBEDDING if shipped else Path(name).name
+
+
+def embedding_dimension(embed_model: BaseEmbedding) -> int:
+    """Length of the model's vectors."""
+    return len(embed_model.get_text_embedding("length"))

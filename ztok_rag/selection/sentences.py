@@ -1,0 +1,178 @@
+"""Which sentences of some texts a question is about, by its words and an embedding model."""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ztok_rag.selection.embedding import Embedder, default_embedder
+from ztok_rag.selection.words import find_words, question_words
+
+if TYPE_CHECKING:
+    from ztok_rag.storage.store import ZStore
+
+Span = tuple[int, int]
+FloatArray = NDArray[np.float64]
+LEXICAL_WEIGHT = 0.5
+"""Worth of the question's words that a sentence holds, beside its cosine to the question."""
+
+TEXT_WEIGHT = 1.0
+"""Worth of the most relevant sentence of a text to all others in it."""
+
+TEMPERATURE = 0.15
+"""Of the relevance of sentences; `benchmarks/fit_focus.py` fits these three."""
+
+_MEMORY = 4096
+_NLTK_DATA = "llama_index/core/_static/nltk_cache"
+
+
+@lru_cache(maxsize=_MEMORY)
+def split_sentences(text: str) -> tuple[Span, ...]:
+    """Character ranges `[start, end)` of the text's sentences and lines; together the text."""
+    starts = [0]
+    for a, b in _punkt().span_tokenize(text):
+        starts.append(a)
+        starts += [a + match.end() for match in re.finditer(r"\n+", text[a:b])]
+    starts = sorted(set(starts))
+    return tuple((a, b) for a, b in zip(starts, [*starts[1:], len(text)], strict=True) if a < b)
+
+
+class SentenceScorer:
+    """How likely each sentence of some texts is to hold what a question asks for.
+
+    A sentence's relevance is its cosine to the question in an embedding space, of which one bit
+    per dimension is kept, plus the share of the question's words that it holds, rare words
+    weighing more, plus that of the most relevant sentence of its text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        embed_model: Embedder | None = None,
+        store: ZStore | None = None,
+    ) -> None:
+        """Set up; nothing is loaded yet.
+
+        Args:
+            tokenizer: of the base LLM.
+            embed_model: `None` is the default one.
+            store: keeps the bits of sentences between runs.
+        """
+        self._tokenizer = tokenizer
+        self._embed_model = embed_model
+        self._store = store
+        self._signs: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._dimension: int | None = None
+
+    @property
+    def embed_model(self) -> Embedder:
+        """The embedding model; the default one is loaded when first asked for."""
+        if self._embed_model is None:
+            self._embed_model = default_embedder()
+        return self._embed_model
+
+    def prepare(self, texts: Sequence[str]) -> None:
+        """Embed the sentences of texts that are not known yet."""
+        kind, width = self._kind()
+        missing = []
+        for text in dict.fromkeys(texts):
+            if text in self._signs:
+                continue
+            data = self._store.get_bytes(kind, text) if self._store is not None else None
+            if data is not None and len(data) == width * len(split_sentences(text)):
+                self._remember(text, np.frombuffer(data, np.uint8).reshape(-1, width))
+            else:
+                missing.append(text)
+        pieces = [text[a:b] for text in missing for a, b in split_sentences(text)]
+        if not pieces:
+            return
+        vectors = np.asarray(self.embed_model.get_text_embedding_batch(pieces))
+        signs, at = np.packbits(vectors > 0, axis=1), 0
+        for text in missing:
+            own = signs[at : at + len(split_sentences(text))]
+            at += len(own)
+            self._remember(text, own)
+            if self._store is not None:
+                self._store.put_bytes(kind, text, own.tobytes())
+
+    def probabilities(self, question: str, texts: Sequence[str]) -> list[FloatArray]:
+        """For each text, of each sentence, how likely the question is about it; all sum to 1."""
+        return probabilities(self.evidence(question, texts))
+
+    def evidence(self, question: str, texts: Sequence[str]) -> list[FloatArray]:
+        """For each text, `[sentences, 2]`: cosine to the question, and share of its words held."""
+        self.prepare(texts)
+        query = np.asarray(self.embed_model.get_query_embedding(question))
+        query = query / max(float(np.linalg.norm(query)), 1e-12)
+        wanted = question_words(question, self._tokenizer)
+        found = []
+        for text in texts:
+            with self._lock:
+                signs = self._signs.get(text)
+            if signs is None:  # so many texts that the first are forgotten already
+                self.prepare([text])
+                signs = self._signs[text]
+            bits = np.unpackbits(signs, axis=1, count=len(query))
+            cosine = (2.0 * bits - 1.0) @ query / math.sqrt(len(query))
+            held = [
+                sum(wanted.get(stem, 0.0) for stem in {word[0] for word in find_words(text[a:b])})
+                for a, b in split_sentences(text)
+            ]
+            found.append(np.stack([cosine, np.array(held)], axis=1))
+        return found
+
+    def stored_bytes(self, texts: Sequence[str]) -> int:
+        """Bytes that are kept of the sentences of texts."""
+        return sum(self._kind()[1] * len(split_sentences(text)) for text in texts)
+
+    def _kind(self) -> tuple[str, int]:
+        """What the store calls sentences of this embedding model, and bytes per sentence."""
+        if self._dimension is None:
+            self._dimension = len(self.embed_model.get_query_embedding("?"))
+        name = Path(self.embed_model.model_name).name.replace(":", "-")
+        return f"sentences-{name}-{self._dimension}", (self._dimension + 7) // 8
+
+    def _remember(self, text: str, signs: NDArray[np.uint8]) -> None:
+        with self._lock:
+            self._signs[text] = signs
+            while len(self._signs) > _MEMORY:
+                self._signs.popitem(last=False)
+
+
+def probabilities(
+    evidence: Sequence[FloatArray],
+    lexical_weight: float = LEXICAL_WEIGHT,
+    text_weight: float = TEXT_WEIGHT,
+    temperature: float = TEMPERATURE,
+) -> list[FloatArray]:
+    """Probabilities of sentences, from what `SentenceScorer.evidence` found of some texts."""
+    own = [found @ np.array([1.0, lexical_weight]) for found in evidence]
+    scores = [s + text_weight * s.max() for s in own]
+    top = max(float(s.max()) for s in scores)
+    weights = [np.exp((s - top) / temperature) for s in scores]
+    mass = sum(float(w.sum()) for w in weights)
+    return [w / mass for w in weights]
+
+
+@lru_cache(maxsize=1)
+def _punkt() -> Any:
+    import nltk
+    from nltk.tokenize.punkt import PunktTokenizer
+
+    try:
+        return PunktTokenizer("english")
+    except LookupError:
+        # llama-index-core ships the model; its files are read and nothing of it is imported.
+        nltk.data.path.append(str(distribution("llama-index-core").locate_file(_NLTK_DATA)))
+        return PunktTokenizer("english")

@@ -1,0 +1,39 @@
+"""The model and the store that objects made without arguments share, one each per process."""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from ztok_rag.storage.store import ZStore
+
+if TYPE_CHECKING:
+    from ztok_rag.codec.compressor import ZCompressor
+
+# lru_cache alone may build twice when two threads ask at once.
+_lock = threading.RLock()
+
+
+def default_compressor() -> ZCompressor:
+    """The shipped checkpoint on the default base LLM, loaded at the first call."""
+    with _lock:
+        return _compressor()
+
+
+def default_store() -> ZStore:
+    """The store in the package's cache folder, opened at the first call."""
+    with _lock:
+        return _store()
+
+
+@lru_cache(maxsize=1)
+def _compressor() -> ZCompressor:
+    from ztok_rag.codec.compressor import ZCompressor
+
+    return ZCompressor.from_pretrained()
+
+
+@lru_cache(maxsize=1)
+def _store() -> ZStore:
+    return ZStore()

@@ -1,0 +1,190 @@
+"""Handles: the text form of a `ZSequence` that travels inside an ordinary prompt string.
+
+A handle is `⟦ztok:N:DATA⟧`. `N` is its number of Z-tokens in decimal, so that it can be counted
+without being decoded. `DATA` is base64url of 4 bytes that name the signing secret, a 16-byte keyed
+hash, and `ZSequence.to_bytes()`. It has no white space and no sentence punctuation, so text
+splitters find no place to cut it.
+
+The keyed hash makes a handle unforgeable without the store's secret. It does not make one
+single-use: a whole handle copied out of one prompt into another, a user's question say, is still
+an authentic sequence of this store and is read as such. It reveals nothing that its holder did
+not have already, because a handle carries its codes.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from ztok_rag.codec.sequence import ZSequence
+from ztok_rag.errors import HandleError
+
+SECRET_BYTES = 32
+
+_OPEN = "⟦ztok:"
+_CLOSE = "⟧"
+_ESCAPED_OPEN = "[ztok:"
+_HANDLE = re.compile(f"{_OPEN}([1-9][0-9]{{0,8}}):([A-Za-z0-9_-]+){_CLOSE}")
+_KEY_ID_BYTES = 4
+_MAC_BYTES = 16
+_RETRY = "retrieve the text again through ZTokenPostprocessor"
+
+
+def encode_handle(z: ZSequence, secret: bytes) -> str:
+    """The handle of `z`, signed with a store's secret of `SECRET_BYTES` bytes."""
+    body = z.to_bytes()
+    data = _base64(_key_id(secret) + _mac(len(z), body, secret) + body)
+    return f"{_OPEN}{len(z)}:{data}{_CLOSE}"
+
+
+def encode_handles(z: ZSequence, secret: bytes, *, longest: int = 512) -> str:
+    """`z` as handles of at most about `longest` Z-tokens, with spaces between.
+
+    A text splitter finds its cuts there and not inside a handle that is longer than a prompt.
+    """
+    return " ".join(encode_handle(part, secret) for part in z.parts(longest))
+
+
+def decode_handle(handle: str, secret: bytes) -> ZSequence:
+    """Inverse of `encode_handle`.
+
+    Raises:
+        HandleError: the handle is malformed or edited, or another secret signed it.
+    """
+    match = _HANDLE.fullmatch(handle)
+    if match is None:
+        raise HandleError(
+            f"the prompt holds an incomplete or altered handle ({_excerpt(handle)}); {_RETRY}, in "
+            "smaller chunks or at a higher rate if a text splitter cut it; pass text that only "
+            "looks like a handle through escape_handles()."
+        )
+    count, data = match.groups()
+    try:
+        signed = base64.urlsafe_b64decode(data + "=" * (-len(data) % 4))
+    except binascii.Error as error:
+        raise _edited(handle) from error
+    if _base64(signed) != data:  # bits that decoding ignores were changed
+        raise _edited(handle)
+    key_id, mac, body = (
+        signed[:_KEY_ID_BYTES],
+        signed[_KEY_ID_BYTES : _KEY_ID_BYTES + _MAC_BYTES],
+        signed[_KEY_ID_BYTES + _MAC_BYTES :],
+    )
+    if key_id != _key_id(secret):
+        raise HandleError(
+            f"the handle {_excerpt(handle)} was not made with this store's secret; give "
+            f"ZTokenPostprocessor and ZTokenLLM the same store, or {_RETRY}."
+        )
+    if not hmac.compare_digest(mac, _mac(int(count), body, secret)):
+        raise _edited(handle)
+    return ZSequence.from_bytes(body)
+
+
+def split_prompt(prompt: str, secret: bytes, fingerprint: str) -> list[str | ZSequence]:
+    """Cut a prompt at its handles.
+
+    Args:
+        prompt: text with any number of handles.
+        secret: of the store whose handles are accepted.
+        fingerprint: of the checkpoint that will read the Z-tokens.
+
+    Returns:
+        The non-empty pieces of text and the sequences, in order.
+
+    Raises:
+        HandleError: something in the prompt opens like a handle but is not one that this secret
+            signed, or is one that another checkpoint made.
+    """
+    segments: list[str | ZSequence] = []
+    for piece, is_handle in _pieces(prompt):
+        if not is_handle:
+            segments.append(piece)
+            continue
+        z = decode_handle(piece, secret)
+        if z.fingerprint != fingerprint:
+            raise HandleError(
+                f"the handle {_excerpt(piece)} was made by checkpoint {z.fingerprint} but the "
+                f"reader is checkpoint {fingerprint}; use one checkpoint for both, or {_RETRY}."
+            )
+        segments.append(z)
+    return segments
+
+
+def has_handles(text: str) -> bool:
+    """Whether anything in `text` would be taken for a handle, genuine or not."""
+    return _OPEN in text
+
+
+def escape_handles(text: str) -> str:
+    """`text` with every handle-like opening made harmless; other text is returned as it is."""
+    return text.replace(_OPEN, _ESCAPED_OPEN)
+
+
+def escape_handles_in_stream(deltas: Iterable[str]) -> Iterator[str]:
+    """`escape_handles` over a text that arrives in pieces, an opening split over several too."""
+    held = ""
+    for delta in deltas:
+        text = escape_handles(held + delta)
+        keep = next((n for n in range(len(_OPEN) - 1, 0, -1) if text.endswith(_OPEN[:n])), 0)
+        held = text[len(text) - keep :]
+        if ready := text[: len(text) - keep]:
+            yield ready
+    if held:
+        yield held
+
+
+def count_tokens(text: str, tokenize: Callable[[str], list[int]]) -> int:
+    """Input positions of `text`: a handle counts as its Z-tokens, other text as `tokenize` does.
+
+    Handles are counted by what they state; whether they are genuine is not checked.
+    """
+    return sum(
+        _stated_count(piece) if is_handle and _HANDLE.fullmatch(piece) else len(tokenize(piece))
+        for piece, is_handle in _pieces(text)
+    )
+
+
+def _pieces(text: str) -> Iterator[tuple[str, bool]]:
+    """`text` cut into (piece, opens like a handle); what never closes runs to the next opening."""
+    position = 0
+    while (start := text.find(_OPEN, position)) >= 0:
+        if start > position:
+            yield text[position:start], False
+        match = _HANDLE.match(text, start)
+        following = text.find(_OPEN, start + 1)
+        position = match.end() if match else following if following > 0 else len(text)
+        yield text[start:position], True
+    if position < len(text):
+        yield text[position:], False
+
+
+def _stated_count(handle: str) -> int:
+    return int(handle[len(_OPEN) : handle.index(":", len(_OPEN))])
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def _key_id(secret: bytes) -> bytes:
+    """A name for the secret that does not reveal it: tells a foreign handle from an edited one."""
+    return hashlib.blake2b(key=secret, digest_size=_KEY_ID_BYTES, person=b"ztok-key-id").digest()
+
+
+def _mac(count: int, body: bytes, secret: bytes) -> bytes:
+    mac = hashlib.blake2b(key=secret, digest_size=_MAC_BYTES, person=b"ztok-handle-1")
+    mac.update(b"%d:" % count)
+    mac.update(body)
+    return mac.digest()
+
+
+def _excerpt(handle: str) -> str:
+    return handle if len(handle) <= 24 else f"{handle[:20]}…"
+
+
+def _edited(handle: str) -> HandleError:
+    return HandleError(f"the handle {_excerpt(handle)} was edited after it was made; {_RETRY}.")

@@ -1,0 +1,397 @@
+"""`ZStore`: compressed texts on disk, keyed by what they hold and by what compressed them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import sqlite3
+import threading
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import diskcache
+from diskcache.core import MODE_BINARY, MODE_RAW, UNKNOWN
+
+from ztok_rag.codec.base import cache_dir
+from ztok_rag.codec.nested import NestedSequence
+from ztok_rag.errors import ZtokError
+from ztok_rag.storage.handle import SECRET_BYTES
+
+if TYPE_CHECKING:
+    from ztok_rag.codec.compressor import ZCompressor
+    from ztok_rag.codec.sequence import ZSequence
+
+Value = TypeVar("Value")
+
+_NESTED = "nested-"  # begins the keys of Z-tokens; the checkpoint follows
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """What a `ZStore` object has done since it was opened.
+
+    Attributes:
+        hits: look-ups answered from disk.
+        misses: look-ups that were not, corrupt entries included.
+        compressed: texts given to a compressor.
+        corrupt: entries that could not be read.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    compressed: int = 0
+    corrupt: int = 0
+
+
+class Closing(ABC):
+    """Closed at the end of a `with` block."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class ZStore(Closing):
+    """A folder of Z-token sequences, with the secret that signs this installation's handles.
+
+    Entries are raw bytes; nothing read from the folder is ever unpickled. One object may be used
+    by many threads, and one folder by many processes. An entry that cannot be read is reported
+    with a warning and compressed again, and a store that cannot be written is a warning too:
+    caching never makes a query fail.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        """Open the store in folder `path`, which is made if needed.
+
+        Args:
+            path: `None` is the folder `store` in the package's cache folder.
+
+        Raises:
+            ZtokError: the folder cannot be made or written.
+        """
+        self.path = Path(path).expanduser() if path is not None else cache_dir() / "store"
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._secret = _load_secret(self.path / "secret")
+            self._cache = self._open()
+        except (OSError, sqlite3.OperationalError) as error:
+            raise ZtokError(
+                f"cannot open the store {self.path} ({error}); give ZStore a writable folder."
+            ) from error
+        self._stats = StoreStats()
+        self._stats_lock = threading.Lock()
+        self._compress_lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Number of entries."""
+        return len(self._cache)
+
+    def close(self) -> None:
+        """Close the database connection. A closed store opens again by itself when used."""
+        self._cache.close()
+
+    @property
+    def secret(self) -> bytes:
+        """The key that signs handles, 32 bytes, made once per folder."""
+        return self._secret
+
+    @property
+    def stats(self) -> StoreStats:
+        """Counters as they stand now."""
+        with self._stats_lock:
+            return self._stats
+
+    def get(self, fingerprint: str, text: str) -> NestedSequence | None:
+        """The Z-tokens of `text` by checkpoint `fingerprint`, or `None`.
+
+        An entry that cannot be read counts as absent, with a warning.
+        """
+
+        def parse(data: bytes) -> NestedSequence:
+            z = NestedSequence.from_bytes(data)
+            if z.fingerprint != fingerprint:
+                raise ValueError(f"it was made by checkpoint {z.fingerprint}")
+            return z
+
+        z = self._read(_key(fingerprint, text), parse)
+        self._count(**({"misses": 1} if z is None else {"hits": 1}))
+        return z
+
+    def put(self, fingerprint: str, text: str, z: NestedSequence) -> None:
+        """Keep `z` as the Z-tokens of `text`. A failure to write is a warning."""
+        self._write(_key(fingerprint, text), z.to_bytes())
+
+    def get_bytes(self, kind: str, text: str) -> bytes | None:
+        """What `put_bytes` keeps of `text`, or `None`."""
+        return self._read(f"{kind}:{_content_hash(text)}", bytes)
+
+    def put_bytes(self, kind: str, text: str, data: bytes) -> None:
+        """Keep bytes of another `kind` that belong to `text` and are deleted with it."""
+        self._write(f"{kind}:{_content_hash(text)}", data)
+
+    def _read(self, key: str, parse: Callable[[bytes], Value]) -> Value | None:
+        """An entry, or `None` if it is absent; one that cannot be read is removed."""
+        try:
+            data = self._cache.get(key, retry=True)
+            return None if data is None else parse(data)
+        except Exception as error:  # whatever a damaged entry raises, compressing again cures it
+            self._count(corrupt=1)
+            with suppress(OSError, sqlite3.Error, diskcache.Timeout):
+                self._cache.delete(key, retry=True)
+            warnings.warn(
+                f"an entry of the store {self.path} cannot be read ({error}); its text is "
+                "compressed again.",
+                stacklevel=3,
+            )
+            return None
+
+    def _write(self, key: str, data: bytes) -> None:
+        try:
+            self._cache.set(key, data, retry=True)
+        except (OSError, sqlite3.Error, diskcache.Timeout) as error:
+            warnings.warn(
+                f"the store {self.path} cannot be written ({error}); "
+                "texts will be compressed again until it can.",
+                stacklevel=3,
+            )
+
+    def delete(self, texts: Sequence[str]) -> int:
+        """Remove the entries of `texts`, of every checkpoint.
+
+        What they held is overwritten on disk, in the database's log too.
+
+        Returns:
+            Number of entries removed.
+
+        Raises:
+            ZtokError: the store cannot be read or written.
+        """
+        gone = {_content_hash(text) for text in texts}
+        return self._remove(lambda key: key.rpartition(":")[2] in gone)
+
+    def prune(self, fingerprint: str, texts: Sequence[str]) -> int:
+        """Remove all Z-tokens but those of `texts` by checkpoint `fingerprint`.
+
+        Other bytes stay if they belong to one of the texts.
+
+        Returns:
+            Number of entries removed.
+
+        Raises:
+            ZtokError: the store cannot be read or written.
+        """
+        hashes = {_content_hash(text) for text in texts}
+
+        def doomed(key: str) -> bool:
+            start, _, content = key.rpartition(":")
+            foreign = start.startswith(_NESTED) and start != _NESTED + fingerprint
+            return content not in hashes or foreign
+
+        return self._remove(doomed)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all values, without keys and what the database adds.
+
+        Raises:
+            ZtokError: the store cannot be read.
+        """
+        try:
+            ((size,),) = self._cache._sql(
+                "SELECT COALESCE(SUM(COALESCE(LENGTH(value), 0) + size), 0) FROM Cache"
+            ).fetchall()
+        except (OSError, sqlite3.Error) as error:
+            raise ZtokError(f"the store {self.path} cannot be read ({error}).") from error
+        return int(size)
+
+    def get_or_compress(
+        self, compressor: ZCompressor, texts: Sequence[str], rate: float = 4.0
+    ) -> list[ZSequence]:
+        """The sequences of `texts`, in order; only absent ones are compressed, in one batch.
+
+        Args:
+            compressor: makes what is absent.
+            texts: any number, of any length.
+            rate: source tokens per Z-token: 1, or one of 2 to 64. All are kept at once.
+
+        Raises:
+            ZtokError: a text is empty.
+        """
+        if rate == 1:
+            return compressor.compress(texts, rate)
+        return [z.at(rate) for z in self.resolve(compressor, texts)[0]]
+
+    def resolve(
+        self, compressor: ZCompressor, texts: Sequence[str]
+    ) -> tuple[list[NestedSequence], int]:
+        """The Z-tokens of `texts` at all rates, and how many texts had to be compressed."""
+        fingerprint = compressor.fingerprint
+        known = {text: self.get(fingerprint, text) for text in dict.fromkeys(texts)}
+        compressed = 0
+        if any(z is None for z in known.values()):
+            # One compression at a time; a thread that waited finds what the one before it made.
+            with self._compress_lock:
+                for text in [text for text, z in known.items() if z is None]:
+                    if self._contains(_key(fingerprint, text)):
+                        known[text] = self.get(fingerprint, text)
+                missing = [text for text, z in known.items() if z is None]
+                made = compressor.compress_nested(missing)
+                for text, nested in zip(missing, made, strict=True):
+                    known[text] = nested
+                    self.put(fingerprint, text, nested)
+                compressed = len(missing)
+                self._count(compressed=compressed)
+        return [z for text in texts if (z := known[text]) is not None], compressed
+
+    def _remove(self, doomed: Callable[[str], bool]) -> int:
+        """Remove the entries whose key is `doomed`; their number."""
+        try:
+            rows = self._cache._sql("SELECT key FROM Cache").fetchall()
+            keys = [key for (key,) in rows if isinstance(key, str) and doomed(key)]
+            if keys:
+                with self._cache.transact(retry=True):
+                    for key in keys:
+                        self._cache.delete(key, retry=True)
+                self._empty_log()
+        except (OSError, sqlite3.Error, diskcache.Timeout) as error:
+            raise ZtokError(
+                f"entries of the store {self.path} cannot be deleted ({error}); make its folder "
+                "writable and delete again."
+            ) from error
+        return len(keys)
+
+    def _empty_log(self) -> None:
+        """Move the write-ahead log into the database and cut it to nothing."""
+        ((busy, _, _),) = self._cache._sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if busy:
+            warnings.warn(
+                f"the log of the store {self.path} is in use; what was deleted stays in it until "
+                "the next deletion, or until every process has closed the store.",
+                stacklevel=4,
+            )
+
+    def _contains(self, key: str) -> bool:
+        try:
+            return key in self._cache
+        except sqlite3.Error:
+            return False
+
+    def _open(self) -> diskcache.Cache:
+        """The database; a damaged one is set aside and replaced by an empty one."""
+        # Entries are small and cost compute to make: none is evicted, all live in the database.
+        # What is deleted is overwritten: codes name words of their text.
+        settings: dict[str, Any] = {
+            "eviction_policy": "none",
+            "disk_min_file_size": 2**20,
+            "sqlite_secure_delete": 1,
+        }
+        try:
+            return diskcache.Cache(str(self.path), disk=_BytesDisk, **settings)
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            aside = f"cache.db.damaged-{time.time_ns()}"
+            os.replace(self.path / "cache.db", self.path / aside)
+            for suffix in ("-wal", "-shm"):
+                (self.path / f"cache.db{suffix}").unlink(missing_ok=True)
+            warnings.warn(
+                f"the store {self.path} is damaged ({error}); it starts empty, "
+                f"and the damaged file is kept as {aside}.",
+                stacklevel=3,
+            )
+            return diskcache.Cache(str(self.path), disk=_BytesDisk, **settings)
+
+    def _count(self, **added: int) -> None:
+        with self._stats_lock:
+            now = {name: getattr(self._stats, name) + n for name, n in added.items()}
+            self._stats = replace(self._stats, **now)
+
+
+class _BytesDisk(diskcache.Disk):  # type: ignore[misc]
+    """Keys are `str`, values are `bytes`, and every other kind is refused both ways.
+
+    diskcache's own `Disk` pickles other kinds and unpickles rows that say they are pickled.
+    """
+
+    def put(self, key: object) -> tuple[str, bool]:
+        if not isinstance(key, str):
+            raise TypeError(f"a store key is str, not {type(key).__name__}")
+        return key, True
+
+    def get(self, key: object, raw: bool) -> str:
+        if not raw or not isinstance(key, str):
+            raise ValueError("the key is not text")
+        return key
+
+    def store(self, value: object, read: bool, key: object = UNKNOWN) -> Any:
+        if read or not isinstance(value, bytes):
+            raise TypeError(f"a store value is bytes, not {type(value).__name__}")
+        return super().store(value, False, key=key)
+
+    def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> bytes:
+        if mode == MODE_RAW and isinstance(value, bytes):
+            return value
+        if mode == MODE_BINARY and filename is not None:
+            if not self._is_inside(filename):
+                raise ValueError("its file lies outside the store")
+            try:
+                return Path(self._directory, filename).read_bytes()
+            except OSError as error:  # diskcache would take this for an absent entry
+                raise ValueError(f"its file cannot be read: {error.strerror}") from error
+        raise ValueError("it is not raw bytes")
+
+    def remove(self, file_path: str) -> None:
+        if self._is_inside(file_path):
+            super().remove(file_path)
+
+    def _is_inside(self, filename: str) -> bool:
+        root = Path(self._directory).resolve()
+        return (root / filename).resolve().is_relative_to(root)
+
+
+def _key(fingerprint: str, text: str) -> str:
+    return f"{_NESTED}{fingerprint}:{_content_hash(text)}"
+
+
+def _content_hash(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
+
+
+def _load_secret(path: Path) -> bytes:
+    """The secret in `path`, made at first use; of several processes that make one, one wins."""
+    if path.exists():
+        secret = path.read_bytes()
+        if len(secret) == SECRET_BYTES:
+            if path.stat().st_mode & 0o077:
+                path.chmod(0o600)
+            return secret
+        warnings.warn(
+            f"the secret {path} is damaged and is replaced; handles made with it are refused.",
+            stacklevel=4,
+        )
+        path.unlink(missing_ok=True)
+    temporary = path.with_name(f".secret.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(SECRET_BYTES))
+        try:
+            with suppress(FileExistsError):
+                os.link(temporary, path)
+        except OSError:  # a file system without hard links
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path.read_bytes()
