@@ -42,10 +42,12 @@ from ztok_rag.codec.prompts import training_templates
 from ztok_rag.codec.sequence import write_atomic
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation import Row, format_table, sample, write_results
-from ztok_rag.training.data import BatchSettings, Kind, PackedBatches, Passage, read_passages
+from ztok_rag.training.batches import BatchSettings, PackedBatches
+from ztok_rag.training.examples import Kind
 from ztok_rag.training.fit import fit_heads
 from ztok_rag.training.held_out import held_out_batches, score_tokens
 from ztok_rag.training.objective import TrainSettings
+from ztok_rag.training.passages import Passage, read_passages
 from ztok_rag.training.run import load_data
 from ztok_rag.training.trainer import Trainer
 

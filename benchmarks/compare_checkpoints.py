@@ -15,11 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from ztok_rag.codec.model import ZModel
-from ztok_rag.evaluation.results import Row, ratio_ci, write_results
-from ztok_rag.training.data import BatchSettings, Kind, PackedBatches, Passage, read_passages
+from ztok_rag.evaluation.intervals import ratio_ci
+from ztok_rag.evaluation.results import write_results
+from ztok_rag.evaluation.rows import Row
+from ztok_rag.training.batches import BatchSettings, PackedBatches
+from ztok_rag.training.examples import Kind
 from ztok_rag.training.focused import FocusedBatches, FocusedSettings
 from ztok_rag.training.held_out import HELD_OUT, TokenScores, score_tokens
 from ztok_rag.training.objective import Objective, TrainSettings
+from ztok_rag.training.passages import Passage, read_passages
 
 SINGLE = dataclasses.replace(HELD_OUT, batch_tokens=1800, max_source_tokens=450)
 FOCUSED = dataclasses.replace(SINGLE, focus=1.0, focus_times=(5.0, 5.0))

@@ -33,7 +33,7 @@ from ztok_rag.selection.sentences import (
     probabilities,
     split_sentences,
 )
-from ztok_rag.training.data import Passage, read_passages
+from ztok_rag.training.passages import Passage, read_passages
 from ztok_rag.training.relevance import RelevanceSettings, prepare
 
 

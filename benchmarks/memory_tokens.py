@@ -31,7 +31,8 @@ from ztok_rag.codec.prompts import QA_TEMPLATE
 from ztok_rag.codec.sequence import write_atomic
 from ztok_rag.evaluation import Row, bootstrap_ci, format_table, ratio_ci, write_results
 from ztok_rag.evaluation.metrics import token_f1
-from ztok_rag.training.data import Kind, Passage
+from ztok_rag.training.examples import Kind
+from ztok_rag.training.passages import Passage
 
 ARMS = {"ztok": "root", "memory": "memory"}
 """Name in the results, and the variant's."""

@@ -23,8 +23,9 @@ from ztok_rag.codec.base import BaseLM, dtype_name
 from ztok_rag.codec.model import ZModel
 from ztok_rag.codec.prompts import training_templates
 from ztok_rag.evaluation import Row, bootstrap_ci, format_table, write_results
-from ztok_rag.training.data import BatchSettings, PackedBatches, read_passages
+from ztok_rag.training.batches import BatchSettings, PackedBatches
 from ztok_rag.training.objective import TrainSettings
+from ztok_rag.training.passages import read_passages
 from ztok_rag.training.trainer import MasterWeights, Trainer
 
 

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ztok_rag import ZCompressor, ZStore, ZTokenLLM, ZTokenPostprocessor, default_embedding
 from ztok_rag.codec.base import load_tokenizer, quiet_transformers
 from ztok_rag.codec.prompts import training_templates
-from ztok_rag.training.data import BatchSettings
+from ztok_rag.training.batches import BatchSettings
 from ztok_rag.training.objective import TrainSettings
 from ztok_rag.training.run import run_training
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ztok_rag import ZCompressor
 from ztok_rag.evaluation import format_table
-from ztok_rag.evaluation.checkpoint import EvalSettings, evaluate_checkpoint, read_datasets
+from ztok_rag.evaluation.checkpoint import EvalSettings, evaluate_checkpoint
+from ztok_rag.evaluation.datasets import read_datasets
 
 PASSAGE = (
     "The lighthouse on Brannock Point was built in 1871 by Ada Merrow. Its lamp burned whale oil "

@@ -22,12 +22,8 @@ from ztok_rag.evaluation import (
     ratio_ci,
     write_results,
 )
-from ztok_rag.evaluation.checkpoint import (
-    Dataset,
-    EvalSettings,
-    evaluate_checkpoint,
-    read_datasets,
-)
+from ztok_rag.evaluation.checkpoint import EvalSettings, evaluate_checkpoint
+from ztok_rag.evaluation.datasets import Dataset, read_datasets
 
 MILL = "The mill on Reed Lane was built in 1902."
 FERRY = "The ferry to Elm Island leaves at nine."

@@ -22,6 +22,7 @@ from llama_index.vector_stores.faiss import FaissMapVectorStore, FaissVectorStor
 from typer.testing import CliRunner
 
 from ztok_rag import ZCompressor, ZStore, ZTokenIndex, ZtokError, cli, default_embedding
+from ztok_rag.index.contents import Contents
 from ztok_rag.index.folder import IndexFolder
 from ztok_rag.storage.handle import has_handles
 
@@ -310,7 +311,7 @@ def test_kill_leaves_the_old_index_or_the_new_one(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(ZTokenIndex, "_reload", lambda self: None)
+        patch.setattr(Contents, "_reload", lambda self: None)
         patch.setattr(IndexFolder, "_sweep", lambda self: None)
         if step == "before":
             patch.setattr(SimpleDocumentStore, "persist", killed)

@@ -16,7 +16,7 @@ from ztok_rag.codec.relevance import HINTS, RelevanceModel
 from ztok_rag.selection import relevance
 from ztok_rag.selection.relevance import Source, question_hints
 from ztok_rag.selection.words import find_words, question_words, stem
-from ztok_rag.training.data import Passage
+from ztok_rag.training.passages import Passage
 from ztok_rag.training.relevance import (
     RelevanceSettings,
     answer_nats,

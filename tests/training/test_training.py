@@ -20,23 +20,16 @@ from ztok_rag.codec.model import DEFAULT_CHECKPOINT, ZModel
 from ztok_rag.codec.prompts import QA_TEMPLATE
 from ztok_rag.codec.reader import ZReader
 from ztok_rag.training.average import average_checkpoints
+from ztok_rag.training.batches import BatchSettings, PackedBatches
 from ztok_rag.training.cloze import BLANK, cloze
 from ztok_rag.training.corpus import ask_questions, cut_passages, read_documents
-from ztok_rag.training.data import (
-    BatchSettings,
-    Composed,
-    Example,
-    Kind,
-    PackedBatches,
-    Passage,
-    Window,
-    find_uses,
-    pack,
-    read_passages,
-)
+from ztok_rag.training.examples import Composed, Example, Kind, Window
 from ztok_rag.training.focused import FocusedBatches, FocusedSettings
 from ztok_rag.training.held_out import held_out_batches, score_tokens
+from ztok_rag.training.labels import find_uses
 from ztok_rag.training.objective import Objective, TrainSettings
+from ztok_rag.training.packing import pack
+from ztok_rag.training.passages import Passage, read_passages
 from ztok_rag.training.relevance import RelevanceSettings
 from ztok_rag.training.run import load_data, run_training
 

@@ -4,7 +4,9 @@ Metrics, question files, who reads what (the arms), the log of answers that a st
 resumes from, and the table of results with its intervals.
 """
 
+from ztok_rag.evaluation.intervals import bootstrap_ci, ratio_ci, stratified_ci
 from ztok_rag.evaluation.log import PredictionLog, digest, weights_digest
+from ztok_rag.evaluation.prompts import JOIN, chat_frame, cut_end, cut_middle
 from ztok_rag.evaluation.questions import (
     ARM_NAMES,
     QUESTION_FIELDS,
@@ -20,20 +22,16 @@ from ztok_rag.evaluation.questions import (
     split_template,
 )
 from ztok_rag.evaluation.rag_dataset import read_rag_dataset, write_rag_dataset
-from ztok_rag.evaluation.results import (
+from ztok_rag.evaluation.results import machine_info, write_results
+from ztok_rag.evaluation.rows import (
     Row,
-    bootstrap_ci,
-    format_table,
-    machine_info,
     paired_difference,
     paired_differences,
     paired_share,
-    ratio_ci,
-    stratified_ci,
     summarize,
-    write_results,
 )
-from ztok_rag.evaluation.run import JOIN, chat_frame, cut_end, cut_middle, evaluate, reconstruct
+from ztok_rag.evaluation.run import evaluate, reconstruct
+from ztok_rag.evaluation.table import format_table
 
 __all__ = [
     "ARM_NAMES",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import sqlite3
 import threading
 import time
@@ -17,16 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import diskcache
-from diskcache.core import MODE_BINARY, MODE_RAW, UNKNOWN
 
 from ztok_rag.codec.base import cache_dir
 from ztok_rag.codec.nested import NestedSequence
 from ztok_rag.errors import ZtokError
-from ztok_rag.storage.handle import SECRET_BYTES
+from ztok_rag.storage.disk import BytesDisk
+from ztok_rag.storage.secret import load_secret
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
     from ztok_rag.codec.sequence import ZSequence
+
 
 Value = TypeVar("Value")
 
@@ -84,7 +84,7 @@ class ZStore(Closing):
         self.path = Path(path).expanduser() if path is not None else cache_dir() / "store"
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._secret = _load_secret(self.path / "secret")
+            self._secret = load_secret(self.path / "secret")
             self._cache = self._open()
         except (OSError, sqlite3.OperationalError) as error:
             raise ZtokError(
@@ -298,7 +298,7 @@ class ZStore(Closing):
             "sqlite_secure_delete": 1,
         }
         try:
-            return diskcache.Cache(str(self.path), disk=_BytesDisk, **settings)
+            return diskcache.Cache(str(self.path), disk=BytesDisk, **settings)
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError as error:
@@ -311,54 +311,12 @@ class ZStore(Closing):
                 f"and the damaged file is kept as {aside}.",
                 stacklevel=3,
             )
-            return diskcache.Cache(str(self.path), disk=_BytesDisk, **settings)
+            return diskcache.Cache(str(self.path), disk=BytesDisk, **settings)
 
     def _count(self, **added: int) -> None:
         with self._stats_lock:
             now = {name: getattr(self._stats, name) + n for name, n in added.items()}
             self._stats = replace(self._stats, **now)
-
-
-class _BytesDisk(diskcache.Disk):  # type: ignore[misc]
-    """Keys are `str`, values are `bytes`, and every other kind is refused both ways.
-
-    diskcache's own `Disk` pickles other kinds and unpickles rows that say they are pickled.
-    """
-
-    def put(self, key: object) -> tuple[str, bool]:
-        if not isinstance(key, str):
-            raise TypeError(f"a store key is str, not {type(key).__name__}")
-        return key, True
-
-    def get(self, key: object, raw: bool) -> str:
-        if not raw or not isinstance(key, str):
-            raise ValueError("the key is not text")
-        return key
-
-    def store(self, value: object, read: bool, key: object = UNKNOWN) -> Any:
-        if read or not isinstance(value, bytes):
-            raise TypeError(f"a store value is bytes, not {type(value).__name__}")
-        return super().store(value, False, key=key)
-
-    def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> bytes:
-        if mode == MODE_RAW and isinstance(value, bytes):
-            return value
-        if mode == MODE_BINARY and filename is not None:
-            if not self._is_inside(filename):
-                raise ValueError("its file lies outside the store")
-            try:
-                return Path(self._directory, filename).read_bytes()
-            except OSError as error:  # diskcache would take this for an absent entry
-                raise ValueError(f"its file cannot be read: {error.strerror}") from error
-        raise ValueError("it is not raw bytes")
-
-    def remove(self, file_path: str) -> None:
-        if self._is_inside(file_path):
-            super().remove(file_path)
-
-    def _is_inside(self, filename: str) -> bool:
-        root = Path(self._directory).resolve()
-        return (root / filename).resolve().is_relative_to(root)
 
 
 def _key(fingerprint: str, text: str) -> str:
@@ -367,31 +325,3 @@ def _key(fingerprint: str, text: str) -> str:
 
 def _content_hash(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
-
-
-def _load_secret(path: Path) -> bytes:
-    """The secret in `path`, made at first use; of several processes that make one, one wins."""
-    if path.exists():
-        secret = path.read_bytes()
-        if len(secret) == SECRET_BYTES:
-            if path.stat().st_mode & 0o077:
-                path.chmod(0o600)
-            return secret
-        warnings.warn(
-            f"the secret {path} is damaged and is replaced; handles made with it are refused.",
-            stacklevel=4,
-        )
-        path.unlink(missing_ok=True)
-    temporary = path.with_name(f".secret.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(SECRET_BYTES))
-        try:
-            with suppress(FileExistsError):
-                os.link(temporary, path)
-        except OSError:  # a file system without hard links
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path.read_bytes()

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from ztok_rag.codec.prompts import QA_TEMPLATE
 from ztok_rag.codec.reader import ZReader
 from ztok_rag.errors import DataError
-from ztok_rag.training.data import Passage
+from ztok_rag.training.passages import Passage
 
 OPENINGS = ("What", "Who", "When", "Where", "How", "Why", "Which", "In what")
 """First words of generated questions, so that those of one passage differ."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ztok_rag.codec.model import Encoded, ZModel
 from ztok_rag.codec.quantizer import normalize
-from ztok_rag.training.data import Window
+from ztok_rag.training.examples import Window
 from ztok_rag.training.objective import surprisal, use_loss
 
 RATES = (2.0, 4.0, 8.0, 4.0)

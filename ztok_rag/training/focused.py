@@ -13,7 +13,9 @@ from ztok_rag.codec.compressor import ZCompressor
 from ztok_rag.codec.model import ZModel
 from ztok_rag.selection.focus import QuestionFocus, resolve_in_memory
 from ztok_rag.selection.sentences import SentenceScorer
-from ztok_rag.training.data import BatchSettings, Composed, Example, PackedBatches, Passage, near
+from ztok_rag.training.batches import BatchSettings, PackedBatches, near
+from ztok_rag.training.examples import Composed, Example
+from ztok_rag.training.passages import Passage
 
 _COMPRESSED_AT_ONCE = 16
 

@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from ztok_rag.codec.prompts import QA_TEMPLATE
-from ztok_rag.training.data import BatchSettings, Kind, PackedBatches, Passage
+from ztok_rag.training.batches import BatchSettings, PackedBatches
+from ztok_rag.training.examples import Kind
 from ztok_rag.training.objective import Objective
+from ztok_rag.training.passages import Passage
 
 HELD_OUT = BatchSettings(
     reconstruct=0.0, together=(1,), distractors=0, continuation=1.0, drop_context=0.0, focus=0.0,

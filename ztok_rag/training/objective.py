@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ztok_rag.codec.model import ZModel
-from ztok_rag.training.data import Composed, Example, Kind, Packed, Window, pack
+from ztok_rag.training.examples import Composed, Example, Kind, Window
+from ztok_rag.training.packing import Packed, pack
 
 
 @dataclass(frozen=True)

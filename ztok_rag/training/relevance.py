@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from ztok_rag.codec.compressor import ZCompressor
 from ztok_rag.codec.model import ZModel
 from ztok_rag.selection.relevance import Source, score_pairs
-from ztok_rag.training.data import Passage, near
+from ztok_rag.training.batches import near
+from ztok_rag.training.passages import Passage
 
 _COMPRESSED_AT_ONCE = 16
 _NEAR = 6

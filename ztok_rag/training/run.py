@@ -18,10 +18,11 @@ from ztok_rag.codec.model import ZModel
 from ztok_rag.codec.prompts import training_templates
 from ztok_rag.codec.reader import ZReader
 from ztok_rag.errors import DataError
+from ztok_rag.training.batches import BatchSettings, PackedBatches
 from ztok_rag.training.corpus import ask_questions, cut_passages, read_documents
-from ztok_rag.training.data import BatchSettings, PackedBatches, Passage, read_passages
 from ztok_rag.training.focused import FocusedBatches, FocusedSettings
 from ztok_rag.training.objective import TrainSettings
+from ztok_rag.training.passages import Passage, read_passages
 from ztok_rag.training.relevance import RelevanceSettings, train_relevance
 from ztok_rag.training.trainer import Trainer
 

@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 
 from ztok_rag.codec.model import ZModel, is_relevance
 from ztok_rag.errors import CheckpointError, DataError
-from ztok_rag.training.data import Kind, PackedBatches
+from ztok_rag.training.batches import PackedBatches
+from ztok_rag.training.examples import Kind
 from ztok_rag.training.fit import fit_heads
 from ztok_rag.training.objective import Objective, TrainSettings
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import base64
-import difflib
 import hashlib
-import html
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -17,21 +14,17 @@ from typing import Any
 from ztok_rag.codec.sequence import EMPTY, ZSequence
 from ztok_rag.errors import SequenceError, ZtokError
 from ztok_rag.evaluation.metrics import bleu4, characters_lost
+from ztok_rag.view.difference import Difference, difference, escape
 
 _LEVELS = ((1, "1"), (2, "2"), (4, "3 to 4"), (8, "5 to 8"), (16, "9 to 16"))
 """Most source tokens of a density, densest first, and its label."""
+
 _REST = "17 or more"
 
-_WORD = re.compile(r"(\w+|[^\w\s])(\s*)")
-
-
-def _file(name: str) -> str:
-    return (resources.files("ztok_rag.view") / name).read_text(encoding="utf-8")
-
-
-_PAGE = Template(_file("page.html"))
-_STYLE = _file("page.css")
-_SCRIPT = _file("page.js")
+_PAGE, _STYLE, _SCRIPT = (
+    (resources.files("ztok_rag.view") / name).read_text(encoding="utf-8")
+    for name in ("page.html", "page.css", "page.js")
+)
 
 
 @dataclass(frozen=True)
@@ -53,16 +46,6 @@ class _Span:
     end: int
     tokens: tuple[_Token, ...]
     codes: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Diff:
-    """A reconstruction as HTML with its differences marked, and how many words differ."""
-
-    page: str
-    kept: int
-    lost: int
-    invented: int
 
 
 def first_windows(z: ZSequence, tokens: int) -> list[ZSequence]:
@@ -109,11 +92,11 @@ def render(
     spans = _spans(text, z, tokenizer)
     windows = [list(group) for _, group in itertools.groupby(spans, key=lambda s: s.window)]
     sources = [text[window[0].start : window[-1].end] for window in windows]
-    diffs = [_diff(*pair) for pair in zip(sources, reconstruction, strict=False)]
+    diffs = [difference(*pair) for pair in zip(sources, reconstruction, strict=False)]
     facts = _facts(text, z) + _returned(sources, reconstruction, diffs)
     marked = _Marker(text, tokenizer, total=len(z), anchors=anchors)
-    return _PAGE.substitute(
-        title=_escape(title),
+    return Template(_PAGE).substitute(
+        title=escape(title),
         policy=_policy(),
         style=_STYLE,
         script=_SCRIPT,
@@ -173,7 +156,7 @@ def _facts(text: str, z: ZSequence) -> list[tuple[str, str]]:
 
 
 def _returned(
-    sources: Sequence[str], reconstruction: Sequence[str], diffs: Sequence[_Diff]
+    sources: Sequence[str], reconstruction: Sequence[str], diffs: Sequence[Difference]
 ) -> list[tuple[str, str]]:
     """Names and values, as HTML, of how much of the reconstructed windows came back."""
     if not diffs:
@@ -235,7 +218,7 @@ def _density(span: _Span) -> int:
     return len(_LEVELS) + 1 - above
 
 
-def _window(spans: Sequence[_Span], source: str, diff: _Diff | None) -> str:
+def _window(spans: Sequence[_Span], source: str, diff: Difference | None) -> str:
     """One window: its source text and, if there is one, the reconstruction beside it."""
     number = spans[0].window
     tokens = sum(len(span.tokens) for span in spans)
@@ -273,12 +256,12 @@ class _Marker:
         space = own[: len(own) - len(own.lstrip())] if own.strip() else ""
         out, at = [], span.start + len(space)
         for start, end in self._anchored(span):
-            out += [_escape(self.text[at:start]), f"<b>{_escape(self.text[start:end])}</b>"]
+            out += [escape(self.text[at:start]), f"<b>{escape(self.text[start:end])}</b>"]
             at = end
-        out.append(_escape(self.text[at : span.end]))
-        detail = _escape(self._detail(span)).replace("\n", "&#10;")
+        out.append(escape(self.text[at : span.end]))
+        detail = escape(self._detail(span)).replace("\n", "&#10;")
         box = f'<span class="z d{_density(span)}" title="{detail}">{"".join(out)}</span>'
-        return _escape(space) + box
+        return escape(space) + box
 
     def _anchored(self, span: _Span) -> Iterator[tuple[int, int]]:
         """Characters `[a, b)` of the first source token that each anchor names, in order."""
@@ -317,41 +300,6 @@ class _Marker:
                 name = name.replace(character, sign)
             self.names[token] = name
         return self.names[token]
-
-
-def _diff(source: str, back: str) -> _Diff:
-    """The reconstruction of `source`, with the words of either text that the other lacks."""
-    ours, theirs = _WORD.findall(source), _WORD.findall(back)
-    matcher = difflib.SequenceMatcher(
-        None, [word for word, _ in ours], [word for word, _ in theirs], autojunk=False
-    )
-    out: list[str] = []
-    kept = lost = invented = 0
-    for kind, a, b, c, d in matcher.get_opcodes():
-        if kind == "equal":
-            kept += b - a
-            out += [_escape(word + space) for word, space in theirs[c:d]]
-            if d == len(theirs) and b < len(ours):
-                out.append(ours[b - 1][1])
-            continue
-        lost += b - a
-        invented += d - c
-        out += [_change("del", ours[a:b], " " * (d > c)), _change("ins", theirs[c:d])]
-    return _Diff("".join(out), kept, lost, invented)
-
-
-def _change(tag: str, words: Sequence[tuple[str, str]], gap: str = "") -> str:
-    """Words that one text has alone, in an element, then their white space, at least `gap`."""
-    if not words:
-        return ""
-    run = "".join(word + space for word, space in words)
-    bare = run.rstrip()
-    return f"<{tag}>{_escape(bare)}</{tag}>{_escape(run[len(bare) :] or gap)}"
-
-
-def _escape(text: str) -> str:
-    """`text` as HTML; a carriage return, which parsers make a line feed, as a reference."""
-    return html.escape(text).replace("\r", "&#13;")
 
 
 def _policy() -> str:

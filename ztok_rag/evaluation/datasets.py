@@ -1,0 +1,113 @@
+"""Files of questions and files of texts to score a checkpoint on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ztok_rag.errors import DataError
+from ztok_rag.evaluation.questions import (
+    QUESTION_FIELDS,
+    check_field,
+    check_question,
+    read_jsonl,
+)
+
+QA = "qa"
+
+RECONSTRUCTION = "reconstruction"
+
+TASK_NAMES = (QA, RECONSTRUCTION)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The records of one file, all of one shape.
+
+    Attributes:
+        name: folder and file, as results show it.
+        records: `{context, question, answers}` if `has_questions`, else `{text}`.
+        tasks: those of `TASK_NAMES` that are run on it.
+    """
+
+    name: str
+    path: Path
+    records: list[dict[str, Any]]
+    has_questions: bool
+    tasks: tuple[str, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of each record: its context, if it is a question."""
+        field = "context" if self.has_questions else "text"
+        return [record[field] for record in self.records]
+
+
+def read_datasets(paths: Sequence[Path], tasks: Sequence[str] | None = None) -> list[Dataset]:
+    """Read files of questions and files of texts; a file named twice is read once.
+
+    Args:
+        paths: JSON Lines of `{context, question, answers}` or of `{text}`.
+        tasks: names to run, of `TASK_NAMES`; `None` is all that a file's records allow.
+
+    Raises:
+        DataError: a file cannot be read or has no use for any of the tasks, a record is
+            malformed or not of the shape of its file's first (names file, line and cause), or a
+            task is unknown.
+    """
+    wanted = TASK_NAMES if tasks is None else tuple(dict.fromkeys(tasks))
+    if unknown := [task for task in wanted if task not in TASK_NAMES]:
+        raise DataError(f"unknown task {unknown[0]!r}; the tasks are {', '.join(TASK_NAMES)}.")
+    if not wanted:
+        raise DataError(f"there is no task to run; the tasks are {', '.join(TASK_NAMES)}.")
+    different = list({path.resolve(): path for path in paths}.values())
+    names = [f"{path.resolve().parent.name}/{path.stem}" for path in different]
+    return [
+        _read_dataset(path, name if names.count(name) == 1 else str(path.resolve()), wanted)
+        for path, name in zip(different, names, strict=True)
+    ]
+
+
+def _read_dataset(path: Path, name: str, wanted: Sequence[str]) -> Dataset:
+    shape = _Shape()
+    records = read_jsonl(path, {}, shape.check)
+    has_questions = bool(shape.has_questions)
+    tasks = tuple(task for task in wanted if has_questions or task != QA)
+    if not tasks:
+        raise DataError(
+            f"{path} holds texts without questions, of which --tasks {QA} makes no use; "
+            f"leave the file out or add {RECONSTRUCTION} to --tasks."
+        )
+    return Dataset(name, path, records, has_questions, tasks)
+
+
+class _Shape:
+    """Holds every record of a file to the shape of its first."""
+
+    def __init__(self) -> None:
+        self.has_questions: bool | None = None
+
+    def check(self, record: Mapping[str, Any]) -> None:
+        """Raise `ValueError` with the cause if a record is malformed or of the other shape."""
+        asks = "question" in record
+        if not asks and "text" not in record:
+            raise ValueError(
+                "it has neither a 'text' nor a 'question' with 'context' and 'answers'"
+            )
+        if self.has_questions is None:
+            self.has_questions = asks
+        if asks != self.has_questions:
+            raise ValueError(
+                f"it has {'a' if asks else 'no'} 'question', unlike the file's first record; "
+                "keep questions and texts in files of their own"
+            )
+        if asks:
+            for name, kind in QUESTION_FIELDS.items():
+                check_field(record, name, kind)
+            check_question(record)
+        else:
+            check_field(record, "text", str)
+            if not record["text"].strip():
+                raise ValueError("field 'text' is empty")

@@ -1,0 +1,77 @@
+"""Documents into chunks, and chunks into Z-tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llama_index.core import Document
+from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.schema import BaseNode, MetadataMode
+from tqdm.auto import tqdm
+
+from ztok_rag.errors import ZtokError
+from ztok_rag.selection.focus import QuestionFocus
+
+_CHUNKS_AT_ONCE = 64
+
+
+def split_documents(
+    documents: Sequence[Document], tokenizer: Any, *, chunk_size: int, chunk_overlap: int
+) -> list[BaseNode]:
+    """The chunks of documents.
+
+    Raises:
+        ZtokError: the metadata of a document leaves no room for its text.
+    """
+    if not documents:
+        return []
+
+    def tokenize(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    splitter = SentenceSplitter(
+        chunk_size=chunk_size, chunk_overlap=chunk_overlap, tokenizer=tokenize
+    )
+    nodes: list[BaseNode] = []
+    for document in documents:
+        try:
+            nodes += splitter.get_nodes_from_documents([document])
+        except ValueError as error:  # metadata that leaves no room for text
+            raise ZtokError(
+                f"the document {document.doc_id!r} cannot be split ({error}); shorten its "
+                "metadata, or exclude it from what the LLM and the embedding model see."
+            ) from error
+    return nodes
+
+
+def compress_texts(focus: QuestionFocus, texts: Sequence[str], *, show_progress: bool) -> int:
+    """Put the Z-tokens of texts into the store of `focus`; how many had to be compressed."""
+    compressed = 0
+    distinct = list(dict.fromkeys(texts))
+    with tqdm(total=len(distinct), desc="Compressing", disable=not show_progress) as bar:
+        for start in range(0, len(distinct), _CHUNKS_AT_ONCE):
+            batch = distinct[start : start + _CHUNKS_AT_ONCE]
+            compressed += focus.prepare(batch)
+            bar.update(len(batch))
+    return compressed
+
+
+def chunk_text(node: BaseNode) -> str:
+    """The text that is compressed."""
+    return node.get_content(MetadataMode.NONE)
+
+
+def check_documents(documents: Sequence[Document]) -> None:
+    seen: set[str] = set()
+    for document in documents:
+        if not chunk_text(document).strip():
+            raise ZtokError(
+                f"the document {document.doc_id!r} has no words to index; leave it out."
+            )
+        if document.doc_id in seen:
+            raise ZtokError(
+                f"two documents have the id {document.doc_id!r}; give each one its own."
+            )
+        seen.add(document.doc_id)

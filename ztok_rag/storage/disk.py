@@ -1,0 +1,51 @@
+"""The database of a store: keys are text, values are bytes, nothing is unpickled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diskcache
+from diskcache.core import MODE_BINARY, MODE_RAW, UNKNOWN
+
+
+class BytesDisk(diskcache.Disk):  # type: ignore[misc]
+    """Keys are `str`, values are `bytes`, and every other kind is refused both ways.
+
+    diskcache's own `Disk` pickles other kinds and unpickles rows that say they are pickled.
+    """
+
+    def put(self, key: object) -> tuple[str, bool]:
+        if not isinstance(key, str):
+            raise TypeError(f"a store key is str, not {type(key).__name__}")
+        return key, True
+
+    def get(self, key: object, raw: bool) -> str:
+        if not raw or not isinstance(key, str):
+            raise ValueError("the key is not text")
+        return key
+
+    def store(self, value: object, read: bool, key: object = UNKNOWN) -> Any:
+        if read or not isinstance(value, bytes):
+            raise TypeError(f"a store value is bytes, not {type(value).__name__}")
+        return super().store(value, False, key=key)
+
+    def fetch(self, mode: int, filename: str | None, value: object, read: bool) -> bytes:
+        if mode == MODE_RAW and isinstance(value, bytes):
+            return value
+        if mode == MODE_BINARY and filename is not None:
+            if not self._is_inside(filename):
+                raise ValueError("its file lies outside the store")
+            try:
+                return Path(self._directory, filename).read_bytes()
+            except OSError as error:  # diskcache would take this for an absent entry
+                raise ValueError(f"its file cannot be read: {error.strerror}") from error
+        raise ValueError("it is not raw bytes")
+
+    def remove(self, file_path: str) -> None:
+        if self._is_inside(file_path):
+            super().remove(file_path)
+
+    def _is_inside(self, filename: str) -> bool:
+        root = Path(self._directory).resolve()
+        return (root / filename).resolve().is_relative_to(root)

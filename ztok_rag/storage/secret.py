@@ -1,0 +1,39 @@
+"""The secret that signs the handles of an installation, in a file of its own."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+from ztok_rag.storage.handle import SECRET_BYTES
+
+
+def load_secret(path: Path) -> bytes:
+    """The secret in `path`, made at first use; of several processes that make one, one wins."""
+    if path.exists():
+        secret = path.read_bytes()
+        if len(secret) == SECRET_BYTES:
+            if path.stat().st_mode & 0o077:
+                path.chmod(0o600)
+            return secret
+        warnings.warn(
+            f"the secret {path} is damaged and is replaced; handles made with it are refused.",
+            stacklevel=4,
+        )
+        path.unlink(missing_ok=True)
+    temporary = path.with_name(f".secret.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(SECRET_BYTES))
+        try:
+            with suppress(FileExistsError):
+                os.link(temporary, path)
+        except OSError:  # a file system without hard links
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path.read_bytes()
