@@ -1,4 +1,4 @@
-"""The file format of a `ZSequence`: exact, compact, and proof against damage."""
+"""Sequences: bytes, parts, rates."""
 
 from __future__ import annotations
 
@@ -6,75 +6,129 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ztok_rag import SequenceError, ZSequence, ZtokError
+from ztok_rag.codec.sequence import CompressedText, ZSequence, join_sequences, text_digest
+from ztok_rag.codec.token_code import TokenCode
+from ztok_rag.errors import SequenceError, ZtokError
+
+CODE = TokenCode.uniform(500)
+SLOTS = 16
 
 
-def make_sequence(n: int = 50, depth: int = 4, seed: int = 0) -> ZSequence:
+def compressed(n: int, seed: int = 0) -> CompressedText:
     rng = np.random.default_rng(seed)
-    ends = np.cumsum(rng.integers(1, 40, n))
-    return ZSequence(
-        codes=rng.integers(0, 65536, (n, depth)).astype(np.uint16),
-        spans=np.stack([np.append(0, ends[:-1]), ends], axis=1),
-        windows=(n - n // 3, n // 3) if n >= 3 else (n,),
-        source_tokens=4 * n,
+    return CompressedText(
+        ids=rng.integers(0, 500, n),
+        levels=rng.integers(0, 7, n).astype(np.uint8),
+        starts=np.arange(n) * 3,
+        characters=3 * n,
         fingerprint="0123456789abcdef",
+        digest=text_digest("a text"),
+        code=CODE,
     )
 
 
-@pytest.mark.parametrize("n", [1, 2, 50, 1000])
-def test_bytes_round_trip(n: int) -> None:
-    z = make_sequence(n)
-    back = ZSequence.from_bytes(z.to_bytes())
-    np.testing.assert_array_equal(back.codes, z.codes)
-    np.testing.assert_array_equal(back.spans, z.spans)
-    assert (back.windows, back.source_tokens, back.fingerprint) == (
-        z.windows,
-        z.source_tokens,
-        z.fingerprint,
-    )
-    assert back == z and hash(back) == hash(z)
+@given(n=st.integers(1, 200), rate=st.floats(1, 64), seed=st.integers(0, 99))
+@settings(max_examples=100, deadline=None)
+def test_bytes_give_back_the_sequence(n: int, rate: float, seed: int) -> None:
+    z = compressed(n, seed).at(rate, SLOTS)
+    back = ZSequence.from_bytes(z.to_bytes(), CODE)
+    assert back == z
+    assert back.places.tolist() == z.places.tolist()
+    assert back.spans.tolist() == z.spans.tolist()
+    assert back.digest == z.digest
 
 
-def test_sequences_differ_by_a_single_code() -> None:
-    z, other = make_sequence(), make_sequence()
-    other.codes[3, 1] ^= 1
-    assert z != other
+@given(n=st.integers(1, 200), rate=st.floats(1, 16))
+@settings(max_examples=50, deadline=None)
+def test_up_to_the_slots_every_token_is_held_in_order(n: int, rate: float) -> None:
+    text = compressed(n)
+    z = text.at(rate, SLOTS)
+    assert z.holds_all
+    assert z.ids.tolist() == text.ids.tolist()
+    assert z.spans[0, 0] == 0
+    assert z.spans[-1, 1] == text.characters
+    assert (z.spans[1:, 0] == z.spans[:-1, 1]).all()
 
 
-def test_every_flipped_byte_and_every_cut_is_noticed() -> None:
-    data = make_sequence(5).to_bytes()
-    for position in range(len(data)):
-        damaged = bytearray(data)
-        damaged[position] ^= 0x40
-        with pytest.raises(SequenceError):
-            ZSequence.from_bytes(bytes(damaged))
-        with pytest.raises(SequenceError):
-            ZSequence.from_bytes(data[:position])
+def test_at_rate_one_each_token_is_a_z_token() -> None:
+    z = compressed(50).at(1, SLOTS)
+    assert len(z) == 50
+    assert (z.codes[:, 1:] == -1).all()
 
 
-def test_file_round_trip_and_errors(tmp_path: Path) -> None:
-    z = make_sequence()
-    path = tmp_path / "folder" / "text.zt"
-    z.save(path)
-    assert ZSequence.load(path) == z
-    assert [p.name for p in path.parent.iterdir()] == ["text.zt"]
-    with pytest.raises(SequenceError, match=r"missing\.zt"):
-        ZSequence.load(tmp_path / "missing.zt")
-    path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(SequenceError, match=r"text\.zt.*truncated"):
-        ZSequence.load(path)
+def test_above_the_slots_predicted_tokens_go_first() -> None:
+    text = compressed(200)
+    z = text.at(20, SLOTS)
+    left_out = np.setdiff1d(np.arange(200), z.places)
+    assert len(left_out)
+    assert set(np.flatnonzero(text.predicted)) <= set(left_out)
 
 
-def test_an_unwritable_path_names_cause_and_remedy(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    for path in (tmp_path / "file" / "out.zt", tmp_path, tmp_path / ("n" * 300)):
-        with pytest.raises(ZtokError, match=r"cannot write .*name a file"):
-            make_sequence().save(path)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+def test_a_sequence_is_read_again_at_another_rate() -> None:
+    z = compressed(120).at(2, SLOTS)
+    coarse = z.at(8)
+    assert len(coarse) == 15
+    assert coarse.ids.tolist() == z.ids.tolist()
+    assert coarse.rate == pytest.approx(8)
+    assert coarse.at(1).ids.tolist() == z.ids.tolist()
+    assert coarse.spans[0, 0] == 0
+    assert coarse.spans[-1, 1] == 360
 
 
-def test_windows_must_add_up() -> None:
-    z = make_sequence()
-    with pytest.raises(SequenceError, match="window"):
-        ZSequence(z.codes, z.spans, (1, 2), z.source_tokens, z.fingerprint)
+def test_parts_join_to_the_whole() -> None:
+    z = compressed(200).at(3, SLOTS)
+    parts = z.parts(20)
+    assert max(map(len, parts)) <= 20
+    assert sum(part.source_tokens for part in parts) == 200
+    assert np.concatenate([part.ids for part in parts]).tolist() == z.ids.tolist()
+    assert all(part.holds_all for part in parts)
+
+
+def test_views_of_parts_join() -> None:
+    text = compressed(100)
+    a = text.view(np.arange(0, 30), 2, SLOTS)
+    b = text.view(np.arange(60, 100), 8, SLOTS)
+    joined = join_sequences([a, b])
+    assert joined.source_tokens == 100
+    assert not joined.holds_all
+    assert joined.ids.tolist() == [*text.ids[:30], *text.ids[60:]]
+    assert ZSequence.from_bytes(joined.to_bytes(), CODE) == joined
+
+
+@given(n=st.integers(1, 200))
+@settings(max_examples=30, deadline=None)
+def test_a_compressed_text_comes_back(n: int) -> None:
+    text = compressed(n)
+    back = CompressedText.from_bytes(text.to_bytes(), CODE, text.starts)
+    assert back == text
+    assert back.levels.tolist() == text.levels.tolist()
+
+
+def test_altered_bytes_are_refused() -> None:
+    data = bytearray(compressed(40).at(4, SLOTS).to_bytes())
+    for place in (20, len(data) // 2, len(data) - 1):
+        changed = bytes([*data[:place], data[place] ^ 1, *data[place + 1 :]])
+        with pytest.raises(SequenceError, match="checksum"):
+            ZSequence.from_bytes(changed, CODE)
+    with pytest.raises(SequenceError, match="checksum"):
+        ZSequence.from_bytes(bytes(data[:-2]), CODE)
+
+
+def test_the_old_format_is_named() -> None:
+    with pytest.raises(SequenceError, match="another version"):
+        ZSequence.from_bytes(b"ZT2\n" + bytes(40), CODE)
+    with pytest.raises(SequenceError, match="not a Z-token sequence"):
+        ZSequence.from_bytes(b"hello", CODE)
+
+
+def test_files(tmp_path: Path) -> None:
+    z = compressed(40).at(4, SLOTS)
+    z.save(tmp_path / "a.zt")
+    assert ZSequence.load(tmp_path / "a.zt", CODE) == z
+    with pytest.raises(SequenceError, match="cannot read"):
+        ZSequence.load(tmp_path / "b.zt", CODE)
+    with pytest.raises(ZtokError, match="folder"):
+        z.save(tmp_path)

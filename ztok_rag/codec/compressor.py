@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,37 +11,39 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from ztok_rag.codec.base import BaseLM
 from ztok_rag.codec.model import ZModel
-from ztok_rag.codec.nested import FINEST, RATES, NestedSequence
 from ztok_rag.codec.reader import ZReader
-from ztok_rag.codec.segment import IntArray
-from ztok_rag.codec.sequence import EMPTY, ZSequence, spans_from
+from ztok_rag.codec.sequence import (
+    CompressedText,
+    IntArray,
+    ZSequence,
+    levels_of,
+    text_digest,
+)
 from ztok_rag.errors import ZtokError
 
 MAX_RATE = 64.0
+MARGIN = 0.5
+"""Logits by which the base prefers a token to all others, where it counts as predicted."""
+
+_HEAD_TOKENS = 1024  # source tokens whose logits are held at once
 
 
-class _Window(NamedTuple):
-    """The Z-tokens of one window.
+class _Tokens(NamedTuple):
+    """Token ids of a text, and the first character of each."""
 
-    Attributes:
-        codes: uint16 `[n_z, depth]`.
-        owners: `[n]`, of each source token the Z-token whose span it is in.
-        lasts: uint8 `[n_z]`, how many coarser rates each Z-token outlasts.
-    """
-
-    codes: NDArray[np.uint16]
-    owners: IntArray
-    lasts: NDArray[np.uint8]
+    ids: IntArray
+    starts: IntArray
 
 
 class ZCompressor:
     """Compresses texts into discrete, variable-length `ZSequence`s.
 
-    Length and codes of a window come from one forward pass over the base's first layers; denser
-    text gets more Z-tokens. Texts of any length are split into windows, and nothing is cut off.
+    One forward pass of the base LLM weighs every token: how surprising it is, and whether the base
+    predicts it. With these weights a text is cut into Z-tokens at any rate.
     """
 
     def __init__(self, model: ZModel) -> None:
@@ -79,17 +81,17 @@ class ZCompressor:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the checkpoint; codes of another mean something else."""
+        """16 hex digits of what the codes mean; codes of another mean something else."""
         return self.model.fingerprint
 
     @property
-    def depth(self) -> int:
-        """Codes per Z-token."""
-        return self.model.config.depth
+    def slots(self) -> int:
+        """Most tokens that a Z-token holds. Up to this rate a text comes back exactly."""
+        return self.model.config.slots
 
     def count_tokens(self, text: str) -> int:
         """Tokens of the base LLM in a text."""
-        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return len(self._tokenize([text])[0].ids) if text else 0
 
     def compress(
         self, texts: Sequence[str], rate: float = 4.0, *, batch_tokens: int = 4096
@@ -97,139 +99,202 @@ class ZCompressor:
         """Compress texts.
 
         Args:
-            texts: any number, of any length.
-            rate: source tokens per Z-token, 1 to 64; each window strays from it by a few per
-                cent, as its content asks.
+            texts: any number, of any length. Half surrogate pairs are replaced by U+FFFD, with a
+                warning.
+            rate: source tokens per Z-token, 1 to 64.
             batch_tokens: padded source tokens per forward pass.
 
         Raises:
             ZtokError: the rate is out of range, or a text is not a string or is empty.
         """
-        if not (math.isfinite(rate) and 1.0 <= rate <= MAX_RATE):
-            raise ZtokError(f"the rate must be from 1 to {MAX_RATE:.0f}, not {rate}.")
-        return self._compress(texts, rate, batch_tokens)[0]
+        check_rate(rate)
+        if rate == 1:  # Z-tokens are the tokens: nothing need be weighed
+            texts = self._checked(texts)
+            tokens = self._tokenize(texts)
+            weighed = [np.zeros(len(t.ids), np.uint8) for t in tokens]
+            compressed = self._join(texts, tokens, weighed)
+        else:
+            compressed = self.compress_all_rates(texts, batch_tokens=batch_tokens)
+        return [text.at(rate, self.slots) for text in compressed]
 
-    def compress_nested(
+    def compress_all_rates(
         self, texts: Sequence[str], *, batch_tokens: int = 4096
-    ) -> list[NestedSequence]:
-        """Compress texts once for all rates from 2 on; else as `compress`.
+    ) -> list[CompressedText]:
+        """Compress texts once for all rates; `at` of each gives what `compress` gives."""
+        texts = self._checked(texts)
+        tokens = self._tokenize(texts)
+        return self._join(texts, tokens, self._weigh([t.ids for t in tokens], batch_tokens))
 
-        At rate 2 the Z-tokens are those that `compress` makes. At a higher rate they are the part
-        of them that stays when neighbours which carry little are merged.
+    def token_starts(self, texts: Sequence[str]) -> list[IntArray]:
+        """`[n]` first character of each token of texts, which a stored text does not hold."""
+        return [tokens.starts for tokens in self._tokenize(self._checked(texts))]
+
+    def decompress(self, zs: Sequence[ZSequence]) -> list[str]:
+        """The texts of sequences.
+
+        Where every token is held, up to a rate of `slots`, the codes are joined and no LLM runs.
+        Above, the base LLM writes what was left out between the codes. A text that does not come
+        back as it was, by its digest, is told of by a warning.
         """
-        sequences, lasts = self._compress(texts, FINEST, batch_tokens, RATES[1:])
-        return [NestedSequence(z, own) for z, own in zip(sequences, lasts, strict=True)]
+        texts = [self._join_codes(z) if z.holds_all else self.reader.fill(z) for z in zs]
+        for number, (z, text) in enumerate(zip(zs, texts, strict=True)):
+            if z.digest and z.digest != text_digest(text):
+                why = (
+                    "this base's tokenizer changes such text"
+                    if z.holds_all
+                    else f"at rate {z.rate:.1f} tokens were left out"
+                )
+                warnings.warn(
+                    f"text {number} did not come back exactly: {why}.", UserWarning, stacklevel=2
+                )
+        return texts
 
-    def _compress(
-        self, texts: Sequence[str], rate: float, batch_tokens: int, coarser: Sequence[float] = ()
-    ) -> tuple[list[ZSequence], list[NDArray[np.uint8]]]:
-        """Sequences of texts, and how many of the `coarser` rates each Z-token outlasts."""
+    def is_exact(self, z: ZSequence, text: str) -> bool:
+        """Whether `text` is what was compressed, by the digest made then."""
+        return bool(z.digest) and z.digest == text_digest(text)
+
+    def held_text(self, z: ZSequence) -> str:
+        """The tokens that a sequence holds as text, with an ellipsis where some are left out."""
+        cuts = np.flatnonzero(np.diff(z.places) > 1) + 1
+        runs = np.split(z.ids, cuts)
+        return " … ".join(self._decode(run).strip() for run in runs)
+
+    def _join_codes(self, z: ZSequence) -> str:
+        self.reader.check(z)
+        return self._decode(z.ids)
+
+    def _decode(self, ids: IntArray) -> str:
+        return str(
+            self.tokenizer.decode(
+                ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def _checked(self, texts: Sequence[str]) -> list[str]:
+        """The texts without half surrogate pairs."""
         if isinstance(texts, str):
             raise ZtokError("compress takes a list of texts; put the text in a list.")
+        checked = []
         for index, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise ZtokError(f"text {index} has no words to compress; leave it out.")
+            if not isinstance(text, str) or not text:
+                raise ZtokError(f"text {index} is empty; leave it out.")
+            checked.append(repair_surrogates(text, f"text {index}"))
+        return checked
+
+    def _tokenize(self, texts: Sequence[str]) -> list[_Tokens]:
         if not texts:
-            return [], []
+            return []
+        # What a document says is text: "<|im_end|>" in it is no special token.
         encoding = self.tokenizer(
-            list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            list(texts),
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            split_special_tokens=True,
+            verbose=False,
         )
-        ids: list[list[int]] = encoding["input_ids"]
-        starts = [np.array([a for a, _ in row]) for row in encoding["offset_mapping"]]
-        cuts = [self._cut(text, start) for text, start in zip(texts, starts, strict=True)]
-        windows = [ids[i][a:b] for i, cut in enumerate(cuts) for a, b in cut]
-        if rate == 1:
-            encoded = iter([self._name(window) for window in windows])
-        else:
-            encoded = iter(self._encode(windows, rate, batch_tokens, coarser))
-        sequences, lasts = [], []
-        for text, start, cut in zip(texts, starts, cuts, strict=True):
-            parts = [next(encoded) for _ in cut]
-            firsts = np.concatenate(
-                [
-                    start[a + np.flatnonzero(np.diff(part.owners, prepend=-1))]
-                    for (a, _), part in zip(cut, parts, strict=True)
-                ]
+        return [
+            _Tokens(np.array(ids, np.int64), np.array([a for a, _ in offsets], np.int64))
+            for ids, offsets in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
+        ]
+
+    def _join(
+        self, texts: Sequence[str], tokens: Sequence[_Tokens], levels: Sequence[NDArray[np.uint8]]
+    ) -> list[CompressedText]:
+        return [
+            CompressedText(
+                ids=own.ids,
+                levels=level,
+                starts=own.starts,
+                characters=len(text),
+                fingerprint=self.fingerprint,
+                digest=text_digest(text),
+                code=self.model.token_code,
             )
-            firsts[0] = 0
-            sequences.append(
-                ZSequence(
-                    codes=np.concatenate([part.codes for part in parts]),
-                    spans=spans_from(firsts, len(text)),
-                    windows=tuple(len(part.codes) for part in parts),
-                    source_tokens=len(start),
-                    fingerprint=self.fingerprint,
-                )
-            )
-            lasts.append(np.concatenate([part.lasts for part in parts]))
-        return sequences, lasts
+            for text, own, level in zip(texts, tokens, levels, strict=True)
+        ]
 
-    def decompress(self, zs: Sequence[ZSequence], *, batch_size: int = 8) -> list[str]:
-        """Write the texts that Z-tokens stand for, window by window, as the reader sees them.
-
-        Raises:
-            SequenceError: a sequence was made by another checkpoint.
-        """
-        return self.reader.decompress(zs, batch_size=batch_size)
-
-    def anchor_text(self, z: ZSequence) -> str:
-        """The source tokens that the Z-tokens name, in order: an extract that any LLM can read.
-
-        Raises:
-            SequenceError: the sequence was made by another checkpoint.
-        """
-        self.reader.check(z)
-        anchors = z.codes[:, : self.model.config.anchors].ravel()
-        ids = anchors[anchors != EMPTY].tolist()
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-
-    def _cut(self, text: str, starts: np.ndarray) -> list[tuple[int, int]]:
-        """Windows `[a, b)` of about equal size, cut before a word where one is near."""
-        n = len(starts)
-        count = math.ceil(n / self.model.config.window)
-        edges = [0]
-        for k in range(1, count):
-            ideal = round(k * n / count)
-            edge = ideal
-            for candidate in range(ideal, max(edges[-1] + 1, ideal - 16), -1):
-                at = int(starts[candidate])
-                if text[at].isspace() or text[at - 1].isspace():
-                    edge = candidate
-                    break
-            edges.append(edge)
-        edges.append(n)
-        return list(itertools.pairwise(edges))
+    def _weigh(self, rows: Sequence[IntArray], batch_tokens: int) -> list[NDArray[np.uint8]]:
+        """Levels of the tokens of texts (`levels_of`), in one pass of the plain base."""
+        window = self.model.config.window
+        cuts = [range(0, len(row), window) for row in rows]
+        windows = [row[a : a + window] for row, own in zip(rows, cuts, strict=True) for a in own]
+        levels: dict[int, NDArray[np.uint8]] = {}
+        for batch in batches_by_size([len(w) + 1 for w in windows], batch_tokens):
+            found = self._weigh_batch([windows[i] for i in batch])
+            levels |= dict(zip(batch, found, strict=True))
+        ordered = iter(range(len(windows)))
+        return [np.concatenate([levels[next(ordered)] for _ in own]) for own in cuts]
 
     @torch.inference_mode()
-    def _encode(
-        self,
-        windows: Sequence[list[int]],
-        rate: float,
-        batch_tokens: int,
-        coarser: Sequence[float],
-    ) -> list[_Window]:
-        """The Z-tokens of each window, computed with windows of like length together."""
-        results: dict[int, _Window] = {}
-        for batch in batches_by_size([len(window) for window in windows], batch_tokens):
-            own = [windows[j] for j in batch]
-            out = self.model.encode(own, rate)
-            codes = out.codes.cpu().numpy().astype(np.uint16)
-            lasts = np.zeros(len(codes), dtype=np.uint8)
-            if coarser:
-                lasts = self.model.outlasted(own, out, coarser).astype(np.uint8)
-            at = np.cumsum(out.counts)[:-1]
-            parts = zip(np.split(codes, at), out.spans, np.split(lasts, at), strict=True)
-            results |= {j: _Window(*part) for j, part in zip(batch, parts, strict=True)}
-        return [results[j] for j in range(len(windows))]
-
-    def _name(self, ids: list[int]) -> _Window:
-        """A window at rate 1, where Z-tokens are the tokens: no model is run."""
+    def _weigh_batch(self, windows: Sequence[IntArray]) -> list[NDArray[np.uint8]]:
         base = self.model.base
-        tokens = torch.tensor(ids, device=base.device)
-        anchors = self.model.quantizer.anchor_codes(tokens, base.embeddings.weight)  # type: ignore[arg-type]
-        codes = np.full((len(ids), self.depth), EMPTY, dtype=np.uint16)
-        codes[:, 0] = anchors.cpu().numpy()
-        return _Window(codes, np.arange(len(ids)), np.zeros(len(ids), dtype=np.uint8))
+        longest = max(map(len, windows))
+        ids = torch.full((len(windows), longest + 1), self.model.start_token)
+        mask = torch.zeros(len(windows), longest + 1, dtype=torch.long)
+        for row, own in enumerate(windows):
+            ids[row, 1 : len(own) + 1] = torch.from_numpy(own)
+            mask[row, : len(own) + 1] = 1
+        ids, mask = ids.to(base.device), mask.to(base.device)
+        with base.adapter(None):
+            hidden = base.decoder(
+                inputs_embeds=base.embed(ids), attention_mask=mask, use_cache=False
+            ).last_hidden_state
+        real = mask[:, 1:].bool()
+        states, wanted = hidden[:, :-1][real], ids[:, 1:][real]
+        nats, predicted = surprisal(states, wanted, base.head)
+        at = np.cumsum([len(w) for w in windows])[:-1]
+        return np.split(levels_of(nats, predicted), at)
+
+
+@torch.inference_mode()
+def surprisal(
+    states: Tensor, wanted: Tensor, head: nn.Module
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """What an LLM's last states say of the tokens that follow.
+
+    Args:
+        states: `[n, hidden]` after the final norm.
+        wanted: `[n]` the token that follows each.
+        head: the LLM's output embedding.
+
+    Returns:
+        Surprisal of each token in nats, and whether the LLM prefers it to all others by `MARGIN`.
+    """
+    nats, predicted = [], []
+    for at in range(0, len(states), _HEAD_TOKENS):
+        logits = head(states[at : at + _HEAD_TOKENS]).float()
+        own = wanted[at : at + _HEAD_TOKENS]
+        chosen = logits.gather(1, own.unsqueeze(1)).squeeze(1)
+        nats.append((logits.logsumexp(-1) - chosen).cpu())
+        best = logits.topk(2, dim=-1)
+        margin = best.values[:, 0] - best.values[:, 1]
+        predicted.append(((best.indices[:, 0] == own) & (margin >= MARGIN)).cpu())
+    return torch.cat(nats).double().numpy(), torch.cat(predicted).numpy()
+
+
+def check_rate(rate: float) -> None:
+    """Raise `ZtokError` unless a rate is from 1 to `MAX_RATE`."""
+    if math.isfinite(rate) and 0 < rate < 1:
+        raise ZtokError(
+            f"the rate is source tokens per Z-token, at least 1: for a share of {rate:g} "
+            f"pass rate={1 / rate:g}."
+        )
+    if not (math.isfinite(rate) and 1.0 <= rate <= MAX_RATE):
+        raise ZtokError(f"the rate must be from 1 to {MAX_RATE:.0f}, not {rate}.")
+
+
+def repair_surrogates(text: str, name: str) -> str:
+    """`text` with halves of surrogate pairs, which no file can hold, replaced by U+FFFD."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        warnings.warn(
+            f"{name} has half a surrogate pair at character {error.start}; it is read as U+FFFD.",
+            UserWarning,
+            stacklevel=4,
+        )
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def batches_by_size(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -9,50 +9,39 @@ from pathlib import Path
 
 from ztok_rag.errors import CheckpointError
 
+FORMAT = 3
+"""Version of the checkpoint's layout; another is refused."""
+
 
 @dataclass(frozen=True)
 class ZConfig:
     """What a checkpoint is, apart from its weights.
 
     Attributes:
-        base: name of the base LLM the checkpoint was trained on.
+        base: name of the base LLM that the checkpoint was trained on.
         base_fingerprint: of that base (`BaseLM.fingerprint`).
-        compressor_layers: how many of the base's first layers the compressor runs.
-        rank: of the LoRA adapters.
-        anchors: codes per Z-token that name the span's most informative source tokens.
-        residual_depth: codes per Z-token of the residual quantizer.
-        residual_levels: levels of each dimension of one residual code; at most 65,535 codes.
-        inject_layers: layers of the reader at whose inputs the residual codes act; none beyond
-            `compressor_layers`.
-        window: source tokens compressed in one window; longer texts are split.
-        max_span: most source tokens one Z-token may stand for.
-        elasticity: how far, as a share, the Z-tokens of one window may stray from
-            `tokens / rate` to follow its content.
-        surprisal_power: of a token's predicted surprisal in what the spans share out, beside how
-            likely it is to be asked for.
-        mean_information: mean predicted surprisal, in nats per token, of the training text.
-        adapters: LoRA adapters in the checkpoint.
+        rank: of the reader's LoRA adapter.
+        slots: most tokens that a Z-token holds (`K`).
+        packer_width: hidden units of the packer.
+        embedding_scale: standard deviation of the base's input embeddings.
+        pointer_layer: after how many of the reader's layers the pointer looks; 0 without one.
+        pointer_width: of the pointer's queries and keys.
+        window: source tokens that the base reads at once to weigh them.
+        selector_width: hidden units of the network that chooses by the question; 0 without one.
+        format: version of the layout.
     """
 
     base: str
     base_fingerprint: str
-    compressor_layers: int
-    rank: int = 32
-    anchors: int = 1
-    residual_depth: int = 2
-    residual_levels: tuple[int, ...] = (4, 4, 4, 4, 4, 4, 4, 3)
-    inject_layers: tuple[int, ...] = (0,)
-    window: int = 256
-    max_span: int = 64
-    elasticity: float = 0.08
-    surprisal_power: float = 0.5
-    mean_information: float = 1.0
-    adapters: tuple[str, ...] = ("compress", "read")
-
-    @property
-    def depth(self) -> int:
-        """Codes per Z-token."""
-        return self.anchors + self.residual_depth
+    rank: int = 64
+    slots: int = 16
+    packer_width: int = 2048
+    embedding_scale: float = 0.12
+    pointer_layer: int = 20
+    pointer_width: int = 128
+    window: int = 511
+    selector_width: int = 96
+    format: int = FORMAT
 
     def save(self, folder: Path) -> None:
         """Write `config.json` into `folder`."""
@@ -64,17 +53,25 @@ class ZConfig:
         """Read `config.json` from `folder`.
 
         Raises:
-            CheckpointError: the file is missing or malformed.
+            CheckpointError: the file is missing or malformed, or of another format.
         """
         try:
             fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            for name in ("residual_levels", "inject_layers", "adapters"):
-                fields[name] = tuple(fields[name])
-            return cls(**fields)
         except OSError as error:
             raise CheckpointError(
                 f"{folder} is not a ztok checkpoint (no readable config.json); "
                 "give a folder that `ztok train` wrote."
             ) from error
-        except (ValueError, TypeError, KeyError) as error:
+        except ValueError as error:
+            raise CheckpointError(f"{folder}/config.json is malformed ({error}).") from error
+        version = fields.get("format", 2) if isinstance(fields, dict) else None
+        if version != FORMAT:
+            raise CheckpointError(
+                f"the checkpoint {folder} has format {version}, and this version of ztok-rag reads "
+                f"format {FORMAT}; train one with `ztok train`, use the one that is shipped, and "
+                "compress again with `ztok index --rebuild`."
+            )
+        try:
+            return cls(**fields)
+        except TypeError as error:
             raise CheckpointError(f"{folder}/config.json is malformed ({error}).") from error

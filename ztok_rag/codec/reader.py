@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,16 +12,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from ztok_rag.codec.base import BaseLM
-from ztok_rag.codec.model import ZModel
+from ztok_rag.codec.copying import CopyFromCodes, CopySource
+from ztok_rag.codec.model import READ, ZModel
 from ztok_rag.codec.prompts import REPEAT_PROMPT
 from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.errors import SequenceError, ZtokError
 
 Segment = str | ZSequence
 Prompt = str | Sequence[Segment]
+
+_LONGEST_ASKED_FIRST = 256  # tokens
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,32 @@ class PromptCost:
     kv_bytes: int
 
 
+@dataclass(frozen=True)
+class _Read:
+    """A prompt ready to be read.
+
+    Attributes:
+        inputs: `[positions, hidden]` input embeddings.
+        source: what an answer may copy; `None` where it does not copy.
+    """
+
+    inputs: Tensor
+    source: CopySource | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
 class ZReader:
     """Generates text from prompts of text and Z-tokens, greedily.
 
-    The `adapter` of each call is `"read"` (the trained reader), `None` (the plain base LLM), or
-    another adapter that the checkpoint ships.
+    Calls take these arguments alike:
+
+    - `adapter`: `"read"` is the trained reader, of text and Z-tokens; `None` the plain base LLM.
+    - `copy`: draw the answer towards what the Z-tokens hold; `None` does so where the prompt has
+      Z-tokens that hold more than one token.
+    - `ask_first`: read the text after the last Z-token before everything, too, so that the
+      reader knows the question when it comes to the Z-tokens; for the trained reader only.
     """
 
     def __init__(self, model: ZModel) -> None:
@@ -70,28 +93,21 @@ class ZReader:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the checkpoint; it reads only Z-tokens that bear them."""
+        """16 hex digits of what codes mean; it reads only Z-tokens that bear them."""
         return self.model.fingerprint
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """Adapters that can be named in a call."""
-        return tuple(name for name in self.model.config.adapters if name != "compress")
 
     @property
     def max_positions(self) -> int:
         """Longest prompt and answer together, in positions."""
         return self.model.base.max_positions
 
-    def count_tokens(self, prompt: Prompt) -> int:
-        """Input positions of a prompt: tokens of its text, and one per Z-token.
-
-        A prompt that starts with Z-tokens takes one more, see `ZModel.sink`.
-        """
-        segments = _with_start(prompt)
+    def count_tokens(
+        self, prompt: Prompt, *, adapter: str | None = READ, ask_first: bool = True
+    ) -> int:
+        """Input positions of a prompt: tokens of its text, and one per Z-token."""
         return sum(
             1 if s is None else len(s) if isinstance(s, ZSequence) else len(self._ids(s))
-            for s in segments
+            for s in self._arrange(prompt, adapter, ask_first)
         )
 
     def generate(
@@ -99,18 +115,22 @@ class ZReader:
         prompts: Sequence[Prompt],
         *,
         max_new_tokens: int = 64,
-        adapter: str | None = "read",
+        adapter: str | None = READ,
         stop: Sequence[str] = (),
         batch_size: int = 8,
+        copy: bool | None = None,
+        ask_first: bool = True,
     ) -> list[str]:
         """Answer prompts, each with at least one token.
 
         Args:
             prompts: each a string, or strings and `ZSequence`s in reading order.
             max_new_tokens: longest answer, in tokens.
-            adapter: see the class.
+            adapter: reader or plain base.
             stop: an answer ends before the first of these.
             batch_size: prompts per forward pass; prompts of like length are read together.
+            copy: draw the answer towards what the Z-tokens hold.
+            ask_first: read the question before the Z-tokens, too.
 
         Raises:
             SequenceError: a `ZSequence` was made by another checkpoint.
@@ -118,155 +138,252 @@ class ZReader:
         """
         if isinstance(prompts, str):
             raise ZtokError("generate takes a list of prompts; put the prompt in a list.")
-        embedded = [self._embed(prompt, max_new_tokens) for prompt in prompts]
-        return self._generate(embedded, max_new_tokens, adapter, stop, batch_size)
+        read = [self._embed(p, max_new_tokens, adapter, copy, ask_first) for p in prompts]
+        return self._generate(read, max_new_tokens, adapter, stop, batch_size)
 
     def stream(
         self,
         prompt: Prompt,
         *,
         max_new_tokens: int = 64,
-        adapter: str | None = "read",
+        adapter: str | None = READ,
         stop: Sequence[str] = (),
+        copy: bool | None = None,
+        ask_first: bool = True,
     ) -> Iterator[str]:
         """Answer one prompt piece by piece; the pieces join to what `generate` returns."""
-        embedded = self._embed(prompt, max_new_tokens)
-        self._check_adapter(adapter)
-        return self._stream(embedded, max_new_tokens, adapter, stop)
+        read = self._embed(prompt, max_new_tokens, adapter, copy, ask_first)
+        return self._stream(read, max_new_tokens, adapter, stop)
 
-    def measure(self, prompt: Prompt, *, adapter: str | None = "read") -> PromptCost:
+    def measure(self, prompt: Prompt, *, adapter: str | None = READ) -> PromptCost:
         """Read one prompt, produce one token, and say what that cost."""
-        self._check_adapter(adapter)
         started = time.perf_counter()
-        embedded = self._embed(prompt, 1)
+        read = self._embed(prompt, 1, adapter)
         ready = time.perf_counter()
-        next(self._tokens(embedded, 1, adapter))
+        next(self._tokens(read, 1, adapter))
         ended = time.perf_counter()
-        positions = len(embedded)
         return PromptCost(
-            context_tokens=positions,
+            context_tokens=len(read),
             prefill_ms=1e3 * (ended - ready),
             ttft_ms=1e3 * (ended - started),
-            kv_bytes=positions * self.model.base.kv_bytes_per_position,
+            kv_bytes=len(read) * self.model.base.kv_bytes_per_position,
         )
 
-    def decompress(self, zs: Sequence[ZSequence], *, batch_size: int = 8) -> list[str]:
-        """See `ZCompressor.decompress`."""
-        prompts, limits = [], []
-        sink, repeat = self._embed_ids([self.model.sink]), self._embed_text(REPEAT_PROMPT)
-        for z in zs:
-            self.check(z)
-            longest = z.source_tokens / len(z)
-            for codes in z.split_windows():
-                prompts.append(torch.cat([sink, self._embed_codes(codes), repeat]))
-                limits.append(math.ceil(1.5 * longest * len(codes)) + 16)
-        limit = max(limits, default=1)
-        texts = iter(self._generate(prompts, limit, "read", (), batch_size, limits))
-        return ["".join(next(texts) for _ in z.windows) for z in zs]
+    def repeat(self, zs: Sequence[ZSequence], *, batch_size: int = 8) -> list[str]:
+        """The texts of sequences as the reader sees them: it repeats them word for word.
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[no-any-return]
+        Unlike `ZCompressor.decompress`, which joins the codes, this shows what a Z-token's one
+        input embedding tells the reader.
+        """
+        read = [self._embed([z, REPEAT_PROMPT], 0, READ, False, False) for z in zs]
+        limits = [z.source_tokens + z.source_tokens // 4 + 16 for z in zs]
+        return self._generate(read, max(limits, default=1), READ, (), batch_size, limits)
+
+    @torch.inference_mode()
+    def point(self, prompt: Prompt, *, ask_first: bool = True) -> list[NDArray[np.float32]]:
+        """Where the answer to a prompt is likely to begin, by the checkpoint's pointer.
+
+        Args:
+            prompt: text and sequences in reading order.
+            ask_first: read the question before the Z-tokens, too.
+
+        Returns:
+            `[n_z]` of each sequence in the prompt, in order, how likely the answer's first token
+            stands in each Z-token; together they sum to 1.
+
+        Raises:
+            ZtokError: the checkpoint has no pointer.
+        """
+        pointer = self.model.pointer
+        if pointer is None:
+            raise ZtokError("this checkpoint has no pointer; train one with `ztok train`.")
+        arranged = self._arrange(prompt, READ, ask_first)
+        parts = [self._embed_segment(segment) for segment in arranged]
+        inputs = torch.cat(parts).unsqueeze(0)
+        mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+        with self.model.base.adapter(READ):
+            states = self.model.first_layers(inputs, mask)[0]
+        at, places = 0, []
+        for segment, part in zip(arranged, parts, strict=True):
+            if isinstance(segment, ZSequence):
+                places.append(torch.arange(at, at + len(part)))
+            at += len(part)
+        if not places:
+            return []
+        scores = pointer(states[-1], states[torch.cat(places).to(states.device)]).softmax(-1)
+        sizes = np.cumsum([len(own) for own in places])[:-1]
+        return np.split(scores.float().cpu().numpy(), sizes)
+
+    @torch.inference_mode()
+    def fill(self, z: ZSequence) -> str:
+        """The text of a sequence that left tokens out; the plain base writes these, greedily.
+
+        The tokens that are held, and how many are missing between them, are given.
+        """
+        self.check(z)
+        base = self.model.base
+        ids = np.full(z.source_tokens, -1, np.int64)
+        ids[z.places] = z.ids
+        cache = DynamicCache(config=base.model.config)
+        pending, written = [self.model.start_token], 0
+        with base.adapter(None):
+            for place in range(len(ids)):
+                if ids[place] < 0:
+                    if written + len(pending) > self.max_positions:
+                        cache, pending, written = self._restart(ids[:place])
+                    tokens = torch.tensor([pending], device=base.device)
+                    hidden = base.decoder(
+                        inputs_embeds=base.embed(tokens), past_key_values=cache, use_cache=True
+                    ).last_hidden_state
+                    logits = base.head(hidden[0, -1])
+                    logits[self.tokenizer.all_special_ids] = -torch.inf
+                    ids[place] = int(logits.argmax())
+                    written, pending = written + len(pending), []
+                pending.append(int(ids[place]))
+        return str(
+            self.tokenizer.decode(
+                ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def _restart(self, ids: NDArray[np.int64]) -> tuple[DynamicCache, list[int], int]:
+        """An empty cache, and the last half of the base's context to read into it."""
+        last = ids[-(self.max_positions // 2) :].tolist()
+        return DynamicCache(config=self.model.base.model.config), [self.model.start_token, *last], 0
 
     def check(self, z: ZSequence) -> None:
-        """Raise `SequenceError` unless this checkpoint made the sequence."""
+        """Raise `SequenceError` unless this checkpoint reads the sequence."""
         if z.fingerprint != self.fingerprint:
             raise SequenceError(
                 f"these Z-tokens were made by checkpoint {z.fingerprint}, and this reader is "
                 f"{self.fingerprint}; compress the text again with this checkpoint."
             )
 
-    def _check_adapter(self, adapter: str | None) -> None:
-        if adapter is not None and adapter not in self.adapters:
+    def _arrange(
+        self, prompt: Prompt, adapter: str | None, ask_first: bool
+    ) -> list[Segment | None]:
+        """The prompt's segments in reading order; `None` stands for the start token."""
+        if adapter not in (READ, None):
             raise ZtokError(
-                f"this checkpoint has no adapter {adapter!r}; it has {', '.join(self.adapters)}, "
-                "and None is the plain base LLM."
+                f"there is no adapter {adapter!r}; {READ!r} is the trained reader, and None is "
+                "the plain base LLM."
             )
+        segments: list[Segment] = [
+            s for s in ([prompt] if isinstance(prompt, str) else prompt) if s
+        ]
+        if not segments:
+            return []
+        has_codes = any(isinstance(s, ZSequence) for s in segments)
+        if adapter is None:
+            return [None, *segments] if isinstance(segments[0], ZSequence) else list(segments)
+        last = segments[-1]
+        if (
+            ask_first
+            and has_codes
+            and isinstance(last, str)
+            and len(self._ids(last)) <= _LONGEST_ASKED_FIRST
+        ):
+            return [None, last, "\n\n", *segments]
+        return [None, *segments]
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def _embed_ids(self, ids: list[int]) -> Tensor:
-        device = self.model.base.device
-        return self.model.embed_text(torch.tensor(ids, dtype=torch.long, device=device))
-
-    def _embed_text(self, text: str) -> Tensor:
-        return self._embed_ids(self._ids(text))
-
-    @torch.inference_mode()
-    def _embed_codes(self, codes: NDArray[np.uint16]) -> Tensor:
         base = self.model.base
-        indices = torch.from_numpy(codes.astype(np.int64)).to(base.device)
-        return self.model.quantizer.embed_codes(indices, base.embeddings)
+        return base.embed(torch.tensor(ids, dtype=torch.long, device=base.device))
 
-    def _embed(self, prompt: Prompt, max_new_tokens: int) -> Tensor:
-        """Reader inputs `[positions, width]` of a prompt."""
-        parts = []
-        for segment in _with_start(prompt):
-            if segment is None:
-                parts.append(self._embed_ids([self.model.sink]))
-            elif isinstance(segment, ZSequence):
-                self.check(segment)
-                parts.append(self._embed_codes(segment.codes))
-            else:
-                parts.append(self._embed_text(segment))
-        if not parts:
+    def _embed_segment(self, segment: Segment | None) -> Tensor:
+        if segment is None:
+            return self._embed_ids([self.model.start_token])
+        if isinstance(segment, str):
+            return self._embed_ids(self._ids(segment))
+        self.check(segment)
+        return self.model.embed_sequence(segment)
+
+    def _embed(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int,
+        adapter: str | None,
+        copy: bool | None = None,
+        ask_first: bool = True,
+    ) -> _Read:
+        """Reader inputs of a prompt, and what its answer copies."""
+        arranged = self._arrange(prompt, adapter, ask_first)
+        if not arranged:
             raise ZtokError("the prompt is empty; give it some text.")
-        embedded = torch.cat(parts)
-        if len(embedded) + max_new_tokens > self.max_positions:
+        inputs = torch.cat([self._embed_segment(segment) for segment in arranged])
+        if len(inputs) + max_new_tokens > self.max_positions:
             raise ZtokError(
-                f"the prompt takes {len(embedded)} positions and the answer up to "
+                f"the prompt takes {len(inputs)} positions and the answer up to "
                 f"{max_new_tokens}, but the base reads {self.max_positions}; retrieve fewer "
                 "chunks or compress at a higher rate."
             )
-        return embedded
+        sequences = [s for s in arranged if isinstance(s, ZSequence)]
+        if copy is None:
+            copy = adapter == READ and any(
+                z.codes.shape[1] > 1 and len(z.ids) > len(z) for z in sequences
+            )
+        source = CopySource([z.ids for z in sequences]) if copy and sequences else None
+        return _Read(inputs, source)
 
     @torch.inference_mode()
     def _generate(
         self,
-        embedded: Sequence[Tensor],
+        prompts: Sequence[_Read],
         max_new_tokens: int,
         adapter: str | None,
         stop: Sequence[str],
         batch_size: int,
         limits: Sequence[int] | None = None,
     ) -> list[str]:
-        """Answers of embedded prompts, in batches of like length, padded on the left."""
-        self._check_adapter(adapter)
+        """Answers of prompts, in batches of like length, padded on the left."""
         base, tokenizer = self.model.base, self.tokenizer
-        answers = [""] * len(embedded)
-        order = sorted(range(len(embedded)), key=lambda i: len(embedded[i]))
+        answers = [""] * len(prompts)
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            longest = max(len(embedded[i]) for i in batch)
-            inputs = embedded[batch[0]].new_zeros(len(batch), longest, embedded[batch[0]].shape[1])
+            longest = max(len(prompts[i]) for i in batch)
+            first = prompts[batch[0]].inputs
+            inputs = first.new_zeros(len(batch), longest, first.shape[1])
             mask = torch.zeros(len(batch), longest, dtype=torch.long, device=base.device)
             for row, i in enumerate(batch):
-                inputs[row, longest - len(embedded[i]) :] = embedded[i]
-                mask[row, longest - len(embedded[i]) :] = 1
-            criteria = [_StopStrings(tokenizer, stop)] if stop else []
+                inputs[row, longest - len(prompts[i]) :] = prompts[i].inputs
+                mask[row, longest - len(prompts[i]) :] = 1
             limit = max(limits[i] for i in batch) if limits else max_new_tokens
-            embeddings, added = self.model.split(inputs)
-            with base.adapter(adapter), self.model.injecting(added):
+            copying = self._copying([prompts[i] for i in batch])
+            with base.adapter(adapter):
                 ids = base.model.generate(
-                    inputs_embeds=embeddings,
+                    inputs_embeds=inputs,
                     attention_mask=mask,
                     max_new_tokens=limit,
                     min_new_tokens=1,
                     do_sample=False,
                     pad_token_id=tokenizer.eos_token_id,
-                    stopping_criteria=StoppingCriteriaList(criteria),
+                    logits_processor=LogitsProcessorList(copying),
+                    stopping_criteria=StoppingCriteriaList(
+                        [_StopStrings(tokenizer, stop)] if stop else []
+                    ),
                 )
             for row, i in enumerate(batch):
                 tokens = ids[row][: limits[i]] if limits else ids[row]
                 answers[i] = _before(tokenizer.decode(tokens, skip_special_tokens=True), stop)
         return answers
 
+    def _copying(self, prompts: Sequence[_Read]) -> list[CopyFromCodes]:
+        sources = [prompt.source for prompt in prompts]
+        return [CopyFromCodes(sources, self.tokenizer.eos_token_id)] if any(sources) else []
+
     def _stream(
-        self, embedded: Tensor, max_new_tokens: int, adapter: str | None, stop: Sequence[str]
+        self, read: _Read, max_new_tokens: int, adapter: str | None, stop: Sequence[str]
     ) -> Iterator[str]:
         tokens: list[int] = []
         sent = ""
         # Text that might yet turn out to begin a stop string is held back.
         held = max((len(s) for s in stop), default=1) - 1
-        for token in self._tokens(embedded, max_new_tokens, adapter):
+        for token in self._tokens(read, max_new_tokens, adapter):
             tokens.append(token)
             text = self.tokenizer.decode(tokens, skip_special_tokens=True)
             final = _before(text, stop)
@@ -281,24 +398,27 @@ class ZReader:
         if len(text) > len(sent):
             yield text[len(sent) :]
 
-    def _tokens(self, embedded: Tensor, limit: int, adapter: str | None) -> Iterator[int]:
+    def _tokens(self, read: _Read, limit: int, adapter: str | None) -> Iterator[int]:
         """Greedy token ids for one prompt, the end token last; holds the base per token."""
-        base = self.model.base
+        base, end = self.model.base, int(self.tokenizer.eos_token_id)
         cache = DynamicCache(config=base.model.config)
-        inputs = embedded.unsqueeze(0)
+        copying = self._copying([read])
+        inputs, written = read.inputs.unsqueeze(0), torch.zeros(1, 0, dtype=torch.long)
         for number in range(limit):
-            embeddings, added = self.model.split(inputs)
-            with torch.inference_mode(), base.adapter(adapter), self.model.injecting(added):
+            with torch.inference_mode(), base.adapter(adapter):
                 hidden = base.decoder(
-                    inputs_embeds=embeddings, past_key_values=cache, use_cache=True
+                    inputs_embeds=inputs, past_key_values=cache, use_cache=True
                 ).last_hidden_state
-                logits = base.head(hidden[0, -1])
+                logits = base.head(hidden[:, -1])
                 if number == 0:
-                    logits[self.tokenizer.eos_token_id] = -torch.inf
-                token = int(logits.argmax())
+                    logits[:, end] = -torch.inf
+                for processor in copying:
+                    logits = processor(written, logits.float())
+                token = int(logits[0].argmax())
                 inputs = self._embed_ids([token]).unsqueeze(0)
+            written = torch.cat([written, torch.tensor([[token]])], dim=1)
             yield token
-            if token == self.tokenizer.eos_token_id:
+            if token == end:
                 return
 
 
@@ -313,13 +433,6 @@ class _StopStrings(StoppingCriteria):  # type: ignore[misc]
         texts = self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
         done = [any(s in text for s in self.stop) for text in texts]
         return torch.tensor(done, device=input_ids.device)
-
-
-def _with_start(prompt: Prompt) -> list[Segment | None]:
-    """The prompt's segments that are not empty; `None` stands for the sink."""
-    segments = [prompt] if isinstance(prompt, str) else prompt
-    kept: list[Segment | None] = [s for s in segments if s]
-    return [None, *kept] if kept and isinstance(kept[0], ZSequence) else kept
 
 
 def _before(text: str, stop: Sequence[str]) -> str:

@@ -20,22 +20,19 @@ class RelevanceModel(nn.Module):
     """Scores a text's tokens by how likely each is to be part of the answer to a question.
 
     Each token of the text attends to the question's (Seo et al. 2017) and, by dilated
-    convolutions, to its neighbours. It enters as the base's input embedding with what the
-    residual codes of its Z-token add, so nothing but Z-tokens is read and no LLM is run. The
-    last layer starts at zero: untrained, all tokens score alike.
+    convolutions, to its neighbours. It enters as the base's input embedding, so nothing but codes
+    is read and no LLM is run. The last layer starts at zero: untrained, all tokens score alike.
     """
 
-    def __init__(self, hidden_size: int, code_dims: int, dropout: float = 0.25) -> None:
-        """See the class.
+    def __init__(self, hidden_size: int, dropout: float = 0.25) -> None:
+        """Set up untrained weights.
 
         Args:
             hidden_size: of the base.
-            code_dims: of a Z-token's residual vector; 0 without residual codes.
             dropout: in training.
         """
         super().__init__()
         self.word = nn.Linear(hidden_size, WIDTH)
-        self.residual = nn.Linear(code_dims, WIDTH, bias=False) if code_dims else None
         self.context = nn.Conv1d(WIDTH, WIDTH, _KERNEL, padding=_KERNEL // 2)
         self.context_norm = nn.LayerNorm(WIDTH)
         self.similarity = nn.Parameter(0.05 * torch.randn(3, WIDTH))
@@ -53,7 +50,6 @@ class RelevanceModel(nn.Module):
     def forward(
         self,
         text: Tensor,
-        residuals: Tensor,
         hints: Tensor,
         text_mask: Tensor,
         question: Tensor,
@@ -63,16 +59,12 @@ class RelevanceModel(nn.Module):
 
         Args:
             text: `[pairs, n, hidden]` normalized embeddings of the texts' tokens.
-            residuals: `[pairs, n, code_dims]`.
             hints: `[pairs, n, HINTS]`, see `ztok_rag.selection.relevance.question_hints`.
             text_mask: bool `[pairs, n]`, false at padding.
             question: `[pairs, m, hidden]` normalized embeddings of the questions' tokens.
             question_mask: bool `[pairs, m]`.
         """
-        seen = self.word(text)
-        if self.residual is not None:
-            seen = seen + self.residual(residuals)
-        seen = self._among_neighbours(seen, text_mask)
+        seen = self._among_neighbours(self.word(text), text_mask)
         asked = self._among_neighbours(self.word(question), question_mask)
         by_text, by_question, by_both = self.similarity
         likeness = (

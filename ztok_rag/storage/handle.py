@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 from ztok_rag.codec.sequence import ZSequence
+from ztok_rag.codec.token_code import TokenCode
 from ztok_rag.errors import HandleError
 
 SECRET_BYTES = 32
@@ -49,8 +50,13 @@ def encode_handles(z: ZSequence, secret: bytes, *, longest: int = 512) -> str:
     return " ".join(encode_handle(part, secret) for part in z.parts(longest))
 
 
-def decode_handle(handle: str, secret: bytes) -> ZSequence:
+def decode_handle(handle: str, secret: bytes, code: TokenCode) -> ZSequence:
     """Inverse of `encode_handle`.
+
+    Args:
+        handle: the handle.
+        secret: of the store that signed it.
+        code: the entropy code of the checkpoint that made it.
 
     Raises:
         HandleError: the handle is malformed or edited, or another secret signed it.
@@ -81,16 +87,19 @@ def decode_handle(handle: str, secret: bytes) -> ZSequence:
         )
     if not hmac.compare_digest(mac, _mac(int(count), body, secret)):
         raise _edited(handle)
-    return ZSequence.from_bytes(body)
+    return ZSequence.from_bytes(body, code)
 
 
-def split_prompt(prompt: str, secret: bytes, fingerprint: str) -> list[str | ZSequence]:
+def split_prompt(
+    prompt: str, secret: bytes, fingerprint: str, code: TokenCode
+) -> list[str | ZSequence]:
     """Cut a prompt at its handles.
 
     Args:
         prompt: text with any number of handles.
         secret: of the store whose handles are accepted.
         fingerprint: of the checkpoint that will read the Z-tokens.
+        code: the entropy code of that checkpoint.
 
     Returns:
         The non-empty pieces of text and the sequences, in order.
@@ -104,7 +113,7 @@ def split_prompt(prompt: str, secret: bytes, fingerprint: str) -> list[str | ZSe
         if not is_handle:
             segments.append(piece)
             continue
-        z = decode_handle(piece, secret)
+        z = decode_handle(piece, secret, code)
         if z.fingerprint != fingerprint:
             raise HandleError(
                 f"the handle {_excerpt(piece)} was made by checkpoint {z.fingerprint} but the "

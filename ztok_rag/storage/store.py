@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import diskcache
 
 from ztok_rag.codec.base import cache_dir
-from ztok_rag.codec.nested import NestedSequence
+from ztok_rag.codec.compressor import check_rate
+from ztok_rag.codec.sequence import CompressedText
 from ztok_rag.errors import ZtokError
 from ztok_rag.storage.disk import BytesDisk
 from ztok_rag.storage.secret import load_secret
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-_NESTED = "nested-"  # begins the keys of Z-tokens; the checkpoint follows
+_TEXT = "text-"  # begins the keys of compressed texts; the fingerprint follows
 
 
 @dataclass(frozen=True)
@@ -113,25 +114,26 @@ class ZStore(Closing):
         with self._stats_lock:
             return self._stats
 
-    def get(self, fingerprint: str, text: str) -> NestedSequence | None:
-        """The Z-tokens of `text` by checkpoint `fingerprint`, or `None`.
+    def get(self, compressor: ZCompressor, text: str) -> CompressedText | None:
+        """`text` as `compressor` has compressed it before, or `None`.
 
         An entry that cannot be read counts as absent, with a warning.
         """
 
-        def parse(data: bytes) -> NestedSequence:
-            z = NestedSequence.from_bytes(data)
-            if z.fingerprint != fingerprint:
-                raise ValueError(f"it was made by checkpoint {z.fingerprint}")
-            return z
+        def parse(data: bytes) -> CompressedText:
+            (starts,) = compressor.token_starts([text])
+            found = CompressedText.from_bytes(data, compressor.model.token_code, starts)
+            if found.fingerprint != compressor.fingerprint:
+                raise ValueError(f"it was made by checkpoint {found.fingerprint}")
+            return found
 
-        z = self._read(_key(fingerprint, text), parse)
-        self._count(**({"misses": 1} if z is None else {"hits": 1}))
-        return z
+        found = self._read(_key(compressor.fingerprint, text), parse)
+        self._count(**({"misses": 1} if found is None else {"hits": 1}))
+        return found
 
-    def put(self, fingerprint: str, text: str, z: NestedSequence) -> None:
-        """Keep `z` as the Z-tokens of `text`. A failure to write is a warning."""
-        self._write(_key(fingerprint, text), z.to_bytes())
+    def put(self, text: str, compressed: CompressedText) -> None:
+        """Keep `text` as compressed. A failure to write is a warning."""
+        self._write(_key(compressed.fingerprint, text), compressed.to_bytes())
 
     def get_bytes(self, kind: str, text: str) -> bytes | None:
         """What `put_bytes` keeps of `text`, or `None`."""
@@ -196,7 +198,7 @@ class ZStore(Closing):
 
         def doomed(key: str) -> bool:
             start, _, content = key.rpartition(":")
-            foreign = start.startswith(_NESTED) and start != _NESTED + fingerprint
+            foreign = start.startswith(_TEXT) and start != _TEXT + fingerprint
             return content not in hashes or foreign
 
         return self._remove(doomed)
@@ -224,36 +226,36 @@ class ZStore(Closing):
         Args:
             compressor: makes what is absent.
             texts: any number, of any length.
-            rate: source tokens per Z-token: 1, or one of 2 to 64. All are kept at once.
+            rate: source tokens per Z-token. A text is kept once for all rates.
 
         Raises:
-            ZtokError: a text is empty.
+            ZtokError: a text is empty, or the rate is out of range.
         """
         if rate == 1:
             return compressor.compress(texts, rate)
-        return [z.at(rate) for z in self.resolve(compressor, texts)[0]]
+        check_rate(rate)
+        return [text.at(rate, compressor.slots) for text in self.resolve(compressor, texts)[0]]
 
     def resolve(
         self, compressor: ZCompressor, texts: Sequence[str]
-    ) -> tuple[list[NestedSequence], int]:
-        """The Z-tokens of `texts` at all rates, and how many texts had to be compressed."""
-        fingerprint = compressor.fingerprint
-        known = {text: self.get(fingerprint, text) for text in dict.fromkeys(texts)}
+    ) -> tuple[list[CompressedText], int]:
+        """`texts` compressed for all rates, and how many of them had to be compressed."""
+        known = {text: self.get(compressor, text) for text in dict.fromkeys(texts)}
         compressed = 0
-        if any(z is None for z in known.values()):
+        if any(found is None for found in known.values()):
             # One compression at a time; a thread that waited finds what the one before it made.
             with self._compress_lock:
-                for text in [text for text, z in known.items() if z is None]:
-                    if self._contains(_key(fingerprint, text)):
-                        known[text] = self.get(fingerprint, text)
-                missing = [text for text, z in known.items() if z is None]
-                made = compressor.compress_nested(missing)
-                for text, nested in zip(missing, made, strict=True):
-                    known[text] = nested
-                    self.put(fingerprint, text, nested)
+                for text in [text for text, found in known.items() if found is None]:
+                    if self._contains(_key(compressor.fingerprint, text)):
+                        known[text] = self.get(compressor, text)
+                missing = [text for text, found in known.items() if found is None]
+                made = compressor.compress_all_rates(missing)
+                for text, own in zip(missing, made, strict=True):
+                    known[text] = own
+                    self.put(text, own)
                 compressed = len(missing)
                 self._count(compressed=compressed)
-        return [z for text in texts if (z := known[text]) is not None], compressed
+        return [found for text in texts if (found := known[text]) is not None], compressed
 
     def _remove(self, doomed: Callable[[str], bool]) -> int:
         """Remove the entries whose key is `doomed`; their number."""
@@ -320,7 +322,7 @@ class ZStore(Closing):
 
 
 def _key(fingerprint: str, text: str) -> str:
-    return f"{_NESTED}{fingerprint}:{_content_hash(text)}"
+    return f"{_TEXT}{fingerprint}:{_content_hash(text)}"
 
 
 def _content_hash(text: str) -> str:

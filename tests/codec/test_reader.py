@@ -1,0 +1,112 @@
+"""Reading text and Z-tokens with the default checkpoint."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import BAKERY, PASSAGE
+from ztok_rag import ZCompressor, ZReader, ZtokError
+from ztok_rag.codec.copying import CopyFromCodes, CopySource
+
+ASKED = "\n\nQuestion: Who was the last keeper?\nAnswer:"
+
+
+@pytest.mark.parametrize("rate", [1, 2, 4, 8])
+def test_it_answers_from_z_tokens(compressor: ZCompressor, reader: ZReader, rate: float) -> None:
+    (z,) = compressor.compress([PASSAGE], rate)
+    (answer,) = reader.generate([[z, ASKED]], max_new_tokens=12)
+    assert ("Tomas Berg" if rate < 8 else "Tomas") in answer
+
+
+def test_streaming_gives_what_generate_gives(compressor: ZCompressor, reader: ZReader) -> None:
+    (z,) = compressor.compress([PASSAGE], 4)
+    whole = reader.generate([[z, ASKED]], max_new_tokens=12)[0]
+    assert "".join(reader.stream([z, ASKED], max_new_tokens=12)) == whole
+
+
+def test_batches_answer_as_alone(compressor: ZCompressor, reader: ZReader) -> None:
+    a, b = compressor.compress([PASSAGE, BAKERY], 2)
+    prompts = [[a, ASKED], [b, "\n\nQuestion: What is on Harbour Lane?\nAnswer:"]]
+    together = reader.generate(prompts, max_new_tokens=8)
+    assert together == [reader.generate([p], max_new_tokens=8)[0] for p in prompts]
+
+
+def test_the_reader_repeats_what_it_reads(compressor: ZCompressor, reader: ZReader) -> None:
+    (z,) = compressor.compress([PASSAGE], 2)
+    (text,) = reader.repeat([z])
+    words, said = PASSAGE.split(), text.split()
+    assert sum(w in said for w in words) > 0.9 * len(words)
+
+
+def test_the_pointer_names_the_place_of_the_answer(
+    compressor: ZCompressor, reader: ZReader
+) -> None:
+    a, b = compressor.compress([BAKERY, PASSAGE], 4)
+    shares = reader.point([a, "\n\n", b, ASKED])
+    assert [len(s) for s in shares] == [len(a), len(b)]
+    assert sum(float(s.sum()) for s in shares) == pytest.approx(1, abs=1e-3)
+    start, end = b.spans[int(shares[1].argmax())]
+    assert shares[1].sum() > 0.8
+    assert start - 10 <= PASSAGE.index("Tomas") <= end + 10
+
+
+def test_the_question_is_read_first_too(compressor: ZCompressor, reader: ZReader) -> None:
+    (z,) = compressor.compress([PASSAGE], 4)
+    once = reader.count_tokens([z, ASKED], ask_first=False)
+    twice = reader.count_tokens([z, ASKED])
+    assert twice == once + reader.count_tokens(ASKED) + reader.count_tokens("\n\n") - 2
+    assert reader.count_tokens(PASSAGE + ASKED) == reader.count_tokens(
+        PASSAGE + ASKED, ask_first=False
+    )
+
+
+def test_copying_goes_on_from_what_was_written() -> None:
+    source = CopySource([np.array([5, 6, 7, 8]), np.array([9, 6, 3])])
+    assert source.following([6]) == [7, 3]
+    assert source.following([5, 6]) == [7]
+    assert source.following([8]) == []
+    scores = torch.zeros(1, 12)
+    scores[0, 1] = 4.0
+    copying = CopyFromCodes([source], end=2)
+    first = copying(torch.zeros(1, 0, dtype=torch.long), scores)
+    assert first[0, 5] == 0 and first[0, 2] == 0 and first[0, 1] < 0
+    then = copying(torch.tensor([[5, 6]]), scores)
+    assert int(then[0].argmax()) in (2, 7)
+    free = copying(torch.tensor([[1]]), scores)
+    assert torch.equal(free, scores)
+
+
+def test_what_is_copied_stands_in_the_codes(compressor: ZCompressor, reader: ZReader) -> None:
+    text = "The winner of the Grobnik cup was Oyvhild Tarkwarzny from Ulmskoog."
+    (z,) = compressor.compress([text], 6)
+    prompt = [z, "\n\nQuestion: Who won the Grobnik cup?\nAnswer:"]
+    (answer,) = reader.generate([prompt], max_new_tokens=16)
+    written = compressor.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    assert set(written) <= set(z.ids.tolist())
+
+
+def test_unknown_adapters_and_foreign_sequences(compressor: ZCompressor, reader: ZReader) -> None:
+    import dataclasses
+
+    (z,) = compressor.compress([PASSAGE], 4)
+    with pytest.raises(ZtokError, match="adapter"):
+        reader.generate([[z, ASKED]], adapter="text")
+    foreign = dataclasses.replace(z, fingerprint="f" * 16)
+    with pytest.raises(ZtokError, match="compress the text again"):
+        reader.generate([[foreign, ASKED]])
+    with pytest.raises(ZtokError, match="empty"):
+        reader.generate([""])
+    with pytest.raises(ZtokError, match="list"):
+        reader.generate("a prompt")
+
+
+def test_the_plain_base_reads_text_as_it_is(reader: ZReader) -> None:
+    prompt = "The capital of France is"
+    base = reader.model.base
+    ids = base.tokenizer(prompt, return_tensors="pt")
+    with torch.inference_mode(), base.adapter(None):
+        made = base.model.generate(**ids, max_new_tokens=6, do_sample=False)
+    want = base.tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert reader.generate([prompt], adapter=None, max_new_tokens=6)[0] == want

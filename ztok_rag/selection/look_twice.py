@@ -1,0 +1,125 @@
+"""Looking twice: read everything coarsely, then the places where the answer may stand finely.
+
+The codes hold every token, so the reader can choose at which rate it reads each part. A first look
+names the likely places, by the checkpoint's pointer, which needs two thirds of the layers and
+writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ztok_rag.codec.reader import Segment, ZReader
+from ztok_rag.codec.sequence import ZSequence, join_sequences
+from ztok_rag.errors import ZtokError
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LookTwice:
+    """How to look twice.
+
+    Attributes:
+        share: positions of both looks together, as a share of the tokens that are held.
+        first_rate: source tokens per Z-token of the first look, and of the rest in the second.
+        half_window: tokens that are read finely to each side of a likely place.
+        from_tokens: prompts whose Z-tokens hold fewer tokens are read as they are.
+    """
+
+    share: float = 0.25
+    first_rate: float = 12.0
+    half_window: int = 20
+    from_tokens: int = 400
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1 or self.first_rate < 1 or self.half_window < 1:
+            raise ZtokError(
+                "looking twice takes a share of more than 0 and at most 1, a rate of at least 1, "
+                "and a window of at least one token to each side."
+            )
+
+    def budget(self, segments: Sequence[Segment]) -> int:
+        """Positions of Z-tokens in both looks together; 0 where one look is enough."""
+        sequences = [s for s in segments if isinstance(s, ZSequence)]
+        held = sum(len(z.places) for z in sequences)
+        if held < self.from_tokens:
+            return 0
+        return round(self.share * held)
+
+    def apply(self, reader: ZReader, segments: Sequence[Segment]) -> list[Segment]:
+        """A prompt as it is read in the second look.
+
+        Args:
+            reader: that answers.
+            segments: text and sequences in reading order; the question comes last.
+
+        Returns:
+            The same segments, with other Z-tokens of the same texts.
+        """
+        budget = self.budget(segments)
+        if not budget or reader.model.pointer is None:
+            return list(segments)
+        coarse = [
+            s.at(self.first_rate) if isinstance(s, ZSequence) else s for s in segments
+        ]
+        sequences = [s for s in coarse if isinstance(s, ZSequence)]
+        shares = reader.point(coarse)
+        likely = [
+            np.repeat(share / z.sizes, z.sizes)
+            for share, z in zip(shares, sequences, strict=True)
+        ]
+        fine = choose_windows(
+            likely, budget - 2 * sum(map(len, sequences)), self.half_window, self.first_rate
+        )
+        chosen = iter(zip(sequences, fine, strict=True))
+        return [
+            mix(*next(chosen), self.first_rate) if isinstance(s, ZSequence) else s for s in coarse
+        ]
+
+
+def choose_windows(
+    likely: Sequence[NDArray[np.floating]], budget: int, half: int, rate: float
+) -> list[NDArray[np.bool_]]:
+    """Which tokens to read finely.
+
+    The likeliest token and those around it are taken first, then the likeliest of the others,
+    until the budget is spent.
+
+    Args:
+        likely: for each text, `[n]` how likely the answer begins at each token.
+        budget: positions that reading finely may cost more than reading coarsely.
+        half: tokens to each side of a place.
+        rate: of what is not read finely.
+
+    Returns:
+        For each text, bool `[n]`.
+    """
+    fine = [np.zeros(len(own), bool) for own in likely]
+    left = [np.array(own, np.float64) for own in likely]
+    price = 1.0 - 1.0 / rate
+    while budget > 0 and left:
+        best = max(range(len(left)), key=lambda i: float(left[i].max(initial=-1.0)))
+        place = int(left[best].argmax())
+        if left[best][place] <= 0:
+            break
+        window = slice(max(0, place - half), place + half + 1)
+        new = np.flatnonzero(~fine[best][window]) + window.start
+        nearest = new[np.argsort(np.abs(new - place), kind="stable")][: int(budget / price)]
+        fine[best][nearest] = True
+        left[best][window] = -1.0
+        budget -= max(1, round(len(nearest) * price))
+    return fine
+
+
+def mix(z: ZSequence, fine: NDArray[np.bool_], rate: float) -> ZSequence:
+    """A sequence whose `fine` tokens are Z-tokens of their own, the others at a rate."""
+    if not fine.any():
+        return z
+    cuts = np.flatnonzero(np.diff(fine)) + 1
+    runs = np.split(np.arange(len(fine)), cuts)
+    return join_sequences([z.view(run, 1.0 if fine[run[0]] else rate) for run in runs])
