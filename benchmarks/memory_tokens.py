@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ablations
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+import ablations
 import plots
 from common import Parser, count, positive, run_script
 from ztok_rag.codec.compressor import ZCompressor

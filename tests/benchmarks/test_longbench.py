@@ -19,6 +19,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+import common
+import longbench
+import peers.text
+import rag_qa
+from tasks import pydoc
+from tasks import records as task_records
+from tasks.download import download
+from tasks.kinds import LONGBENCH, make_question
 from ztok_rag.codec.nested import FINEST, NestedSequence
 from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.errors import DataError
@@ -33,14 +41,6 @@ from ztok_rag.evaluation import (
     split_template,
     stratified_ci,
 )
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import longbench
-import rag_qa
-
-import common
-import peers
 
 FINGERPRINT = "0123456789abcdef"
 TEMPLATES = {
@@ -132,7 +132,7 @@ def compressor(monkeypatch: pytest.MonkeyPatch) -> StandInCompressor:
 
     for script in (longbench, rag_qa):
         monkeypatch.setattr(script, "load_compressor", lambda options: stand_in)
-    for module in (longbench, rag_qa, peers):
+    for module in (longbench, rag_qa, peers.text):
         monkeypatch.setattr(module, "embed_texts", embed)
         monkeypatch.setattr(module, "embed_queries", embed)
     return stand_in
@@ -338,7 +338,7 @@ def test_a_malformed_record_names_file_line_and_cause(data: Path, line: str, cau
     path = data / "hotpotqa.jsonl"
     path.write_text(path.read_text().splitlines()[0] + "\n" + line + "\n")
     with pytest.raises(DataError, match=cause) as error:
-        longbench.load_task(data, "hotpotqa")
+        task_records.load_task(data, "hotpotqa")
     assert str(path) in str(error.value)
 
 
@@ -347,10 +347,10 @@ def test_records_of_some_tasks_need_more(data: Path) -> None:
     for task, cause in (("trec", "all_classes"), ("passage_retrieval_en", "Paragraph 7")):
         write(data / f"{task}.jsonl", [record])
         with pytest.raises(DataError, match=f"line 1: .*{cause}"):
-            longbench.load_task(data, task)
+            task_records.load_task(data, task)
     write(data / "qasper.jsonl", [{**record, "context": " "}])
     with pytest.raises(DataError, match="line 1: the context is empty"):
-        longbench.load_task(data, "qasper")
+        task_records.load_task(data, "qasper")
 
 
 def test_quality_comes_in_the_format_of_l_eval(tmp_path: Path) -> None:
@@ -359,19 +359,19 @@ def test_quality_comes_in_the_format_of_l_eval(tmp_path: Path) -> None:
     story = {"id": "story", "document": "A long story.", "questions": [asked]}
     file = tmp_path / "leval_quality.jsonl"
     file.write_text(json.dumps(story) + "\n", encoding="utf-8")
-    (record,) = longbench.load_task(tmp_path, "quality")
+    (record,) = task_records.load_task(tmp_path, "quality")
     assert record["all_classes"] == [
         "(A) The keeper",
         "(B)  The engineer\nand her son",
         "(C) Nobody",
     ]
     assert record["answers"] == record["all_classes"][1:2]
-    assert "{input}" in longbench.load_config(tmp_path, None, ["quality"])[0]["quality"]
+    assert "{input}" in task_records.load_config(tmp_path, None, ["quality"])[0]["quality"]
 
     story["questions"] = [{**asked, "answer": "(D) The cook"}]
     file.write_text(json.dumps(story) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"line 1: the answer .* not among"):
-        longbench.load_task(tmp_path, "quality")
+        task_records.load_task(tmp_path, "quality")
 
 
 def test_the_hub_is_asked_for_the_tasks_of_longbench(
@@ -379,29 +379,29 @@ def test_the_hub_is_asked_for_the_tasks_of_longbench(
 ) -> None:
     archive = tmp_path / "data.zip"
     with zipfile.ZipFile(archive, "w") as files:
-        for task in longbench.LONGBENCH:
+        for task in LONGBENCH:
             files.writestr(f"data/{task}.jsonl", "{}")
     monkeypatch.setenv("ZTOK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(archive))
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO(b"{}"))
-    folder = longbench.download()
+    folder = download()
     found = {path.stem for path in folder.glob("*.jsonl")}
-    assert found == set(longbench.LONGBENCH) and len(found) == 16
+    assert found == set(LONGBENCH) and len(found) == 16
     archive.unlink()
-    assert longbench.download() == folder, "what is there is not asked for again"
+    assert download() == folder, "what is there is not asked for again"
 
 
 def test_missing_files_are_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"qasper\.jsonl does not exist"):
-        longbench.load_task(data, "qasper")
+        task_records.load_task(data, "qasper")
     (data / "dataset2prompt.json").unlink()
     with pytest.raises(DataError, match=r"dataset2prompt\.json"):
-        longbench.load_config(data, None, ["lcc"])
+        task_records.load_config(data, None, ["lcc"])
     own = tmp_path / "own.json"
     own.write_text(json.dumps(TEMPLATES))
-    assert longbench.load_config(data, own, ["lcc"])[0] == TEMPLATES
+    assert task_records.load_config(data, own, ["lcc"])[0] == TEMPLATES
     with pytest.raises(DataError, match="no entry of type str for the task qasper"):
-        longbench.load_config(data, own, ["qasper"])
+        task_records.load_config(data, own, ["qasper"])
 
 
 def test_first_line_tasks_score_the_first_line() -> None:
@@ -409,13 +409,13 @@ def test_first_line_tasks_score_the_first_line() -> None:
         "_id": "1", "input": "Question: q\nType:", "context": "c", "answers": ["City"],
         "all_classes": ["City", "Country"],
     }  # fmt: skip
-    question = longbench.make_question("trec", record, "{context}\n{input}", 8)
+    question = make_question("trec", record, "{context}\n{input}", 8)
     assert question.score("\nCity\nType: Country") == {"classification": 1}
 
 
 def test_every_own_question_is_answered_by_its_document() -> None:
-    path = Path(longbench.__file__).parent / "pydoc_qa.json"
-    records = longbench.pydoc_records()
+    path = Path(pydoc.__file__).parent / "pydoc_qa.json"
+    records = pydoc.pydoc_records()
     if sys.version_info[:2] == (3, 11):
         assert len(records) == len(json.loads(path.read_text()))
     assert len(records) >= 25
@@ -437,9 +437,9 @@ def test_without_data_it_says_that_it_is_not_longbench(
 def test_unwrap_joins_prose_only() -> None:
     prose = "A line of prose that is long enough to have been wrapped,\nand post-\nmortem."
     first, *code = prose.replace("post-\nmortem", "its end").split("\n")
-    assert longbench.unwrap(prose.replace("post-\nmortem", "its end")) == f"{first} {code[0]}"
+    assert pydoc.unwrap(prose.replace("post-\nmortem", "its end")) == f"{first} {code[0]}"
     table = "x = 1\ny = 2"
-    assert longbench.unwrap(f"{table}\n\n{table}") == f"{table}\n\n{table}"
+    assert pydoc.unwrap(f"{table}\n\n{table}") == f"{table}\n\n{table}"
 
 
 def test_chunks_lose_nothing_but_white_space_between_them() -> None:

@@ -1,0 +1,44 @@
+"""Our choice of pieces, read as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from peers.text import fill
+from ztok_rag.evaluation import Shorten
+from ztok_rag.selection.focus import QuestionFocus, resolve_in_memory, split_pieces
+from ztok_rag.selection.sentences import SentenceScorer
+
+if TYPE_CHECKING:
+    from ztok_rag.codec.compressor import ZCompressor
+
+
+class Pieces(Shorten):
+    """The pieces of text that Z-tokens are spent on by the question, as text.
+
+    What `QuestionFocus` finds likeliest to answer, in text order, the last piece cut to fit. So
+    the choice is ours, and what is read is not.
+    """
+
+    def __init__(self, compressor: ZCompressor) -> None:
+        self.tokenizer = compressor.tokenizer
+        scorer = SentenceScorer(compressor.tokenizer)
+        self.focus = QuestionFocus(compressor, scorer, resolve_in_memory(compressor))
+
+    def prepare(self, chunks: Sequence[str]) -> None:
+        self.focus.prepare(chunks)
+
+    def stored_bytes(self, chunks: Sequence[str]) -> int:
+        """Of the text, and of all that choosing asks for: Z-tokens and sentences' bits."""
+        return super().stored_bytes(chunks) + self.focus.stored_bytes(chunks)
+
+    def __call__(self, question: str, chunks: Sequence[str], budget: int) -> str:
+        places = [
+            (i, text[a:b].strip()) for i, text in enumerate(chunks) for a, b in split_pieces(text)
+        ]
+        worth = np.concatenate(self.focus.worth(question, chunks))
+        order = [i for i in np.argsort(-worth, kind="stable").tolist() if places[i][1]]
+        return fill(order, places, budget, self.tokenizer)
