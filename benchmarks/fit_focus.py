@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ztok_rag.codec.model import ZModel
 from ztok_rag.codec.segment import IntArray
 from ztok_rag.selection.embedding import default_embedder
-from ztok_rag.selection.focus import combine, owners
+from ztok_rag.selection.query_aware import combine, owners
 from ztok_rag.selection.relevance import find_answers
 from ztok_rag.selection.sentences import (
     LEXICAL_WEIGHT,

@@ -73,10 +73,10 @@ def test_imports_go_one_way(room: str) -> None:
 @pytest.mark.parametrize(
     ("room", "line"),
     [
-        ("codec", "from ztok_rag.selection.focus import QuestionFocus"),
+        ("codec", "from ztok_rag.selection.query_aware import QueryAwareSelector"),
         ("codec", "from ztok_rag import ZStore"),
         ("selection", "def f():\n    import llama_index.core"),
-        ("storage", "from ..selection import focus"),
+        ("storage", "from ..selection import query_aware"),
         ("training", "from ztok_rag.evaluation import metrics"),
         ("llamaindex", "from peft import LoraConfig"),
     ],

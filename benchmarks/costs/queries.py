@@ -17,7 +17,7 @@ from costs.bench import Bench, synchronize
 from result_rows import PHASES
 from ztok_rag.codec.base import BaseLM
 from ztok_rag.evaluation import Row, sample
-from ztok_rag.selection.focus import QuestionFocus
+from ztok_rag.selection.query_aware import QueryAwareSelector
 
 if TYPE_CHECKING:
     from llama_index.core.base.base_query_engine import BaseQueryEngine
@@ -131,7 +131,7 @@ def measure_queries(bench: Bench, bar: tqdm[Any]) -> list[Row]:
         ZStore(Path(folder, "warm")) as warm,
     ):
         bar.set_postfix_str("compressing")
-        QuestionFocus.over(bench.compressor, warm, default_embedding()).prepare(chunks)
+        QueryAwareSelector.over(bench.compressor, warm, default_embedding()).prepare(chunks)
         for k in bench.options.k:
             questions = [q.question for q in sample(asked, bench.repeats + 1, bench.options.seed)]
             engines = make_engines(bench, index, {"cold": cold, "warm": warm}, k)

@@ -11,7 +11,7 @@ from zstandard import ZstdCompressor
 
 from costs.bench import Bench
 from ztok_rag.evaluation import Row, ratio_ci
-from ztok_rag.selection.focus import QuestionFocus, resolve_in_memory
+from ztok_rag.selection.query_aware import QueryAwareSelector, resolve_in_memory
 from ztok_rag.selection.sentences import SentenceScorer
 
 
@@ -31,7 +31,7 @@ def measure_bytes(bench: Bench, bar: tqdm[Any]) -> list[Row]:
         ("kv-cache-fp16", 1.0): [n * kv for n in tokens],
     }
     scorer = SentenceScorer(bench.compressor.tokenizer)
-    focus = QuestionFocus(bench.compressor, scorer, resolve_in_memory(bench.compressor))
+    focus = QueryAwareSelector(bench.compressor, scorer, resolve_in_memory(bench.compressor))
     focus.prepare(chunks)
     sizes["ztok-store", 1.0] = [focus.stored_bytes([chunk]) for chunk in chunks]
     for rate in bench.rates:

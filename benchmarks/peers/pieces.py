@@ -9,7 +9,7 @@ import numpy as np
 
 from peers.text import fill
 from ztok_rag.evaluation import Shorten
-from ztok_rag.selection.focus import QuestionFocus, resolve_in_memory, split_pieces
+from ztok_rag.selection.query_aware import QueryAwareSelector, resolve_in_memory, split_pieces
 from ztok_rag.selection.sentences import SentenceScorer
 
 if TYPE_CHECKING:
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 class Pieces(Shorten):
     """The pieces of text that Z-tokens are spent on by the question, as text.
 
-    What `QuestionFocus` finds likeliest to answer, in text order, the last piece cut to fit. So
-    the choice is ours, and what is read is not.
+    They are those that `QueryAwareSelector` scores highest, in text order, the last one cut to
+    fit. So the choice is ours, and what is read is not.
     """
 
     def __init__(self, compressor: ZCompressor) -> None:
         self.tokenizer = compressor.tokenizer
         scorer = SentenceScorer(compressor.tokenizer)
-        self.focus = QuestionFocus(compressor, scorer, resolve_in_memory(compressor))
+        self.focus = QueryAwareSelector(compressor, scorer, resolve_in_memory(compressor))
 
     def prepare(self, chunks: Sequence[str]) -> None:
         self.focus.prepare(chunks)
@@ -39,6 +39,6 @@ class Pieces(Shorten):
         places = [
             (i, text[a:b].strip()) for i, text in enumerate(chunks) for a, b in split_pieces(text)
         ]
-        worth = np.concatenate(self.focus.worth(question, chunks))
-        order = [i for i in np.argsort(-worth, kind="stable").tolist() if places[i][1]]
+        scores = np.concatenate(self.focus.scores(question, chunks))
+        order = [i for i in np.argsort(-scores, kind="stable").tolist() if places[i][1]]
         return fill(order, places, budget, self.tokenizer)

@@ -230,7 +230,7 @@ def test_tasks_are_those_that_the_data_allow(data: list[Path], tmp_path: Path) -
     ("arguments", "cause"),
     [
         (["missing.jsonl"], "cannot read missing.jsonl"),
-        (["--rates", "4,0.5"], "a rate must be from 1 to 64, not 0.5"),
+        (["--rates", "4,0.5"], "rate=0.5: did you mean rate=2?"),
         (["--rates", "four"], "expected numbers separated by commas, got 'four'"),
         (["--limit", "0"], "--limit must be at least 1, not 0"),
         (["--tasks", "speed"], "unknown task 'speed'"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ztok_rag.codec.prompts import QA_TEMPLATE, REPEAT_PROMPT
-from ztok_rag.errors import ZtokError
+from ztok_rag.errors import ZtokError, check_rate
 from ztok_rag.evaluation.datasets import QA, RECONSTRUCTION, Dataset
 from ztok_rag.evaluation.log import PredictionLog, digest, weights_digest
 from ztok_rag.evaluation.metrics import (
@@ -73,8 +73,7 @@ class EvalSettings:
         if not self.rates:
             raise ZtokError("there is no rate to score; give at least one in --rates.")
         for rate in self.rates:
-            if not 1 <= rate <= MAX_RATE:
-                raise ZtokError(f"a rate must be from 1 to {MAX_RATE:.0f}, not {rate:g}.")
+            check_rate(rate, MAX_RATE)
         limits = {
             "limit": 1,
             "seed": 0,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.evaluation.questions import Arm, Question, utf8_bytes
-from ztok_rag.selection.focus import QuestionFocus, resolve_in_memory
+from ztok_rag.selection.query_aware import QueryAwareSelector, resolve_in_memory
 from ztok_rag.selection.sentences import SentenceScorer
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Compressed:
     def __init__(self, compressor: ZCompressor) -> None:
         self.compressor = compressor
         scorer = SentenceScorer(compressor.tokenizer)
-        self.focus = QuestionFocus(compressor, scorer, resolve_in_memory(compressor))
+        self.focus = QueryAwareSelector(compressor, scorer, resolve_in_memory(compressor))
         self._known: dict[tuple[str, float], ZSequence] = {}
 
     def _resolve(self, texts: Sequence[str], rate: float) -> list[ZSequence]:
