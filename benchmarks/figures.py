@@ -1,10 +1,10 @@
-"""Every figure and table of the documents in `docs/` and the README, from the results at hand.
+"""Make all figures and tables of the documents in `docs/` from the results.
 
     python benchmarks/figures.py
 
-It reads all `results.json` below `benchmarks/results/`, draws the pictures into `docs/`, and puts
-each section between its markers `<!-- begin: NAME -->` and `<!-- end: NAME -->` in the documents;
-all else in them stays as it is. A document that is not there yet is begun with all sections.
+It reads all `results.json` below `benchmarks/results/`, draws the pictures into `docs/`, and
+writes each section between its markers `<!-- begin: NAME -->` and `<!-- end: NAME -->` in the
+documents. The rest of a document is left as it is. A missing document is made with all sections.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ ROOT = Path(__file__).parent.parent
 
 RESULTS = Path(__file__).parent / "results"
 
-DOCUMENTS = (
-    *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "ablations", "model_card")),
-    ROOT / "README.md",
+DOCUMENTS = tuple(
+    ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "ablations", "model_card")
 )
 
 SECTIONS: dict[str, tuple[str, Callable[[Results, Place], str]]] = {
@@ -58,7 +57,7 @@ def marked(name: str, body: str) -> str:
 
 
 def skeleton() -> str:
-    """A document with every section that has a title, and nothing in them."""
+    """A document of empty sections, one for each that has a title."""
     parts = ["# Benchmarks", "Made by `python benchmarks/figures.py` from `benchmarks/results/`."]
     for name, (title, _) in SECTIONS.items():
         if title:
@@ -67,10 +66,10 @@ def skeleton() -> str:
 
 
 def fill(text: str, results: Results, place: Place) -> str:
-    """The text with what stands between known markers made anew.
+    """Replace what is between the markers of each section.
 
     Raises:
-        DataError: a marker is open, or names no section.
+        DataError: a marker has no end, or names no section.
     """
     begun = re.findall(r"<!-- begin: ([\w-]+) -->", text)
     for name in begun:
@@ -93,8 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--results", type=Path, default=RESULTS, metavar="DIR", help="default: benchmarks/results"
     )
     parser.add_argument(
-        "--documents", type=Path, nargs="+", default=list(DOCUMENTS), metavar="FILE",
-        help="default: those in docs/ and README.md",
+        "--documents", type=Path, nargs="+", default=DOCUMENTS, metavar="FILE",
+        help="default: those in docs/",
     )  # fmt: skip
     parser.add_argument(
         "--pictures", type=Path, default=ROOT / "docs", metavar="DIR", help="default: docs"

@@ -1,12 +1,13 @@
-"""What Z-tokens cost and save in time and bytes, on real text.
+"""Time and bytes of Z-tokens and of raw text, on real text.
 
     python benchmarks/latency.py --data FILE.jsonl --output DIR
 
-`--data` is a JSON Lines file, or a folder of them such as LongBench's, whose records have a
-`context`, `text` or `document`; questions and answers beside it are used where there are any. Four
-parts, each with warm-up and repeats, in turns, so that whatever else the machine does falls on all
-alike: compression against the base's own forward pass; queries through LlamaIndex, cut into their
-phases; first token and KV cache against the length of the context; and bytes of single chunks.
+`--data` is a JSON Lines file, or a folder of them such as LongBench's. Its records have a
+`context`, `text` or `document`; their questions and answers are used where there are any. The
+parts are `compress`, throughput against a forward pass of the base LLM; `query`, time to answer
+through LlamaIndex, by phase; `context`, time to first token and KV cache against the length of the
+context; and `bytes`, stored bytes of single chunks. After a warm-up, what is compared is run in
+turns, so that other load on the machine falls on all alike.
 """
 
 from __future__ import annotations

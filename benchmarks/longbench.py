@@ -1,10 +1,10 @@
-"""LongBench's English tasks over retrieved context: no text, raw text, Z-tokens.
+"""LongBench's English tasks (arXiv 2308.14508) over retrieved context.
 
     python benchmarks/longbench.py --data DIR --output DIR
 
-`DIR` holds TASK.jsonl files in LongBench's format with LongBench's `dataset2prompt.json` and
-`dataset2maxlen.json`; `--data hub` downloads them. Without `--data`, a small set of questions
-on Python's own documentation is run instead, which is not LongBench.
+`DIR` holds TASK.jsonl files in LongBench's format, with LongBench's `dataset2prompt.json` and
+`dataset2maxlen.json`. `--data hub` downloads them. Without `--data`, a small set of questions on
+Python's own documentation is run instead; that is not LongBench.
 """
 
 from __future__ import annotations
@@ -136,10 +136,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class Retriever:
-    """The `k` chunks of each question's own context nearest to the question, in document order.
+    """Retrieves the `k` chunks of each question's own context that are nearest to the question.
 
-    A record without a question, as in code completion and summaries, asks with the end of its
-    context. `k` of 0 keeps every chunk.
+    The chunks are returned in document order. A record without a question, as in code completion
+    and summaries, uses the end of its context as the query. With `k` of 0, all chunks are returned.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ def _rows(
     log: PredictionLog,
     k: int,
 ) -> list[Row]:
-    """The scores of all arms, then what Z-tokens gain over each peer."""
+    """Scores of all arms, then paired differences between Z-tokens and each peer."""
     rows = summarize(benchmark, tasks, arms, log, k=k, seed=seed)
     return rows + peer_differences(tasks, arms, log, benchmark=benchmark, k=k, seed=seed)
 

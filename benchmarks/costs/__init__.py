@@ -1,1 +1,1 @@
-"""The parts of `latency.py`: a file for each thing that is timed or weighed."""
+"""The parts of `latency.py`: a file for each measurement."""

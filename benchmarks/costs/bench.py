@@ -1,4 +1,4 @@
-"""One measurement after another: what all parts share, repeats in turns, and their rows."""
+"""What all measurements share: settings, timing in turns, and rows of results."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from tqdm import tqdm
 from costs.corpus import Corpus
 from ztok_rag.codec.base import BaseLM
 from ztok_rag.codec.compressor import ZCompressor
-from ztok_rag.evaluation import Row
+from ztok_rag.evaluation import Row, bootstrap_ci
+from ztok_rag.evaluation.intervals import median
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What every part needs."""
+    """The settings of all parts."""
 
     compressor: ZCompressor
     corpus: Corpus
@@ -34,7 +35,7 @@ class Bench:
 
     @property
     def raw(self) -> str | None:
-        """The adapter that reads raw text; `None`, the plain base, where none was trained to."""
+        """The adapter that reads raw text; `None`, the plain base LLM, if there is none."""
         return "text" if "text" in self.compressor.reader.adapters else None
 
     @property
@@ -51,26 +52,17 @@ class Bench:
         k: int = 0,
         **fields: Any,
     ) -> Row:
-        """The median of measurements, with its interval, p10 and p90."""
+        """A row of the median of measurements, with its interval, p10 and p90."""
         low, high = np.quantile(values, [0.1, 0.9])
-        extra = {"p10": float(low), "p90": float(high), **fields.pop("extra", {})}
-        interval = median_ci(values, self.options.seed)
+        interval = bootstrap_ci(values, seed=self.options.seed, statistic=median)
         return Row(
             "latency", task, arm, rate, k, metric, float(np.median(values)), interval,
-            len(values), extra=extra, **fields,
+            len(values), p10=float(low), p90=float(high), **fields,
         )  # fmt: skip
 
 
-def median_ci(values: Sequence[float], seed: int) -> tuple[float, float]:
-    """95% percentile bootstrap interval of the median."""
-    array = np.asarray(values, dtype=np.float64)
-    drawn = np.random.default_rng(seed).integers(0, len(array), size=(2000, len(array)))
-    low, high = np.quantile(np.median(array[drawn], axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
 def seconds(base: BaseLM, work: Callable[[], Any]) -> float:
-    """Wall-clock seconds of some work, the device's included."""
+    """Wall-clock seconds of some work, until the device has finished it."""
     synchronize(base)
     started = time.perf_counter()
     work()
@@ -86,7 +78,7 @@ def synchronize(base: BaseLM) -> None:
 def in_turns(
     base: BaseLM, works: Mapping[str, Callable[[], Any]], repeats: int, bar: tqdm[Any]
 ) -> dict[str, list[float]]:
-    """Seconds of each work; all take turns, and the first turn warms up."""
+    """Seconds of each work in every turn. The works take turns; the first turn is a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(repeats + 1):
         for name, work in works.items():

@@ -1,4 +1,4 @@
-"""Source tokens per second of compression, against the base's own forward pass."""
+"""Throughput of compression, against a forward pass of the base LLM."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ztok_rag.evaluation import Row
 
 
 def measure_compression(bench: Bench, bar: tqdm[Any]) -> list[Row]:
-    """Source tokens per second of compression, and of the plain base over the same batches."""
+    """Source tokens per second of compression, and of the plain base LLM over the same batches."""
     base, compressor = bench.base, bench.compressor
     texts = bench.corpus.chunks[: bench.options.windows]
     batch_tokens = bench.options.batch_tokens
@@ -37,7 +37,7 @@ def measure_compression(bench: Bench, bar: tqdm[Any]) -> list[Row]:
     works["all rates"] = partial(compressor.compress_nested, texts, batch_tokens=batch_tokens)
     times = in_turns(base, works, bench.repeats, bar)
     tokens = sum(map(len, ids))
-    extra = {"windows": len(texts), "source_tokens": tokens, "batch_tokens": batch_tokens}
+    sizes = {"windows": len(texts), "source_tokens": tokens, "batch_tokens": batch_tokens}
     rows = []
     for name, taken in times.items():
         plain = name in ("forward", "prefill")
@@ -46,15 +46,15 @@ def measure_compression(bench: Bench, bar: tqdm[Any]) -> list[Row]:
             arm, rate = "ztok", float(name.removeprefix("rate "))
         metric = f"{name if plain else 'compress'}_tokens_per_second"
         rates = [tokens / t for t in taken]
-        rows.append(bench.row("compress", arm, rate, metric, rates, extra=extra))
+        rows.append(bench.row("compress", arm, rate, metric, rates, **sizes))
         for other in ("forward", "prefill") if not plain else ():
             shares = [100 * b / a for a, b in zip(taken, times[other], strict=True)]
-            rows.append(bench.row("compress", arm, rate, f"share_of_{other}", shares, extra=extra))
+            rows.append(bench.row("compress", arm, rate, f"share_of_{other}", shares, **sizes))
     return rows
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, list[int]]:
-    """Token ids `[batch, n]`, padded on the right, and the length of each row."""
+    """Token ids `[batch, n]`, padded on the right, and the number of tokens in each row."""
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for place, row in enumerate(rows):
         ids[place, : len(row)] = torch.tensor(row)
@@ -65,7 +65,7 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.T
 def run_base(
     base: BaseLM, batches: Sequence[tuple[torch.Tensor, list[int]]], *, prefill: bool
 ) -> None:
-    """The plain base's pass over batches; a prefill keeps its cache and predicts a token."""
+    """Run the plain base LLM over batches. A prefill also fills a KV cache and predicts a token."""
     with base.adapter(None):
         for ids, lengths in batches:
             ends = torch.tensor(lengths, device=ids.device)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def measure_context(bench: Bench, bar: tqdm[Any]) -> list[Row]:
-    """First token and KV cache of one long context, as raw text and at each rate.
+    """Time to first token and KV cache of one long context, as raw text and at each rate.
 
-    A prompt that the base cannot read is not run, and its row says so.
+    A prompt longer than the base LLM can read is not run; its row `readable` is 0.
     """
     rows: list[Row] = []
     shortest = bench.corpus.head(min(bench.options.lengths))
@@ -46,15 +46,15 @@ def context_rows(
     adapter: str | None,
     asked: Sequence[Asked],
 ) -> list[Row]:
-    """The rows of one length and one way to read it."""
+    """The rows of one length and one way to give the context."""
     reader, base = bench.compressor.reader, bench.base
-    extra: dict[str, Any] = {"source_tokens": length}
+    sizes: dict[str, Any] = {"source_tokens": length}
     context: Any = text
     if arm == "ztok":
         started = time.perf_counter()
         (context,) = bench.compressor.compress([text], rate)
         took = 1e3 * (time.perf_counter() - started)
-        extra |= {"compress_ms": took, "z_tokens": len(context)}
+        sizes |= {"compress_ms": took, "z_tokens": len(context)}
     prompts: list[Prompt] = []
     for question in asked:
         before, after = split_template(QA_TEMPLATE, question=question.question)
@@ -65,7 +65,7 @@ def context_rows(
     task, mean = f"context {length}", float(np.mean(positions))
 
     def make(metric: str, values: Sequence[float], **fields: Any) -> Row:
-        fields = {"context_tokens": mean, "extra": extra, **fields}
+        fields = {"context_tokens": mean, **sizes, **fields}
         return bench.row(task, arm, rate, metric, values, **fields)
 
     rows = [make("readable", [100.0 * readable])]
@@ -88,7 +88,7 @@ def context_rows(
         )
         given = [100.0 * bool(answer.strip()) for answer in answers]
         rows.append(averaged(make("answered", given), given))
-        rows[-1].extra["answers"] = [answer.strip() for answer in answers]
+        rows[-1].answers = [answer.strip() for answer in answers]
         known = [(a, q.answers) for a, q in zip(answers, asked, strict=True) if q.answers]
         if known:
             scores = [100 * token_f1(answer, wanted) for answer, wanted in known]
@@ -97,6 +97,6 @@ def context_rows(
 
 
 def averaged(row: Row, values: Sequence[float]) -> Row:
-    """The row with the mean of its values in place of their median."""
+    """The row with the mean of its values, and the interval of the mean, instead of the median."""
     row.score, row.ci95 = float(np.mean(values)), bootstrap_ci(values)
     return row

@@ -1,4 +1,4 @@
-"""The text that is measured on: one long text, the same in chunks, and questions about it."""
+"""The text that is measured: as one long text, as chunks, and questions about it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from ztok_rag.errors import DataError
-from ztok_rag.evaluation import read_jsonl
+from ztok_rag.jsonl import read_jsonl
 
 TEXT_FIELDS = ("context", "text", "document")
 LONGEST_QUESTION = 300
-"""Characters; longer inputs of some tasks are documents rather than questions."""
+"""Most characters of a question. Longer inputs are documents, as in some tasks of LongBench."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, its reference answers, if known, and where the text it is about ends."""
+    """A question, its known reference answers, and the character at which its text ends."""
 
     question: str
     answers: tuple[str, ...] = ()
@@ -26,13 +26,14 @@ class Asked:
 
 @dataclass
 class Corpus:
-    """One long text of all records, and the same text in chunks.
+    """The text of all records, as one string and in chunks.
 
     Attributes:
+        text: all of it.
         offsets: character span of each token of the text.
-        chunks: of at most `chunk_tokens` tokens, in order, cut before words.
-        ends: character at which each chunk ends.
-        questions: of the records, in their order.
+        chunks: in order, each of at most `chunk_tokens` tokens, cut between words.
+        ends: the character at which each chunk ends.
+        questions: those of the records, in order.
     """
 
     text: str
@@ -42,11 +43,14 @@ class Corpus:
     questions: list[Asked] = field(default_factory=list)
 
     def head(self, tokens: int) -> str:
-        """The first so many tokens."""
+        """The text of the first `tokens` tokens."""
         return self.text[: self.offsets[tokens - 1][1]]
 
     def asked(self, end: int, number: int) -> list[Asked]:
-        """Questions whose text ends before character `end`; made up where there are none."""
+        """`number` questions whose text ends before character `end`, repeated if there are fewer.
+
+        If there are none, they are made from the first words of chunks.
+        """
         found = [asked for asked in self.questions if asked.end <= end]
         if not found:
             openings = [" ".join(chunk.split()[:12]) for chunk in self.chunks[:number]]
@@ -55,10 +59,10 @@ class Corpus:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Records of a file, or of all `*.jsonl` of a folder.
+    """Read the records of a file, or of all `*.jsonl` files of a folder.
 
     Raises:
-        DataError: there are none, or one has no text.
+        DataError: there is no record, or one has no text.
     """
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files:
@@ -68,7 +72,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         if _text_of(record) is None:
             raise ValueError(f"it has no text in a field {', '.join(map(repr, TEXT_FIELDS))}")
 
-    return [record for file in files for record in read_jsonl(file, {}, check)]
+    return [record for file in files for record in read_jsonl(file, check=check)]
 
 
 def _text_of(record: Mapping[str, Any]) -> str | None:
@@ -88,10 +92,10 @@ def _question_of(record: Mapping[str, Any], end: int) -> Asked | None:
 def make_corpus(
     records: Sequence[Mapping[str, Any]], tokenizer: Any, tokens: int, chunk_tokens: int
 ) -> Corpus:
-    """The distinct texts of records, in their order, until there are enough tokens.
+    """Join the distinct texts of records, in order, until there are at least `tokens` tokens.
 
     Raises:
-        DataError: they are too short together.
+        DataError: the records hold fewer tokens.
     """
     parts: list[str] = []
     ends: dict[str, int] = {}
@@ -128,7 +132,7 @@ def _encode(tokenizer: Any, text: str) -> list[tuple[int, int]]:
 
 
 def _cut(corpus: Corpus, tokenizer: Any, chunk_tokens: int) -> None:
-    """Fill in the chunks; what is left at the end and shorter than one is not used."""
+    """Fill in the chunks. A shorter rest at the end is left out."""
     at = 0
     while at + chunk_tokens < len(corpus.offsets):
         end = at + chunk_tokens
@@ -136,7 +140,7 @@ def _cut(corpus: Corpus, tokenizer: Any, chunk_tokens: int) -> None:
             start, stop = corpus.offsets[at][0], corpus.offsets[end][0]
             chunk = corpus.text[start:stop]
             between_words = corpus.text[stop].isspace() or corpus.text[stop - 1].isspace()
-            # Cut from its surroundings, a text may take more tokens.
+            # A text on its own may take more tokens than inside a longer one.
             if between_words and len(_encode(tokenizer, chunk)) <= chunk_tokens:
                 break
             end -= 1

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Marks:
-    """When the steps of one query were reached, the prompts sent, and the chunks compressed."""
+    """What happened in one query: when each step ended, the prompts, and the chunks compressed."""
 
     times: dict[str, float] = field(default_factory=dict)
     prompts: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Marks:
 
 @contextmanager
 def watching(base: BaseLM) -> Iterator[Marks]:
-    """Notes when retrieval ends, synthesis starts and the base's first pass ends."""
+    """Note when retrieval ends, synthesis starts, and the first forward pass of the base ends."""
     from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
     from llama_index.core.instrumentation.event_handlers import BaseEventHandler
     from llama_index.core.instrumentation.events import BaseEvent
@@ -67,7 +67,7 @@ def watching(base: BaseLM) -> Iterator[Marks]:
                 marks.compressed += event.misses
 
     def passed(module: Any, *_: Any) -> None:
-        # The compressor's short decoder shares the hooks of the whole one.
+        # The compressor runs a shorter decoder, which shares the hooks of the whole one.
         if module is base.decoder and "read" not in marks.times:
             synchronize(base)
             marks.set("read")
@@ -85,7 +85,7 @@ def watching(base: BaseLM) -> Iterator[Marks]:
 
 @dataclass
 class Timed:
-    """One query's milliseconds by phase, what happened in it, and the answer."""
+    """One query: milliseconds by phase, what happened in it, and the answer."""
 
     phases: dict[str, float]
     marks: Marks
@@ -93,10 +93,10 @@ class Timed:
 
 
 def ask(engine: BaseQueryEngine, question: str, base: BaseLM) -> Timed:
-    """Query an engine.
+    """Query an engine and time its phases.
 
-    `postprocess` ends where synthesis starts; `prefill`, from there to the end of the base's first
-    pass, includes building and splicing the prompt.
+    `postprocess` lasts from the end of retrieval to the start of synthesis. `prefill` lasts from
+    there to the end of the first forward pass; it includes building and splicing the prompt.
     """
     with watching(base) as marks:
         started = time.perf_counter()
@@ -109,11 +109,11 @@ def ask(engine: BaseQueryEngine, question: str, base: BaseLM) -> Timed:
 
 
 Engines = dict[tuple[str, str, float], "BaseQueryEngine"]
-"""By task, arm and rate."""
+"""Query engines by task, arm and rate."""
 
 
 def measure_queries(bench: Bench, bar: tqdm[Any]) -> list[Row]:
-    """Time to answer by phase: raw text, and Z-tokens that are in the store or are not."""
+    """Time to answer by phase: from raw text, and from Z-tokens in the store or not yet in it."""
     from llama_index.core import VectorStoreIndex
     from llama_index.core.schema import TextNode
 
@@ -149,7 +149,7 @@ def measure_queries(bench: Bench, bar: tqdm[Any]) -> list[Row]:
 
 
 def make_engines(bench: Bench, index: Any, stores: Mapping[str, ZStore], k: int) -> Engines:
-    """Query engines that read `k` chunks: raw text, and at each rate from each of the stores."""
+    """Engines that read `k` chunks: as raw text, and as Z-tokens of each rate from each store."""
     from ztok_rag import ZTokenLLM, ZTokenPostprocessor
 
     def engine(store: ZStore, adapter: str | None, postprocessors: list[Any]) -> BaseQueryEngine:
@@ -174,7 +174,7 @@ def make_engines(bench: Bench, index: Any, stores: Mapping[str, ZStore], k: int)
 def query_rows(
     bench: Bench, task: str, arm: str, rate: float, k: int, times: Sequence[Timed]
 ) -> list[Row]:
-    """A row per phase, and one of them all."""
+    """A row per phase, and one for the whole time."""
     from ztok_rag.storage.handle import count_tokens
 
     tokenizer = bench.compressor.tokenizer
@@ -186,7 +186,7 @@ def query_rows(
         return list(range(tokens(text)))
 
     prompts = [count_tokens(prompt, ids) for timed in times for prompt in timed.marks.prompts]
-    extra = {
+    counts = {
         "llm_calls": len(prompts) / len(times),
         "compressed": float(np.mean([timed.marks.compressed for timed in times])),
         "answer_tokens": float(np.mean([tokens(timed.answer) for timed in times])),
@@ -194,7 +194,7 @@ def query_rows(
     return [
         bench.row(
             task, arm, rate, metric, [timed.phases[metric] for timed in times], k=k,
-            context_tokens=float(np.mean(prompts)), extra=extra,
+            context_tokens=float(np.mean(prompts)), **counts,
         )
         for metric in times[0].phases
     ]  # fmt: skip

@@ -1,22 +1,24 @@
-"""Bytes per source token of single chunks, stored in every way."""
+"""Bytes on disk of single chunks."""
 
 from __future__ import annotations
 
 import gzip
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 from zstandard import ZstdCompressor
 
 from costs.bench import Bench
-from ztok_rag.evaluation import Row, ratio_ci
+from ztok_rag.evaluation import Row, bootstrap_ci
+from ztok_rag.evaluation.intervals import ratio
 from ztok_rag.selection.query_aware import QueryAwareSelector, resolve_in_memory
 from ztok_rag.selection.sentences import SentenceScorer
 
 
 def measure_bytes(bench: Bench, bar: tqdm[Any]) -> list[Row]:
-    """Bytes per source token of single chunks, stored in every way."""
+    """Bytes per source token of single chunks: as text, vectors, KV cache and Z-tokens."""
     base, chunks = bench.base, bench.corpus.chunks[: bench.options.chunks]
     tokens = [bench.compressor.count_tokens(chunk) for chunk in chunks]
     raw = [chunk.encode("utf-8", "surrogatepass") for chunk in chunks]
@@ -43,6 +45,7 @@ def measure_bytes(bench: Bench, bar: tqdm[Any]) -> list[Row]:
         values = [size / n for size, n in zip(stored, tokens, strict=True)]
         row = bench.row("bytes", arm, rate, "bytes_per_source_token", values)
         row.score = row.bytes_per_source_token = sum(stored) / sum(tokens)
-        row.ci95 = ratio_ci(stored, tokens, bench.options.seed)
+        pairs = np.stack([stored, tokens], axis=1)
+        row.ci95 = bootstrap_ci(pairs, seed=bench.options.seed, statistic=ratio)
         rows.append(row)
     return rows

@@ -1,8 +1,8 @@
-"""Peers of Z-tokens: ways to shorten retrieved text to a number of tokens, without training.
+"""Peers of Z-tokens: methods that shorten retrieved text to a token budget, without training.
 
-What a peer keeps is read by the text reader, at the token budget that Z-tokens have at the same
-rate. Every peer is a function of the question, the retrieved chunks and the budget, in tokens of
-the base LLM; models and packages are loaded when a peer is first called.
+A file per method, with one class in it. The text reader reads what a method keeps. The budget is
+the number of Z-tokens at the same rate, counted in tokens of the base LLM. Models and packages are
+loaded when a peer is first called.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ PEER_NAMES = (
 
 
 def make_peers(compressor: ZCompressor, *, best_first: bool) -> dict[str, Shorten]:
-    """The peers by the names of their arms; none of them has loaded anything yet.
+    """The peers, by the names of their arms.
 
     Args:
-        compressor: whose base LLM prunes and whose tokens are counted.
-        best_first: the chunks come in the order in which they were retrieved; else peers that
-            choose between chunks rank them by the default embedding model.
+        compressor: its base LLM scores tokens, and its tokenizer counts them.
+        best_first: chunks come in the order of retrieval, the best first. Otherwise peers that
+            choose between chunks rank them with the default embedding model.
     """
     tokenizer = compressor.tokenizer
     return {
@@ -62,10 +62,10 @@ def make_peers(compressor: ZCompressor, *, best_first: bool) -> dict[str, Shorte
 
 
 def check_packages(arms: Sequence[str]) -> None:
-    """Check that the packages of the arms are installed.
+    """Check that the packages that the arms need are installed.
 
     Raises:
-        DataError: one is not; names it.
+        DataError: a package is missing. The message names it.
     """
     for arm in arms:
         name = _PACKAGES.get(arm)

@@ -1,4 +1,4 @@
-"""Fewer chunks."""
+"""Fewer chunks: the highest-ranked ones that fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from ztok_rag.evaluation import JOIN, Shorten, cut_end
 
 
 class FewerChunks(Shorten):
-    """As many of the best chunks as fit whole, in the order given; else the best one, cut."""
+    """Keep as many of the highest-ranked chunks as fit whole, in the order given.
+
+    If not even the best chunk fits, keep its first whole words.
+    """
 
     def __init__(self, tokenizer: Any, *, best_first: bool) -> None:
         self.tokenizer = tokenizer

@@ -1,4 +1,4 @@
-"""LongLLMLingua (arXiv 2310.06839)."""
+"""LongLLMLingua (arXiv 2310.06839), by its authors' package."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class LongLLMLingua(Shorten):
-    """LongLLMLingua with the base LLM, by LlamaIndex's postprocessor and its `llmlingua`.
+    """LongLLMLingua (arXiv 2310.06839) with the base LLM as its small model.
 
-    The settings are those of the postprocessor's documentation. Its compressor is called with
-    the chunks as a list: the postprocessor itself joins them to one string, so that nothing is
-    left for LongLLMLingua's ranking, choice and reordering of chunks. What it returns may be a
-    few tokens longer than the budget.
+    It runs the package `llmlingua` with the settings in the documentation of LlamaIndex's
+    postprocessor. The package is called directly, with a list of chunks: the postprocessor joins
+    them to one string, which leaves LongLLMLingua no chunks to rank, choose and reorder. The
+    result may be a few tokens longer than the budget.
     """
 
     SETTINGS: Mapping[str, Any] = {
@@ -72,9 +72,9 @@ class LongLLMLingua(Shorten):
 
 
 class _TupleCaches:
-    """A causal LM that takes and returns key-value caches as pairs of tensors per layer.
+    """A causal LM whose KV cache is a pair of tensors per layer.
 
-    `llmlingua` cuts caches in this form, which Transformers gave up for objects.
+    `llmlingua` needs caches in this form to cut them. Transformers 5 has objects instead.
     """
 
     def __init__(self, model: Any) -> None:
@@ -105,9 +105,10 @@ def _in_even_steps(
     start: int = 0,
     **more: Any,
 ) -> Any:
-    """Call `iterative_compress_prompt` with equal steps of at most `iterative_size` tokens.
+    """Call `iterative_compress_prompt` with steps of equal size, at most `iterative_size` tokens.
 
-    It leaves what does not fill a last step as it is, which can be most of a short text.
+    With its own step size, it leaves the rest after the last full step uncompressed. Of a short
+    text, that can be most.
     """
     tokens = count(tokenizer, "\n\n".join(context)) - start
     steps = math.ceil(tokens / iterative_size)

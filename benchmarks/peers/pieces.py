@@ -1,4 +1,4 @@
-"""Our choice of pieces, read as plain text."""
+"""The query-aware selection of Z-tokens, read as plain text."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Pieces(Shorten):
-    """The pieces of text that Z-tokens are spent on by the question, as text.
+    """Keep the pieces of text that `QueryAwareSelector` scores highest, in text order.
 
-    They are those that `QueryAwareSelector` scores highest, in text order, the last one cut to
-    fit. So the choice is ours, and what is read is not.
+    The last piece is cut to fit. This arm shares our selection and reads text, so it tells what
+    selection is worth without Z-tokens.
     """
 
     def __init__(self, compressor: ZCompressor) -> None:
@@ -32,7 +32,7 @@ class Pieces(Shorten):
         self.focus.prepare(chunks)
 
     def stored_bytes(self, chunks: Sequence[str]) -> int:
-        """Of the text, and of all that choosing asks for: Z-tokens and sentences' bits."""
+        """Bytes of the text, and of the Z-tokens and sentence embeddings that selection needs."""
         return super().stored_bytes(chunks) + self.focus.stored_bytes(chunks)
 
     def __call__(self, question: str, chunks: Sequence[str], budget: int) -> str:

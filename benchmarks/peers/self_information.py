@@ -1,4 +1,4 @@
-"""Self-information pruning (Selective Context, arXiv 2310.06201)."""
+"""Self-information pruning, the method of Selective Context (arXiv 2310.06201)."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 _WINDOW = 1024
-"""Most tokens that are read at once for their surprisal."""
+"""Most tokens of a window; tokens are scored given the earlier ones of their window."""
 
 _BATCH_TOKENS = 4096
-"""Most positions of a batch that is read for surprisal."""
+"""Most tokens in a batch of windows."""
 
 
 class SelfInformation(Shorten):
-    """The words that surprise the plain base LLM most, in text order.
+    """Keep the words that the plain base LLM finds most surprising, in text order.
 
-    Selective Context (Li et al., 2023) with words as its lexical units: a word's self-information
-    is the mean over its tokens, read chunk by chunk.
+    Selective Context (arXiv 2310.06201) with words as lexical units. The self-information of a
+    word is the mean surprisal of its tokens, in nats. Each chunk is scored on its own.
     """
 
     def __init__(self, model: ZModel) -> None:
@@ -52,7 +52,7 @@ class SelfInformation(Shorten):
             if costs[i] <= room:
                 taken.append(i)
                 room -= costs[i]
-        # The blank lines between chunks count too, and a text's first word has no space before it.
+        # `costs` leaves out the blank lines between chunks, so the text may still be too long.
         while len(taken) > 1:
             text = in_order({i: places[i][1] for i in taken}, places)
             if count(tokenizer, text) <= budget:
@@ -62,7 +62,7 @@ class SelfInformation(Shorten):
         return cut_end(places[best][1], budget, tokenizer)[0]
 
     def _surprisal(self, chunks: Sequence[str]) -> list[NDArray[np.float32]]:
-        """The surprisal of every token of each chunk, in nats; long chunks read in windows."""
+        """Surprisal of each chunk's tokens, `[n]` in nats. Long chunks are cut into windows."""
         ids = encode(self.model.base.tokenizer, chunks)
         windows = [
             (chunk, tokens[start : start + _WINDOW])
@@ -86,7 +86,7 @@ def _word_means(
     """The words of a text, each with the mean value of the tokens that end in it.
 
     Args:
-        values: `[n]`, of the text's tokens.
+        values: `[n]`, one per token of the text.
     """
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
         "offset_mapping"

@@ -1,4 +1,4 @@
-"""Best sentences."""
+"""Best sentences: those whose embeddings are nearest to the question's."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ztok_rag.evaluation import Shorten
 
 
 class Sentences(Shorten):
-    """The sentences most similar to the question, in text order, the last of them cut to fit.
+    """Keep the sentences most similar to the question, in text order. The last one is cut to fit.
 
-    As LlamaIndex's `SentenceEmbeddingOptimizer`, with its sentence splitter and the default
-    embedding model, but over all chunks at once and to a budget of tokens.
+    This is LlamaIndex's `SentenceEmbeddingOptimizer`, with its sentence splitter and the default
+    embedding model, extended to all chunks at once and to a token budget.
     """
 
     def __init__(self, tokenizer: Any) -> None:

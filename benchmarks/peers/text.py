@@ -1,4 +1,4 @@
-"""Counting, ranking and joining pieces of text, for all peers."""
+"""What peers share: counting tokens, ranking texts, and joining what is kept."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ztok_rag.evaluation import JOIN, cut_end
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text."""
     if not texts:
         return []
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)
@@ -20,6 +21,7 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def count(tokenizer: Any, text: str) -> int:
+    """Tokens of a text."""
     return len(tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
 
@@ -31,11 +33,11 @@ def similarities(question: str, texts: Sequence[str]) -> NDArray[np.float32]:
 
 
 def in_order(kept: Mapping[int, str], places: Sequence[tuple[int, str]]) -> str:
-    """Kept pieces in text order: one space between them, `JOIN` between chunks.
+    """The kept pieces in text order, with one space between pieces and `JOIN` between chunks.
 
     Args:
-        kept: text of a piece by its number in `places`.
-        places: the chunk of every piece, and the piece.
+        kept: text of a piece, by its index in `places`.
+        places: chunk number and text of every piece.
     """
     by_chunk: dict[int, list[str]] = {}
     for i in sorted(kept):
@@ -46,11 +48,13 @@ def in_order(kept: Mapping[int, str], places: Sequence[tuple[int, str]]) -> str:
 def fill(
     order: Sequence[int], places: Sequence[tuple[int, str]], budget: int, tokenizer: Any
 ) -> str:
-    """The first pieces in an order that fit a number of tokens, in text order, the last one cut.
+    """The best pieces that fit the budget, in text order. The last one is cut to fit.
 
     Args:
-        order: numbers in `places`, the best first.
-        places: the chunk of every piece, and the piece.
+        order: indices into `places`, the best first.
+        places: chunk number and text of every piece.
+        budget: most tokens.
+        tokenizer: counts them.
     """
     kept: dict[int, str] = {}
     for best in order:

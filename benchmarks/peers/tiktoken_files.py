@@ -1,4 +1,4 @@
-"""Where tiktoken finds its encodings without a download."""
+"""The encodings that LlamaIndex ships, for tiktoken."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def tiktoken_files() -> Iterator[None]:
-    """Let tiktoken find the encodings that LlamaIndex ships, so that it downloads nothing."""
+    """Let tiktoken read the encodings that LlamaIndex ships, so that it does not download them."""
     import llama_index.core
 
     if "TIKTOKEN_CACHE_DIR" in os.environ:

@@ -1,4 +1,4 @@
-"""Trimwise."""
+"""Trimwise: passages by word and embedding similarity."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from ztok_rag.evaluation import JOIN, Shorten
 
 
 class Trimwise(Shorten):
-    """Passages by LlamaIndex's Trimwise postprocessor, in text order.
+    """Keep the passages that LlamaIndex's Trimwise postprocessor chooses, in text order.
 
-    Its strategy is `hybrid`, word and embedding similarity together, with the default embedding
-    model. Its passages are paragraphs: of one that is longer than the budget, it keeps the first
-    words.
+    The strategy is `hybrid`: word similarity and similarity by the default embedding model. A
+    passage is a paragraph. Of a paragraph longer than the budget, the first words are kept.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -48,7 +47,7 @@ class Trimwise(Shorten):
             with tiktoken_files():
                 kept = postprocessor.postprocess_nodes(nodes, query_str=question)
             text = JOIN.join(item.node.get_content() for item in kept)
-            # It counts the parts, and not the blank lines between them.
+            # The postprocessor does not count the blank lines between passages.
             over = count(self.tokenizer, text) - budget
             if over <= 0 or not limit:
                 return text

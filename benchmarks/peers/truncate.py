@@ -1,4 +1,4 @@
-"""Truncation."""
+"""Truncation: the text up to the budget."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ztok_rag.evaluation import JOIN, Shorten, cut_end
 
 
 class Truncate(Shorten):
-    """The first words of the chunks."""
+    """Keep the first whole words of the joined chunks."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer

@@ -1,1 +1,1 @@
-"""The sections that `figures.py` puts into documents: a file for each kind of results."""
+"""The sections that `figures.py` writes into documents: a file per kind of results."""

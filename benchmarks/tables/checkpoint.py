@@ -7,7 +7,7 @@ from tables.markdown import NOT_RUN, Place, bold, number, score, table
 
 
 def gold_section(results: Results, place: Place) -> str:
-    """Answers of each data set when the paragraph that holds them is what is read."""
+    """A table per data set: answers read from the gold paragraph."""
     out = []
     for task in dict.fromkeys(row["task"] for row in results.where(benchmark="qa")):
         rows = results.where(benchmark="qa", task=task)
@@ -26,7 +26,7 @@ def gold_section(results: Results, place: Place) -> str:
 
 
 def repeated_section(results: Results, place: Place) -> str:
-    """Reconstructed texts, by rate."""
+    """A table of reconstruction scores, by text and rate."""
     rows = results.where(benchmark="reconstruction")
     metrics = {"bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "characters_lost": "characters lost, %"}
     lines = []

@@ -22,11 +22,11 @@ from result_rows import (
 from tables.markdown import NOT_RUN, Place, bold, mib, number, score, signed, table
 
 HEADLINE_CHUNKS = (1, 5)
-"""Numbers of chunks that the README's table shows; `docs/benchmarks.md` has all."""
+"""Numbers of chunks in the summary table."""
 
 
 def accuracy_section(results: Results, place: Place) -> str:
-    """The picture of F1 against context tokens, a panel per number of chunks."""
+    """A picture of F1 against context tokens, with a panel per number of chunks."""
     rows = corpus_rows(results)
     if not ks_of(rows):
         return NOT_RUN
@@ -35,7 +35,7 @@ def accuracy_section(results: Results, place: Place) -> str:
 
 
 def corpus_section(results: Results, place: Place, *, task: str) -> str:
-    """A table per number of chunks."""
+    """A table of all arms per number of chunks."""
     rows = corpus_rows(results, task)
     parts = []
     for k in ks_of(rows):
@@ -46,12 +46,12 @@ def corpus_section(results: Results, place: Place, *, task: str) -> str:
 
 
 def questions(rows: Iterable[Json]) -> str:
-    """How many questions rows are of."""
+    """The number of questions, in words."""
     return f"{' or '.join(str(n) for n in sorted({row['n'] for row in rows}))} questions"
 
 
 def arms_table(rows: Sequence[Json], exact: Sequence[Json]) -> str:
-    """A line per arm: scores and costs."""
+    """A table of scores and costs, with a line per arm."""
     lines = []
     for row in rows:
         same = {part: row[part] for part in ("arm", "rate", "k")}
@@ -74,7 +74,7 @@ def arms_table(rows: Sequence[Json], exact: Sequence[Json]) -> str:
 
 
 def headline_section(results: Results, place: Place) -> str:
-    """A line per arm for the README: scores by number of chunks, and costs of the most it read."""
+    """The summary table: scores by number of chunks, and costs at the largest number."""
     rows = corpus_rows(results)
     if not (ks := [k for k in ks_of(rows) if k in HEADLINE_CHUNKS]):
         return NOT_RUN
@@ -99,7 +99,7 @@ def headline_section(results: Results, place: Place) -> str:
 
 
 def paired_section(results: Results, place: Place) -> str:
-    """What one arm scores more than another on the same questions."""
+    """A table of paired differences between arms on the same questions."""
     tasks = (SQUAD, COVID)
     rows = [
         row

@@ -21,7 +21,7 @@ from tables.markdown import NOT_RUN, Place, bold, mib, number, score, table
 
 
 def latency_section(results: Results, place: Place) -> str:
-    """Compression throughput, query times and context lengths, each as picture and table."""
+    """Compression throughput, query time and context length, each as a picture and a table."""
     parts = []
     for title, part, function in (
         ("Compression throughput", "compress", _throughput_part),
@@ -130,7 +130,7 @@ def _answered(rows: Sequence[Json], same: Mapping[str, Any]) -> str:
 
 
 def bytes_section(results: Results, place: Place) -> str:
-    """Bytes on disk per source token, of single chunks."""
+    """A picture and a table of bytes per source token."""
     rows = latency_rows(results, "bytes")
     if not rows:
         return NOT_RUN

@@ -7,7 +7,7 @@ from tables.markdown import NOT_RUN, Place, bold, score, table
 
 
 def longbench_section(results: Results, place: Place) -> str:
-    """A table per number of chunks: a line per arm, a column per task."""
+    """A table per number of chunks, with a line per arm and a column per task."""
     rows = [row for row in results.where(benchmark="longbench") if "_minus_" not in row["metric"]]
     if not rows:
         return NOT_RUN

@@ -14,7 +14,7 @@ NOT_RUN = "not run"
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column is left-aligned."""
+    """A Markdown table. The first column is left-aligned, the others right-aligned."""
     marks = ["---", *("---:" for _ in header[1:])]
     rows = [list(header), marks, *(list(line) for line in lines)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -25,7 +25,7 @@ def number(value: float | None, digits: int = 0) -> str:
 
 
 def score(row: Mapping[str, Any] | None, digits: int = 1) -> str:
-    """A score with its interval."""
+    """A score with its interval; empty for `None`."""
     if row is None:
         return ""
     low, high = row["ci95"]
@@ -47,13 +47,13 @@ def bold(cells: Sequence[str], when: bool) -> list[str]:
 
 
 def picture(text: str, file: Path, document: Path) -> str:
-    """A Markdown image, by its path from the document."""
+    """A Markdown image, with its path relative to the document."""
     return f"![{text}]({Path(os.path.relpath(file, document.parent)).as_posix()})"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a section goes: its document, and the folder of pictures."""
+    """Where a section is written: its document, and the folder of pictures."""
 
     document: Path
     pictures: Path

@@ -1,4 +1,4 @@
-"""The paper's own tasks: its figures beside ours."""
+"""The tasks of the paper (arXiv 2603.25340): its figures beside ours."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from tables.markdown import NOT_RUN, Place, mib, number, score, table
 
 @dataclass(frozen=True)
 class PaperTask:
-    """A figure of the paper, and which of our rows stand beside it.
+    """A figure of the paper, and the rows of ours to compare with it.
 
     Attributes:
-        ours: tells whether a row does.
-        differs: what is not the same on our side.
+        task: name in the paper.
+        metric: name in the paper.
+        figure: the paper's score.
+        ours: whether a row of ours is to be compared.
+        differs: how our measurement differs.
     """
 
     task: str
@@ -69,7 +72,7 @@ _PAPER_NOTE = (
 
 
 def paper_section(results: Results, place: Place) -> str:
-    """The paper's own tasks, its figures beside ours."""
+    """A table of the paper's figures beside ours."""
     lines, used = [], []
     for task in PAPER:
         rows = [row for row in results.rows if task.ours(row)]
@@ -107,7 +110,7 @@ def paper_section(results: Results, place: Place) -> str:
 
 
 def _cost_lines(results: Results) -> list[tuple[list[str], list[Json]]]:
-    """Memory and time against raw text, where it is longest; each line with its rows."""
+    """Memory and time against the longest raw text: the lines, each with the rows it is from."""
     found = []
     context = [r for r in latency_rows(results, "context") if r["metric"] == "ttft_ms"]
     query = [r for r in latency_rows(results, "query") if r["metric"] == "answer_ms"]
@@ -134,7 +137,7 @@ def _cost_lines(results: Results) -> list[tuple[list[str], list[Json]]]:
 
 
 def _by_rate(rows: Sequence[Json]) -> str:
-    """Scores by rising rate."""
+    """The scores in one cell, by rising rate."""
     cells = []
     for row in sorted(rows, key=lambda r: r["rate"] or 0):
         cell = score(row) + (f" at rate {row['rate']:g}" if row["arm"].startswith("ztok") else "")

@@ -1,4 +1,4 @@
-"""What was trained for comparison: memory tokens, training speed, ablations."""
+"""Results of training: memory tokens, training speed, ablations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRAINING_METRICS = {
 
 
 def memory_section(results: Results, place: Place) -> str:
-    """Z-tokens against continuous memory tokens, after the same training."""
+    """A picture and a table: Z-tokens and continuous memory tokens after equal training."""
     rows = results.where(benchmark="memory_tokens")
     if not rows:
         return NOT_RUN
@@ -47,7 +47,7 @@ def memory_section(results: Results, place: Place) -> str:
 
 
 def training_section(results: Results, place: Place) -> str:
-    """Throughput of training, a line per data set and number format."""
+    """A table of training throughput, with a line per data set and number format."""
     rows = results.where(benchmark="training_speed")
     if not rows:
         return NOT_RUN
@@ -59,7 +59,7 @@ def training_section(results: Results, place: Place) -> str:
 
 
 def ablations_section(results: Results, place: Place) -> str:
-    """Variants of the model and its training, after the same compute each."""
+    """A picture and a table: variants of the model and of training, at equal compute."""
     rows = results.where(benchmark="ablations")
     if not rows:
         return NOT_RUN

@@ -1,4 +1,4 @@
-"""LongBench's files from the hub."""
+"""Download LongBench (arXiv 2308.14508) from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _CONFIG_URL = "https://raw.githubusercontent.com/THUDM/LongBench/main/LongBench/
 
 
 def download() -> Path:
-    """LongBench's files from the hub, kept in the cache folder.
+    """Download LongBench's files into the cache folder, unless they are there. Returns the folder.
 
     Raises:
-        DataError: they cannot be downloaded.
+        DataError: a file cannot be downloaded.
     """
     folder = cache_dir() / "longbench"
     if all((folder / name).exists() for name in (*CONFIG, *(f"{t}.jsonl" for t in LONGBENCH))):
@@ -41,7 +41,7 @@ def download() -> Path:
         for name in CONFIG:
             with urllib.request.urlopen(_CONFIG_URL + name, timeout=60) as source:
                 _save(source, folder / name)
-    except Exception as error:  # every layer below has its own errors for an absent network
+    except Exception as error:  # each layer below raises its own errors without a network
         cause = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise DataError(
             f"cannot download LongBench ({cause}); give a folder of its files by --data DIR."

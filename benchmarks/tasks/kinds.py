@@ -1,4 +1,4 @@
-"""The tasks, and how an answer to each is scored."""
+"""The tasks, and how their answers are scored."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from ztok_rag.evaluation import Question, metrics, split_template
 
 Metric = Callable[[str, Sequence[str], Sequence[str]], float]
-"""Takes a prediction, its answers and the task's class names."""
+"""Takes a prediction, its reference answers and the class names; returns a score, 0 to 1."""
 
 QUALITY = "quality"
-"""Not a task of LongBench's: multiple-choice questions on stories (Pang et al. 2022)."""
+"""Multiple-choice questions on stories (arXiv 2112.08608); not a task of LongBench."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,10 @@ class TaskKind:
     """How the answers of a task are scored.
 
     Attributes:
-        metric: its name in the results.
-        first_line: only the first line of a prediction counts.
-        chat: a chat model is asked in its chat format.
+        metric: name of the score in the results.
+        score: the metric.
+        first_line: score only the first line of a prediction.
+        chat: ask a chat model in its chat format.
     """
 
     metric: str
@@ -66,7 +67,10 @@ TASKS = {**LONGBENCH, QUALITY: TaskKind("choice", metrics.choice)}
 def make_question(
     task: str, record: Mapping[str, Any], template: str, max_new_tokens: int
 ) -> Question:
-    """A record as a question; white space at the end of its context follows the context."""
+    """Make a question of a record.
+
+    White space at the end of the context is moved to the prompt after the context.
+    """
     before, after = split_template(template, input=record["input"])
     context = record["context"]
     answers, classes = record["answers"], record["all_classes"]

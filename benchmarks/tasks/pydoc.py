@@ -18,13 +18,13 @@ PYDOC_NOTE = (
 )
 
 _FULL_LINE = 50
-"""Fewest characters of a line, not the last, of a wrapped paragraph."""
+"""Fewest characters of a line in a wrapped paragraph, except the last line."""
 
 
 def pydoc_records() -> list[dict[str, Any]]:
-    """The project's own questions, on documents of the standard library's `pydoc_data.topics`.
+    """Questions of this project on documents of the standard library's `pydoc_data.topics`.
 
-    A question whose answer this Python's documentation does not hold is left out with a warning.
+    A question that this Python's documentation does not answer is left out, with a warning.
     """
     from pydoc_data.topics import topics
 
@@ -51,7 +51,7 @@ def pydoc_records() -> list[dict[str, Any]]:
 
 
 def unwrap(text: str) -> str:
-    """The text with the lines of each paragraph of prose joined; code and tables stay."""
+    """Join the lines of each paragraph of prose. Code and tables are left as they are."""
     paragraphs = []
     for block in re.split(r"\n\s*\n", text.strip("\n")):
         lines = block.split("\n")

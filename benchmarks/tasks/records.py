@@ -1,4 +1,4 @@
-"""The records of a task, its prompt template and the length of its answers."""
+"""Read the records of a task, its prompt template and the length of its answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from tasks.kinds import QUALITY, TASKS
 from ztok_rag.codec.prompts import QA_TEMPLATE
 from ztok_rag.errors import DataError
-from ztok_rag.evaluation import read_jsonl
+from ztok_rag.jsonl import read_jsonl
 
 CONFIG = ("dataset2prompt.json", "dataset2maxlen.json")
 
@@ -24,7 +24,7 @@ _OPTION = re.compile(r"^\s*(\([A-Z]\) .*?)(?=\n\s*\([A-Z]\) |\Z)", re.DOTALL | r
 
 
 def load_task(folder: Path, task: str) -> list[dict[str, Any]]:
-    """The records of one task, `_id` filled in where it is missing or repeated.
+    """Read the records of a task. A missing or repeated `_id` is replaced by a unique one.
 
     Raises:
         DataError: the file is missing, or a record is malformed.
@@ -49,7 +49,7 @@ def load_task(folder: Path, task: str) -> list[dict[str, Any]]:
 
 
 def task_file(folder: Path, task: str) -> Path:
-    """Where the records of a task are; QuALITY's are in L-Eval's format."""
+    """The file of a task. QuALITY is read in the format of L-Eval (arXiv 2307.11088)."""
     return folder / ("leval_quality.jsonl" if task == QUALITY else f"{task}.jsonl")
 
 
@@ -66,7 +66,7 @@ def _check_record(metric: str, record: Mapping[str, Any]) -> None:
 
 
 def _load_quality(path: Path) -> list[dict[str, Any]]:
-    """L-Eval's QuALITY, each question with its options as one record."""
+    """Read L-Eval's QuALITY: one record per question, with its options as class names."""
     documents = read_jsonl(path, {"id": str, "document": str}, _check_quality)
     records = []
     for document in documents:
@@ -106,10 +106,12 @@ def _check_quality(record: Mapping[str, Any]) -> None:
 def load_config(
     folder: Path, templates: Path | None, tasks: Sequence[str]
 ) -> tuple[dict[str, str], dict[str, int]]:
-    """Prompt template and answer length by task, for at least `tasks`.
+    """Read the prompt templates and the answer lengths, in tokens, by task.
 
     Args:
-        templates: read in place of the folder's `dataset2prompt.json`.
+        folder: holds `dataset2prompt.json` and `dataset2maxlen.json`.
+        templates: a file to read instead of `dataset2prompt.json`.
+        tasks: those that must be in both.
 
     Raises:
         DataError: a file is missing or malformed, or lacks a task.
