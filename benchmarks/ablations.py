@@ -1,14 +1,14 @@
-"""Ablations: variants trained on the same compute, from the same text reader, and compared.
+"""Ablations: train variants with equal compute from the same text reader, and compare them.
 
     python benchmarks/ablations.py --data DIR --reader CHECKPOINT --output DIR
 
-`DIR` holds the training and development files; the text reader comes from a checkpoint with the
-adapter `text`. Each variant starts with compressor and reader as copies of the text reader, and
-fitted gate and quantizer, and trains until its compute, counted in positions sent through the
-base, is spent. Then it is scored on development data by what it predicts token by token, given
-what came before: answers on SQuAD, and the text itself on Wikipedia passages that training has
-not seen. Without compute (`--work 0`) the text reader reads what it was never trained on, which
-compares how well variants keep what it needs.
+`DIR` holds the training and development files. The text reader is the adapter `text` of a
+checkpoint. In each variant, the adapters of compressor and reader start as copies of the text
+reader, and the gate and the quantizer are fitted. Then the variant is trained with a budget of
+compute, counted in positions sent through the base LLM. It is scored, teacher-forced, on answers
+of SQuAD's development set and on the text of Wikipedia passages that were not trained on. With
+`--work 0` nothing is trained, which compares how well the variants keep what the text reader
+needs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ from ztok_rag.codec.model import ZModel
 from ztok_rag.codec.prompts import training_templates
 from ztok_rag.codec.sequence import write_atomic
 from ztok_rag.errors import DataError
-from ztok_rag.evaluation import Row, format_table, sample, write_results
+from ztok_rag.evaluation import Row, bootstrap_ci, format_table, sample, write_results
+from ztok_rag.evaluation.intervals import ratio
 from ztok_rag.training.batches import BatchSettings, PackedBatches
 from ztok_rag.training.examples import Kind
 from ztok_rag.training.fit import fit_heads
@@ -60,8 +61,8 @@ class Variant:
     """One row of the ablation table.
 
     Attributes:
-        group: the question that it helps to answer.
-        what: in a few words, what is different.
+        group: what is varied.
+        what: the difference from the default, in a few words.
         model: class of the model.
         config: fields of `ZConfig`.
         train: fields of `TrainSettings`.
@@ -152,7 +153,7 @@ METRICS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the ablations that have no result yet, and write the table."""
+    """Run the variants that have no result yet, and write the table."""
     options = _parse(arguments)
     passages, answered, repeated = load_passages(options)
     runs: dict[str, Any] = {}
@@ -206,7 +207,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def load_passages(
     options: argparse.Namespace,
 ) -> tuple[list[Passage], list[Passage], list[Passage]]:
-    """What to train on, and the development passages to answer from and to repeat."""
+    """Passages to train on, and development passages for answers and for reconstruction."""
     passages = load_data(
         [f"{options.data}/squad/train.jsonl", f"{options.data}/text/wiki_passages.jsonl:0.1"],
         options.seed,
@@ -221,7 +222,7 @@ def load_passages(
 def train_and_score(
     name: str, passages: Sequence[Passage], dev: Sequence[Passage], options: argparse.Namespace
 ) -> tuple[dict[str, Any], ZModel]:
-    """Train one variant; its record with the scores, and the model."""
+    """Train a variant; its record, with the scores, and the model."""
     variant = VARIANTS[name]
     torch.manual_seed(options.seed)
     base = BaseLM.load(device=options.device)
@@ -288,7 +289,7 @@ def train_and_score(
 
 
 def _with_rank(adapter: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """A LoRA adapter of a higher rank that computes the same."""
+    """The LoRA adapter with a higher rank and the same function."""
     padded = {}
     for name, tensor in adapter.items():
         first = "lora_A" in name
@@ -302,7 +303,7 @@ def _with_rank(adapter: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
 
 
 def _totals(run: dict[str, Any], metric: str) -> np.ndarray:
-    """`[2, passages]`: the metric's sum over each passage's tokens, and the tokens."""
+    """`[2, passages]`: the sum of the metric over each passage's tokens, and their number."""
     kind, key = METRICS[metric]
     scores = run["scores"][kind.name]
     scale = 100.0 if key == "right" else 1.0
@@ -314,32 +315,34 @@ def _score(run: dict[str, Any], metric: str) -> float:
     return float(total / tokens)
 
 
+def _difference(drawn: np.ndarray) -> np.ndarray:
+    """The difference of two ratios, given `[resamples, n, 4]`: dividend, divisor, and again."""
+    return np.asarray(ratio(drawn[..., :2]) - ratio(drawn[..., 2:]))
+
+
 def _rows(runs: dict[str, Any], seed: int) -> list[Row]:
-    """Each variant's scores, and its paired differences from the default."""
+    """Scores of each variant, and paired differences from the default."""
     rows = []
     for name, run in runs.items():
         for metric in METRICS:
             own = _totals(run, metric)
-            n = own.shape[1]
-            drawn = np.random.default_rng(seed).integers(0, n, size=(2000, n))
-            ratio = own[0][drawn].sum(1) / own[1][drawn].sum(1)
-            samples = {metric: (_score(run, metric), ratio)}
+            found = {metric: (_score(run, metric), bootstrap_ci(own.T, seed=seed, statistic=ratio))}
             if name != "default" and "default" in runs:
                 other = _totals(runs["default"], metric)
-                difference = ratio - other[0][drawn].sum(1) / other[1][drawn].sum(1)
                 score = _score(run, metric) - _score(runs["default"], metric)
-                samples[f"{metric}_minus_default"] = (score, difference)
-            for label, (score, values) in samples.items():
-                low, high = np.quantile(values, [0.025, 0.975])
+                pairs = np.concatenate([own, other]).T
+                interval = bootstrap_ci(pairs, seed=seed, statistic=_difference)
+                found[f"{metric}_minus_default"] = score, interval
+            for label, (score, interval) in found.items():
                 rows.append(
                     Row("ablations", run["group"], name, RATE, 0, label, score,
-                        (float(low), float(high)), n, extra={"what": run["what"]})
+                        interval, own.shape[1], what=run["what"])
                 )  # fmt: skip
     return rows
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """A line per variant: its scores, and in brackets the interval of what it gains."""
+    """A line per variant: its scores, with the interval of the difference in brackets."""
     metrics = [metric for metric in METRICS if any(row.metric == metric for row in rows)]
     scores = {(row.arm, row.metric): row for row in rows}
     lines = ["| variant | " + " | ".join(m.replace("_", " ") for m in metrics) + " |"]
@@ -352,7 +355,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
                 low, high = difference.ci95
                 cell += f" [{low:+.2f}, {high:+.2f}]"
             cells.append(cell)
-        what = scores[name, metrics[0]].extra["what"]
+        what = scores[name, metrics[0]].what
         lines.append(f"| {what} (`{name}`) | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: options, models, retrieval, and the end of a run."""
+"""What the benchmark scripts share: options, the model, cutting into chunks, and the run itself."""
 
 from __future__ import annotations
 
@@ -33,24 +33,25 @@ if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
 
 Retrieve = Callable[[Sequence[Question], int], Sequence[Sequence[str]]]
-"""Takes questions and a number `k`; returns `k` chunks of each, in reading order."""
+"""Takes questions and a number `k`; returns `k` chunks for each, in reading order."""
 
 ALL = "all"
-"""What `--arms` takes for every arm."""
+"""The value of `--arms` that stands for all arms."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors take one line."""
+    """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
 def make_parser(description: str, *, k: int, limit: int | None) -> Parser:
-    """A parser with the options that every benchmark has.
+    """A parser with the options of every benchmark.
 
     Args:
-        k: default number of chunks retrieved.
+        description: of the benchmark.
+        k: default number of retrieved chunks.
         limit: default number of questions; `None` is all.
     """
     parser = Parser(description=description)
@@ -146,7 +147,7 @@ def positive(text: str) -> int:
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
-    """Run a script's main function; an error is one line on stderr and a non-zero exit."""
+    """Run a script's main function. An error is one line on stderr and a non-zero exit status."""
     try:
         main()
     except ZtokError as error:
@@ -159,7 +160,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
 
 def load_compressor(options: argparse.Namespace) -> ZCompressor:
-    """The compressor, and by its `reader` the reader, that the options name."""
+    """Load the compressor that the options name. Its `reader` is the reader."""
     from ztok_rag.codec.compressor import ZCompressor
 
     return ZCompressor.from_pretrained(options.checkpoint, base=options.base, device=options.device)
@@ -177,13 +178,18 @@ def run(
     best_first: bool,
     summarize: Callable[[Sequence[Arm], PredictionLog, int], list[Row]],
 ) -> None:
-    """Answer all questions by all arms at every k, print the table and write the output folder.
+    """Answer all questions by all arms at every `k`, print the table and write the output folder.
 
     Args:
-        note: what the data are, shown with the results.
-        settings: what decides a prediction, beside the settings common to all benchmarks.
-        best_first: whether `retrieve` returns the chunks in the order of their rank.
-        summarize: the rows of one k.
+        options: as parsed by `make_parser`.
+        benchmark: its name in the results.
+        note: describes the data in the results.
+        tasks: the questions of each task.
+        settings: what decides a prediction, besides the settings of all benchmarks.
+        compressor: makes the Z-tokens; its reader answers.
+        retrieve: returns the chunks of questions.
+        best_first: whether `retrieve` returns chunks by rank, the best first.
+        summarize: takes the arms, the log and `k`; returns the rows.
     """
     chosen = [*ARM_NAMES, *PEER_NAMES] if ALL in options.arms else options.arms
     check_packages(chosen)
@@ -229,7 +235,7 @@ def run(
             if row.rate is not None or k == options.k[0]
         ]
     print(format_table(rows))
-    if cut := sum(row.extra.get("truncated", 0) for row in rows if row.task != "average"):
+    if cut := sum(row.truncated or 0 for row in rows if row.task != "average"):
         print(f"{cut} prompts were longer than the base LLM reads and lost their middle.")
     results = write_results(
         output,
@@ -254,7 +260,7 @@ def peer_differences(
     k: int,
     seed: int,
 ) -> list[Row]:
-    """What Z-tokens score more than every peer at the same rate, question by question."""
+    """Paired differences between Z-tokens and every peer at the same rate."""
     pairs = [
         (arm, peer)
         for arm in arms
@@ -269,17 +275,17 @@ def peer_differences(
 
 
 def chunk_size(text: str) -> int:
-    """A number of tokens that a chunk can have, as an argument type."""
+    """A chunk size in tokens, as an argument type."""
     if (number := count(text)) < 16:
         raise argparse.ArgumentTypeError("a chunk has at least 16 tokens")
     return number
 
 
 def split_context(context: str, tokenizer: Any, chunk_tokens: int) -> list[str]:
-    """Chunks of about `chunk_tokens` tokens that end at sentences or lines where they can.
+    """Cut a context into chunks of about `chunk_tokens` tokens, at sentences or lines if possible.
 
-    A chunk keeps its first line's indentation and loses line breaks and spaces at its end; a
-    context of nothing but white space has no chunks.
+    A chunk keeps the indentation of its first line and loses white space at its end. A context of
+    white space alone has no chunks.
     """
     from llama_index.core.node_parser import SentenceSplitter
 
@@ -293,7 +299,7 @@ def split_context(context: str, tokenizer: Any, chunk_tokens: int) -> list[str]:
     starts, position = [], 0
     for piece in splitter.split_text(context):
         found = context.find(piece, position)
-        if found < 0:  # the splitter rewrote white space; this chunk begins where the last ended
+        if found < 0:  # the splitter has changed white space; begin where the last chunk ended
             found = position
         position = min(found + len(piece), len(context))
         line = context.rfind("\n", 0, found) + 1

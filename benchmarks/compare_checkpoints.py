@@ -1,8 +1,9 @@
-"""Which checkpoint predicts answers better: teacher-forced, passage by passage, with intervals.
+"""Compare how well checkpoints predict answers, teacher-forced, with intervals.
 
-Far fewer questions tell two checkpoints apart than by F1, since every answer token counts. The
-settings: single passages and several together, spent by content alone, with the answers in focus,
-and as the question chooses, which is by question and not by passage.
+Every answer token counts, so fewer questions are needed than with F1 to tell two checkpoints
+apart. Contexts are one passage or several. Z-tokens are allocated by content alone, with more for
+the answers ("in focus"), or by query-aware selection ("chosen"). Intervals are by passage; with
+query-aware selection, by question.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from ztok_rag.codec.model import ZModel
-from ztok_rag.evaluation.intervals import ratio_ci
-from ztok_rag.evaluation.results import write_results
-from ztok_rag.evaluation.rows import Row
+from ztok_rag.evaluation import Row, bootstrap_ci, write_results
+from ztok_rag.evaluation.intervals import ratio
 from ztok_rag.training.batches import BatchSettings, PackedBatches
 from ztok_rag.training.examples import Kind
 from ztok_rag.training.focused import FocusedBatches, FocusedSettings
@@ -49,7 +49,7 @@ def score(
     settings: Settings,
     device: str | None,
 ) -> tuple[str, dict[str, TokenScores]]:
-    """A checkpoint's fingerprint, and its answer tokens in each setting."""
+    """The fingerprint of a checkpoint, and its scores of answer tokens in each setting."""
     model = ZModel.from_pretrained(checkpoint, device=device)
     objective = Objective(model, TrainSettings())
     scores = {}
@@ -98,15 +98,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     ("answer_accuracy", 100 * own.right),
                 ):
                     value = float(values.sum() / own.tokens.sum())
-                    interval = ratio_ci(values.tolist(), own.tokens.tolist())
+                    pairs = np.stack([values, own.tokens], axis=1)
+                    interval = bootstrap_ci(pairs, statistic=ratio)
                     rows.append(
                         Row("checkpoints", task, name, rate, 0, metric, value, interval,
-                            len(values), extra={"setting": setting, "fingerprint": fingerprint})
+                            len(values), setting=setting, fingerprint=fingerprint)
                     )  # fmt: skip
     write_results(options.output, rows, seed=0, checkpoint=fingerprint, device=options.device)
     for row in rows:
         low, high = row.ci95
-        print(f"{row.task}, {row.extra['setting']}, {row.arm}: {row.metric} {row.score:+.3f} "
+        print(f"{row.task}, {row.setting}, {row.arm}: {row.metric} {row.score:+.3f} "
               f"[{low:+.3f}, {high:+.3f}]")  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Passages and questions as vectors of the default embedding model."""
+"""Vectors of passages and questions by the default embedding model."""
 
 from __future__ import annotations
 

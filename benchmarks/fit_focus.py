@@ -1,9 +1,9 @@
-"""Fit how the question's sentence is found, and compare ways to find the answer in it.
+"""Fit the weights of query-aware sentence scores, and compare ways to locate an answer.
 
-For each question, the sentences of the retrieved passages compete; `LEXICAL_WEIGHT`, `TEXT_WEIGHT`
-and `TEMPERATURE` are those that make the sentence where the answer stands likeliest. Prints them,
-and how they do on development data; then how likely the places of the answers are, and how often
-the likeliest token is part of one, by sentences, by the relevance model and by both.
+`LEXICAL_WEIGHT`, `TEXT_WEIGHT` and `TEMPERATURE` are fitted to give the sentence with the answer
+the highest probability among the sentences of the retrieved passages. The script prints them with
+their scores on development data. Then it prints the probability of the answer's tokens, and how
+often the most probable token is in the answer, by sentences, by the relevance model, and by both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ztok_rag.codec.model import ZModel
 from ztok_rag.codec.segment import IntArray
 from ztok_rag.selection.embedding import default_embedder
-from ztok_rag.selection.focus import combine, owners
+from ztok_rag.selection.query_aware import combine, owners
 from ztok_rag.selection.relevance import find_answers
 from ztok_rag.selection.sentences import (
     LEXICAL_WEIGHT,
@@ -39,11 +39,11 @@ from ztok_rag.training.relevance import RelevanceSettings, prepare
 
 @dataclass(frozen=True)
 class Case:
-    """One question: the evidence of each text's sentences, and where the answer stands.
+    """A question: features of the sentences of each text, and the sentence with the answer.
 
     Attributes:
-        evidence: `[sentences, 2]` per text, as `SentenceScorer.evidence` returns it.
-        answer: index of the sentence among all.
+        evidence: `[sentences, 2]` per text, as returned by `SentenceScorer.evidence`.
+        answer: index of the answer's sentence among the sentences of all texts.
     """
 
     evidence: list[FloatArray]
@@ -53,7 +53,7 @@ class Case:
 def collect(
     passages: Sequence[Passage], scorer: SentenceScorer, ks: Sequence[int], name: str
 ) -> list[Case]:
-    """Cases of all questions, among the `k` passages nearest to each, the right one included."""
+    """A case per question and `k`: the gold passage first, then the nearest others."""
     texts = [passage.text for passage in passages]
     vectors = np.asarray(scorer.embed_model.get_text_embedding_batch(texts))
     scorer.prepare(texts)
@@ -76,7 +76,7 @@ def collect(
 
 
 def judge(cases: Sequence[Case], weights: Sequence[float]) -> tuple[float, float]:
-    """Mean nats of the answer's sentence, and % of cases in which it is the likeliest."""
+    """Mean negative log-likelihood of the answer's sentence in nats, and % of cases it is first."""
     nats, first = 0.0, 0
     for case in cases:
         likely = np.concatenate(probabilities(case.evidence, *weights))
@@ -87,13 +87,13 @@ def judge(cases: Sequence[Case], weights: Sequence[float]) -> tuple[float, float
 
 @dataclass(frozen=True)
 class TokenCase:
-    """One question, as `combine` takes it, and where in the first text the answer stands.
+    """A question: the arguments of `combine`, and where the answer is in the first text.
 
     Attributes:
-        by_token: see `combine`.
-        by_sentence: see `combine`.
-        sentences: see `combine`.
-        places: bool `[places, tokens]` of the first text.
+        by_token: per text, the probability of each token, `[tokens]`.
+        by_sentence: per text, the probability of each sentence, `[sentences]`.
+        sentences: per text, the sentence of each token, `[tokens]`.
+        places: bool `[places, tokens]`: the tokens of each occurrence of the answer.
     """
 
     by_token: list[NDArray[np.float32]]
@@ -105,7 +105,7 @@ class TokenCase:
 def collect_tokens(
     passages: Sequence[Passage], model: ZModel, scorer: SentenceScorer, ks: Sequence[int]
 ) -> list[TokenCase]:
-    """Cases of all questions, among the `k` passages nearest to each, the right one first."""
+    """A token case per question and `k`: the gold passage first, then the nearest others."""
     kept, sources, asked = prepare(model, passages, RelevanceSettings.max_tokens)
     texts = [passage.text for passage in kept]
     sentences = [
@@ -130,18 +130,18 @@ def collect_tokens(
 def judge_tokens(
     cases: Sequence[TokenCase], *, tokens: bool, sentences: bool
 ) -> tuple[float, float]:
-    """Mean nats of the answer, and % of cases in which the likeliest token is part of it.
+    """Mean nats of the answer, and % of cases in which the most probable token is in it.
 
     Args:
-        cases: to judge on.
-        tokens: use what the relevance model says.
-        sentences: use what is known of sentences.
+        cases: the questions.
+        tokens: use the token probabilities of the relevance model.
+        sentences: use the sentence probabilities.
     """
     nats, first = 0.0, 0
     for case in cases:
         by_token = case.by_token if tokens else [np.ones_like(p) for p in case.by_token]
         by_sentence = case.by_sentence
-        if not sentences:  # as likely as they are long
+        if not sentences:  # proportional to their lengths
             by_sentence = [np.bincount(own).astype(float) for own in case.sentences]
         likely = combine(by_token, by_sentence, case.sentences)
         logs = np.log(np.maximum(likely[0], 1e-300))

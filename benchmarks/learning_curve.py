@@ -1,10 +1,10 @@
-"""The learning curve of a training run: scores of its snapshots against tokens seen.
+"""Draw the learning curve of a training run: scores of its snapshots against tokens seen.
 
     ztok train … --output RUN --snapshot-every 100
     ztok eval DATA.jsonl --checkpoint RUN/snapshots/step-000100 --output EVALS/step-000100   # etc.
     python benchmarks/learning_curve.py --run RUN --evals EVALS --output docs/learning_curve.png
 
-Beside the picture it writes the same numbers as JSON.
+The numbers are written as JSON beside the picture.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import numpy as np
 from common import Parser, run_script
 from ztok_rag.codec.sequence import write_atomic
 from ztok_rag.errors import DataError
+from ztok_rag.evaluation import bootstrap_ci
+from ztok_rag.jsonl import read_jsonl
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -31,9 +33,9 @@ LOSSES = {
     "reconstruction": "training loss of reconstruction",
 }
 WARM_UP = 0.05
-"""Share of the run's tokens before which losses are not fitted."""
+"""Share of the run's tokens, at its start, whose losses are not fitted."""
 FEWEST = 20
-"""Steps at a rate without which its losses are not fitted."""
+"""Fewest steps at a rate for its losses to be fitted."""
 BINS = 8
 
 
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     options = parser.parse_args(arguments)
     path = options.run / "log.jsonl" if options.run.is_dir() else options.run
-    log = [json.loads(line) for line in path.open(encoding="utf-8")]
+    log = read_jsonl(path)
     seen = np.cumsum([0, *(record["source_tokens"] for record in log)])
     points = read_points(options.evals, seen)
     slopes = fit_slopes(log, seen)
@@ -58,10 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read_points(folder: Path, seen: np.ndarray) -> list[dict[str, Any]]:
-    """Scores of all snapshots, with the tokens that each had seen.
+    """Read the scores of all snapshots, and the tokens that each has seen.
 
     Raises:
-        DataError: there are none.
+        DataError: there is none.
     """
     points = []
     for path in sorted(folder.glob("step-*/results.json")):
@@ -79,7 +81,7 @@ def read_points(folder: Path, seen: np.ndarray) -> list[dict[str, Any]]:
 def losses(
     log: Sequence[dict[str, Any]], seen: np.ndarray, loss: str, rate: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of the steps at a rate, after the first of the run: tokens seen, and nats per token."""
+    """Tokens seen and nats per token of the steps at a rate, after the warm-up."""
     chosen = [
         (seen[i + 1], record[loss])
         for i, record in enumerate(log)
@@ -89,8 +91,13 @@ def losses(
     return x, y
 
 
+def slope_of(drawn: np.ndarray) -> np.ndarray:
+    """The slope of a line through each resample of points, given `[resamples, n, 2]`."""
+    return np.array([np.polyfit(x, y, 1)[0] for x, y in drawn.transpose(0, 2, 1)])
+
+
 def fit_slopes(log: Sequence[dict[str, Any]], seen: np.ndarray) -> list[dict[str, Any]]:
-    """How each training loss falls with the logarithm of the tokens seen, at each frequent rate."""
+    """Fit each training loss, at each frequent rate, as linear in the logarithm of tokens seen."""
     slopes = []
     for loss in LOSSES:
         for rate in sorted({record["rate"] for record in log}):
@@ -98,8 +105,7 @@ def fit_slopes(log: Sequence[dict[str, Any]], seen: np.ndarray) -> list[dict[str
             if len(x) < FEWEST:
                 continue
             doublings = np.log2(x / seen[-1])
-            drawn = np.random.default_rng(0).integers(0, len(x), (2000, len(x)))
-            fits = np.array([np.polyfit(doublings[i], y[i], 1)[0] for i in drawn])
+            interval = bootstrap_ci(np.stack([doublings, y], axis=1), statistic=slope_of)
             slope, end = np.polyfit(doublings, y, 1)
             slopes.append(
                 {
@@ -107,7 +113,7 @@ def fit_slopes(log: Sequence[dict[str, Any]], seen: np.ndarray) -> list[dict[str
                     "rate": rate,
                     "nats_at_end": round(float(end), 4),
                     "nats_per_doubling": round(float(slope), 4),
-                    "ci95": np.quantile(fits, [0.025, 0.975]).round(4).tolist(),
+                    "ci95": [round(end, 4) for end in interval],
                     "n": len(x),
                 }
             )
@@ -121,7 +127,7 @@ def draw(
     seen: np.ndarray,
     file: Path,
 ) -> None:
-    """A panel per metric, a line per rate with its interval; then one per training loss."""
+    """A panel per metric with a line per rate, then a panel per training loss."""
     panels = {m: title for m, title in PANELS.items() if any(p["metric"] == m for p in points)}
     fitted = {n: title for n, title in LOSSES.items() if any(s["loss"] == n for s in slopes)}
     number = len(panels) + len(fitted)

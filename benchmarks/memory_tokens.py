@@ -1,12 +1,12 @@
-"""Z-tokens against continuous memory tokens (ICAE, Ge et al. 2023), at equal compute.
+"""Z-tokens against continuous memory tokens (ICAE, arXiv 2307.06945), at equal compute.
 
     python benchmarks/memory_tokens.py --data DIR --output DIR
 
-`DIR` holds the training and development files. Two variants of `ablations.py`, the default one
-and memory tokens, start from the same text reader and train on the same batches at rate 4 until
-the same compute is spent, in positions sent through the base; the positions of the memory tokens
-in the compressor are not counted. Both then predict answers and texts of development data token
-by token, and answer its questions, scored by token F1.
+`DIR` holds the training and development files. Two variants of `ablations.py`, `root` and
+`memory`, start from the same text reader and train on the same batches at rate 4, with the same
+compute. Compute is counted in positions sent through the base LLM, without those of memory tokens
+in the compressor. Both then predict answers and texts of development data token by token, and
+answer its questions, scored by token F1.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ablations
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+import ablations
 import plots
 from common import Parser, count, positive, run_script
 from ztok_rag.codec.compressor import ZCompressor
 from ztok_rag.codec.model import DEFAULT_CHECKPOINT, ZModel
 from ztok_rag.codec.prompts import QA_TEMPLATE
 from ztok_rag.codec.sequence import write_atomic
-from ztok_rag.evaluation import Row, bootstrap_ci, format_table, ratio_ci, write_results
+from ztok_rag.evaluation import Row, bootstrap_ci, format_table, write_results
+from ztok_rag.evaluation.intervals import ratio
 from ztok_rag.evaluation.metrics import token_f1
 from ztok_rag.training.examples import Kind
 from ztok_rag.training.passages import Passage
 
 ARMS = {"ztok": "root", "memory": "memory"}
-"""Name in the results, and the variant's."""
+"""Name in the results, and name of the variant."""
 
 ACCURACIES = {"answer_accuracy": Kind.ANSWER, "reconstruction_accuracy": Kind.RECONSTRUCTION}
 TASK = "squad/dev"
@@ -98,7 +99,7 @@ def train(
     repeated: Sequence[Passage],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """The ablation's record of a variant, with the F1 of its answers and its bytes beside."""
+    """Train a variant; its record, with the F1 of its answers and its stored bytes."""
     record, model = ablations.train_and_score(name, passages, [*answered, *repeated], options)
     model.eval()
     record["f1"] = [
@@ -142,7 +143,7 @@ def answer_scores(model: ZModel, passage: Passage, *, max_new_tokens: int = 32) 
 
 
 def stored_bytes(model: ZModel, texts: Sequence[str]) -> float:
-    """Bytes on disk per source token: of codes, or of vectors in 16 bits where there are none."""
+    """Bytes on disk per source token, of codes or of 16-bit vectors."""
     count_tokens = ZCompressor(model).count_tokens
     if model.config.residual_depth:
         zs = ZCompressor(model).compress(texts, ablations.RATE)
@@ -153,40 +154,43 @@ def stored_bytes(model: ZModel, texts: Sequence[str]) -> float:
 
 
 def make_rows(runs: dict[str, Any], seed: int) -> list[Row]:
-    """Scores of both, then what Z-tokens score more, on the same passages and questions."""
+    """Scores of both, and paired differences on the same passages and questions."""
     rows = []
 
     def add(arm: str, metric: str, value: float, ci: tuple[float, float], n: int) -> None:
         run = runs[arm]
-        extra = {name: run[name] for name in ("work", "steps", "seconds", "what")}
+        spent = {name: run[name] for name in ("work", "steps", "seconds", "what")}
         rows.append(
             Row("memory_tokens", TASK, arm, ablations.RATE, 1, metric, value, ci, n,
-                bytes_per_source_token=run["bytes_per_source_token"], extra=extra)
+                bytes_per_source_token=run["bytes_per_source_token"], **spent)
         )  # fmt: skip
 
     for arm, run in runs.items():
-        add(arm, "f1", float(np.mean(run["f1"])), bootstrap_ci(run["f1"], seed), len(run["f1"]))
+        add(
+            arm, "f1", float(np.mean(run["f1"])), bootstrap_ci(run["f1"], seed=seed), len(run["f1"])
+        )
         for metric, kind in ACCURACIES.items():
             right, tokens = _right(run, kind)
-            low, high = ratio_ci(right.tolist(), tokens.tolist(), seed)
+            low, high = bootstrap_ci(np.stack([right, tokens], 1), seed=seed, statistic=ratio)
             share = 100 * right.sum() / tokens.sum()
             add(arm, metric, float(share), (100 * low, 100 * high), len(right))
     ours, other = runs["ztok"], runs["memory"]
     differences = np.subtract(ours["f1"], other["f1"]).tolist()
-    interval = bootstrap_ci(differences, seed)
+    interval = bootstrap_ci(differences, seed=seed)
     add("ztok", "f1_minus_memory", float(np.mean(differences)), interval, len(differences))
     for metric, kind in ACCURACIES.items():
         (right, tokens), (right_other, _) = _right(ours, kind), _right(other, kind)
         # The tokens to predict are the same, so the difference is a ratio too.
         difference = 100 * (right - right_other).sum() / tokens.sum()
-        low, high = ratio_ci((right - right_other).tolist(), tokens.tolist(), seed)
+        pairs = np.stack([right - right_other, tokens], axis=1)
+        low, high = bootstrap_ci(pairs, seed=seed, statistic=ratio)
         scaled = (100 * low, 100 * high)
         add("ztok", f"{metric}_minus_memory", float(difference), scaled, len(right))
     return rows
 
 
 def _right(run: dict[str, Any], kind: Kind) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """By passage, the tokens predicted right and all tokens."""
+    """Number of tokens predicted right, and of all tokens, by passage `[n]`."""
     scores = run["scores"][kind.name]
     return np.array(scores["right"], float), np.array(scores["tokens"], float)
 

@@ -1,4 +1,4 @@
-"""The pictures of results, a function for each."""
+"""The pictures of results, a function per picture."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def save(figure: Figure, file: Path) -> Path:
 
 
 def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names in the right margin, apart from one another, each led to from its point.
+    """Put labels in the right margin, apart from one another, each with a line to its point.
 
     Args:
         ends: x, y, text and colour of each.
@@ -85,14 +85,14 @@ def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
 
 
 def plain(axis: Axes) -> None:
-    """Without a frame, on a light grid."""
+    """Remove the frame and add a light grid."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="0.92", linewidth=0.8)
     axis.set_axisbelow(True)
 
 
 def draw_accuracy(axis: Axes, rows: Sequence[Json]) -> None:
-    """Token F1 against the context tokens read, a line per arm with its intervals.
+    """Token F1 against context tokens, a line per arm with its intervals.
 
     Args:
         rows: of one number of chunks.
@@ -136,7 +136,7 @@ def draw_accuracy(axis: Axes, rows: Sequence[Json]) -> None:
 
 
 def _apart(ticks: Sequence[int]) -> list[int]:
-    """Those of rising ticks that have room for their text on a log scale."""
+    """The ticks whose labels do not overlap on a log scale."""
     kept: list[int] = []
     for tick in ticks:
         if not kept or tick > 1.35 * kept[-1]:
@@ -145,7 +145,7 @@ def _apart(ticks: Sequence[int]) -> list[int]:
 
 
 def draw_accuracies(rows: Sequence[Json], ks: Sequence[int], file: Path) -> Path:
-    """A panel per number of chunks read."""
+    """Token F1 against context tokens, a panel per number of chunks."""
     columns = min(2, len(ks))
     lines = -(-len(ks) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(6.6 * columns, 4.2 * lines), squeeze=False)
@@ -163,7 +163,7 @@ def rate_colour(rates: Sequence[float], rate: float) -> str:
 
 
 def draw_throughput(rows: Sequence[Json], file: Path) -> Path:
-    """Bars of source tokens per second: the base's own passes, and compression by rate."""
+    """Bars of source tokens per second: passes of the base LLM, and compression by rate."""
     chosen = [row for row in rows if row["metric"].endswith("tokens_per_second")]
     chosen.reverse()
     figure, axis = plt.subplots(figsize=(6.4, 0.55 * len(chosen) + 1.2))
@@ -183,7 +183,7 @@ def draw_bars(
     ends: Sequence[float],
     texts: Sequence[str],
 ) -> None:
-    """A named horizontal bar per score, from below, ours in our colour, with a text at its end."""
+    """A horizontal bar per row, from the bottom, with its name and a text at its end."""
     for place, (row, end, text) in enumerate(zip(rows, ends, texts, strict=True)):
         ours = row["arm"].startswith("ztok")
         axis.barh(place, row["score"], color=ARMS["ztok"].colour if ours else "0.6", height=0.62)
@@ -194,7 +194,7 @@ def draw_bars(
 
 
 def draw_queries(rows: Sequence[Json], file: Path) -> Path:
-    """A panel per number of chunks: the time to answer, cut into its phases."""
+    """Time to answer by phase, a panel per number of chunks."""
     ways, ks = query_arms(rows), sorted({row["k"] for row in rows})
     figure, axes = plt.subplots(
         1, len(ks), figsize=(2.6 * len(ks) + 1.6, 0.5 * len(ways) + 1.5), sharey=True, squeeze=False
@@ -227,7 +227,7 @@ def draw_queries(rows: Sequence[Json], file: Path) -> Path:
 
 
 def draw_context(rows: Sequence[Json], file: Path) -> Path:
-    """Two panels against the source tokens of the context: first token, and KV cache."""
+    """Time to first token and KV cache against the source tokens of the context."""
     times = [row for row in rows if row["metric"] == "ttft_ms"]
     rates = ztok_rates(times)
     figure, axes = plt.subplots(1, 2, figsize=(12.4, 3.9))
@@ -280,7 +280,7 @@ def draw_bytes(rows: Sequence[Json], file: Path) -> Path:
 
 
 def draw_memory(rows: Sequence[Json], file: Path) -> Path:
-    """A panel per score: both ways side by side, with their intervals."""
+    """Z-tokens and memory tokens side by side with their intervals, a panel per score."""
     metrics = [m for m in MEMORY_METRICS if pick(rows, metric=m)]
     figure, axes = plt.subplots(1, len(metrics), figsize=(2.9 * len(metrics), 3.2), squeeze=False)
     for axis, metric in zip(axes[0], metrics, strict=True):
@@ -302,7 +302,7 @@ def draw_memory(rows: Sequence[Json], file: Path) -> Path:
 
 
 def draw_ablations(rows: Sequence[Json], file: Path) -> Path:
-    """What each variant changes, in nats per token, with its interval; the better to the left."""
+    """Difference of each variant from the default, in nats per token; better is to the left."""
     arms = by_group(row for row in rows if row["arm"] != "default")
     size = (8.5, 0.8 + 0.24 * len(arms))
     figure, axes = plt.subplots(1, len(ABLATION_METRICS), figsize=size, sharey=True)

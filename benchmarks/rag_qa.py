@@ -2,10 +2,10 @@
 
     python benchmarks/rag_qa.py --data FILE.jsonl --output DIR
 
-Each record of the file has `context`, `question` and `answers`; a `.json` file is taken for a
-LlamaIndex `LabelledRagDataset`. The corpus is every distinct context of the file, or the chunks
-of the documents in `--documents`, and then questions need no context. Answers are scored by token
-F1 and exact match.
+Each record of the file has `context`, `question` and `answers`. A `.json` file is read as a
+LlamaIndex `LabelledRagDataset`. The corpus is all distinct contexts of the file. With
+`--documents`, it is the chunks of those documents, and questions need no context. Answers are
+scored by token F1 and exact match.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from ztok_rag.evaluation import (
     digest,
     make_question,
     paired_difference,
-    read_jsonl,
     read_rag_dataset,
     sample,
     summarize,
 )
+from ztok_rag.jsonl import read_jsonl
 
 _DOCUMENT_FIELDS = ("text", "document", "context", "content")
-"""Where a record of `--documents` may have its text."""
+"""Fields in which a record of `--documents` may have its text."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _read_questions(path: Path, *, with_context: bool) -> list[dict[str, Any]]:
-    """Questions with their answers, and with their contexts if those are wanted.
+    """Read questions with their answers and, if wanted, their contexts.
 
     Raises:
         DataError: the file cannot be read, or a record is malformed.
@@ -131,7 +131,7 @@ def _read_questions(path: Path, *, with_context: bool) -> list[dict[str, Any]]:
 
 
 def read_documents(path: Path) -> list[str]:
-    """The texts of a JSON Lines file of documents, each under its title if it has one.
+    """Read the texts of a file of documents, each after its title if it has one.
 
     Raises:
         DataError: the file cannot be read, or a record has no text.
@@ -142,7 +142,7 @@ def read_documents(path: Path) -> list[str]:
             raise ValueError(f"it has no text in any of the fields {', '.join(_DOCUMENT_FIELDS)}")
 
     texts = []
-    for record in read_jsonl(path, {}, check):
+    for record in read_jsonl(path, check=check):
         text = _field(record, _DOCUMENT_FIELDS) or ""
         title = _field(record, ("title",))
         texts.append(f"{title}\n\n{text}" if title and not text.startswith(title) else text)
@@ -150,13 +150,16 @@ def read_documents(path: Path) -> list[str]:
 
 
 def _field(record: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """The first of the fields that holds more than white space."""
+    """The first of the fields that is not blank."""
     values = (record.get(name) for name in names)
     return next((v for v in values if isinstance(v, str) and v.strip()), None)
 
 
 class Retriever:
-    """The `k` nearest passages of each question, the nearest first; indexed at first use."""
+    """Retrieves the `k` nearest passages of each question, the nearest first.
+
+    Passages are indexed at first use.
+    """
 
     def __init__(self, passages: Sequence[str]) -> None:
         self.passages = passages
@@ -179,7 +182,7 @@ class Retriever:
 def _rows(
     questions: Sequence[Question], seed: int, arms: Sequence[Arm], log: PredictionLog, k: int
 ) -> list[Row]:
-    """The scores of all arms, then what each gains over no context, and Z-tokens over peers."""
+    """Scores of all arms, then paired differences from no context, and from each peer."""
     tasks = {questions[0].task: questions}
     rows = summarize("rag_qa", tasks, arms, log, k=k, seed=seed)
     none = next((arm for arm in arms if arm.name == "none"), None)

@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page with the table, the plots and some answers."""
+"""`report.html`: a self-contained page with tables, plots and some answers."""
 
 from __future__ import annotations
 
@@ -39,10 +39,14 @@ def write_report(
     arms: Sequence[Arm],
     log: PredictionLog,
 ) -> None:
-    """Write the page, atomically; it loads nothing from elsewhere.
+    """Write the page atomically. It loads no other files.
 
     Args:
-        results: as `write_results` returned them.
+        path: of the page.
+        results: as returned by `write_results`.
+        tasks: the questions of each task.
+        arms: all arms.
+        log: their answers.
     """
     rows = results["rows"]
     title = f"{results['benchmark']}: scores and costs by arm"
@@ -75,7 +79,7 @@ def _text(value: object) -> str:
 
 
 def _labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The arm of each row, with its number of chunks where there are several."""
+    """The arm of each row, with its number of chunks if there are several."""
     several = len({row["k"] for row in rows if row["rate"] is not None}) > 1
     return [
         Arm(row["arm"], row["rate"], None).label
@@ -85,7 +89,7 @@ def _labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _main_rows(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """The first metric of each task and label: the ones that plots show."""
+    """The row of the first metric of each task and label, for plots."""
     first: dict[tuple[str, str], Mapping[str, Any]] = {}
     for row, label in zip(rows, _labels(rows), strict=True):
         first.setdefault((row["task"], label), row)
@@ -195,7 +199,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _answers(
     tasks: Mapping[str, Sequence[Question]], arms: Sequence[Arm], log: PredictionLog
 ) -> str:
-    """The first questions of the tasks, taken in turn, with each arm's answer."""
+    """The first questions of each task, with the answers of all arms."""
     in_turn = [
         questions[i] for i in range(_EXAMPLES) for questions in tasks.values() if i < len(questions)
     ]
@@ -215,7 +219,7 @@ def _answers(
 
 
 def _short(text: str, most: int = 300) -> str:
-    """The text on one line, its end (where prompts put the question) kept when it is long."""
+    """The text on one line. Of a long text, the end is kept, as prompts end with the question."""
     text = " ".join(text.split())
     return text if len(text) <= most else "… " + text[-most:]
 

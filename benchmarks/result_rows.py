@@ -1,4 +1,4 @@
-"""The rows of the result files, and how what stands in them is named and drawn."""
+"""Rows of the result files, and the names and colours of what is in them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Style:
-    """How an arm is named and drawn; the colours are told apart by colour-blind readers too."""
+    """Name, colour and marker of an arm. The colours suit colour-blind readers too."""
 
     label: str
     colour: str
@@ -59,12 +59,12 @@ PHASES = {
 
 @dataclass
 class Results:
-    """The rows of all result files, each with the `file` that it is from.
+    """The rows of all result files. A row's field `file` names the file that it is from.
 
     Attributes:
-        rows: of two rows of one thing, that of the first file.
-        runs: what else each file says, by its name.
-        repeated: how many rows were left out as another file has them already, with another score.
+        rows: all rows. If two files have a row for the same thing, that of the first is taken.
+        runs: the other fields of each file, by its name.
+        repeated: number of rows left out because an earlier file has them with another score.
     """
 
     rows: list[Json] = field(default_factory=list)
@@ -73,10 +73,10 @@ class Results:
 
     @classmethod
     def load(cls, folder: Path) -> Results:
-        """Read `results.json` files at any depth below `folder`.
+        """Read all `results.json` files below `folder`.
 
         Raises:
-            DataError: there are none, or one is damaged.
+            DataError: there is none, or one is damaged.
         """
         found = cls()
         known: dict[tuple[Any, ...], Json] = {}
@@ -101,11 +101,11 @@ class Results:
         return found
 
     def where(self, **wanted: Any) -> list[Json]:
-        """The rows whose fields are as wanted."""
+        """The rows with the given values."""
         return [row for row in self.rows if all(row.get(k) == v for k, v in wanted.items())]
 
     def source(self, rows: Iterable[Json]) -> str:
-        """A sentence on where rows come from."""
+        """A sentence that names the files, machines and checkpoints of rows."""
         parts = []
         for name in dict.fromkeys(row["file"] for row in rows):
             run = self.runs[name]
@@ -122,29 +122,29 @@ class Results:
 
 
 def corpus_rows(results: Results, task: str = SQUAD, metric: str = "f1") -> list[Json]:
-    """Rows of questions over a corpus."""
+    """The rows of one metric of questions over a corpus."""
     return results.where(benchmark="rag_qa", task=task, metric=metric)
 
 
 def latency_rows(results: Results, part: str) -> list[Json]:
-    """Rows of one part of the latency benchmark."""
+    """The rows of one part of the latency benchmark."""
     return [r for r in results.where(benchmark="latency") if r["task"].split()[0] == part]
 
 
 def at_k(rows: Sequence[Json], k: int) -> list[Json]:
-    """The rows with `k` chunks, and those without context; in the order of `arm_order`."""
+    """The rows with `k` chunks and those without context, sorted by `arm_order`."""
     return sorted((r for r in rows if r["k"] == k or r["arm"] == "none"), key=arm_order)
 
 
 def arm_order(row: Json) -> tuple[int, str, float]:
-    """A sort key: arms in the order of `ARMS`, others after them, each by rising rate."""
+    """A sort key: arms as in `ARMS`, then others; each by rising rate."""
     names = list(ARMS)
     arm = row["arm"]
     return names.index(arm) if arm in ARMS else len(names), arm, row["rate"] or 0.0
 
 
 def ks_of(rows: Sequence[Json]) -> list[int]:
-    """How many chunks were read, by rising number."""
+    """The numbers of chunks in the rows, rising."""
     return sorted({row["k"] for row in rows if row["arm"] != "none"})
 
 
@@ -153,19 +153,19 @@ def ztok_rates(rows: Iterable[Json]) -> list[float]:
 
 
 def query_arms(rows: Iterable[Json]) -> list[tuple[str, str, float]]:
-    """Task, arm and rate of each way to answer: raw text first, then warm and cold Z-tokens."""
+    """Task, arm and rate of each way to answer: raw text, Z-tokens in the store, then not in it."""
     order = {"query raw": 0, "query warm": 1, "query cold": 2}
     found = {(row["task"], row["arm"], row["rate"]) for row in rows if row["task"] in order}
     return sorted(found, key=lambda way: (order[way[0]], way[2]))
 
 
 def pick(rows: Iterable[Json], **wanted: Any) -> Json | None:
-    """The first row whose fields are as wanted."""
+    """The first row with the given values, or `None`."""
     return next((r for r in rows if all(r.get(k) == v for k, v in wanted.items())), None)
 
 
 def by_group(rows: Iterable[Json]) -> list[str]:
-    """Variants, those of a group together."""
+    """The variants in the rows, ordered by group."""
     groups: dict[str, list[str]] = {}
     for row in rows:
         groups.setdefault(row["task"], []).append(row["arm"])
@@ -173,14 +173,14 @@ def by_group(rows: Iterable[Json]) -> list[str]:
 
 
 def name_of(arm: str, rate: float | None) -> str:
-    """An arm as a table names it, with the rate where that is a choice."""
+    """The name of an arm in tables, with the rate if the arm has several."""
     label = ARMS[arm].label if arm in ARMS else arm
     no_choice = rate is None or arm in ("none", "text", "text-reader")
     return label if no_choice else f"{label}, rate {rate:g}"
 
 
 def chunks(k: int) -> str:
-    """How many chunks, in words of a heading."""
+    """The number of chunks, in words."""
     return f"{k} chunk{'s' if k > 1 else ''}"
 
 

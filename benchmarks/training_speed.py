@@ -1,10 +1,11 @@
-"""Throughput of training against plain LoRA training of the same base, measured in turns.
+"""Throughput of training against plain LoRA training (arXiv 2106.09685) of the same base LLM.
 
     python benchmarks/training_speed.py --data FILE.jsonl --output DIR
 
-Compute is counted in positions sent forward through the base's layers; a backward pass counts as
-much, and the output head by its share. Plain LoRA training predicts every next token of the same
-texts, in full rows, with an adapter of the same rank on the same layers.
+The two are measured in turns. Compute is counted in positions sent forward through the layers of
+the base LLM. A backward pass counts as much, the output head by its share. Plain LoRA training
+predicts every next token of the same texts, in full rows, with an adapter of the same rank on the
+same layers.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ztok_rag.training.trainer import MasterWeights, Trainer
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Time both, in turns of one step, and write the rates."""
+    """Time both in turns of one step, and write the results."""
     parser = Parser(description="Measure the speed of training.")
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="JSON Lines")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def timed(base: BaseLM, step: Callable[[], Any]) -> tuple[Any, float]:
-    """What a step returns, and its seconds."""
+    """What a step returns, and the seconds that it took."""
     synchronize = torch.cuda.synchronize if base.device.type == "cuda" else lambda: None
     synchronize()
     started = time.perf_counter()
@@ -107,7 +108,7 @@ def timed(base: BaseLM, step: Callable[[], Any]) -> tuple[Any, float]:
 def plain_lora_steps(
     base: BaseLM, batches: PackedBatches, head_cost: float, batch_tokens: int
 ) -> Iterator[float]:
-    """Steps of plain LoRA training; each yields its compute."""
+    """Take steps of plain LoRA training; yield the compute of each."""
     parameters = base.adapter_parameters("plain")
     for parameter in parameters.values():
         parameter.requires_grad_(True)

@@ -73,7 +73,7 @@ class MeanPoolModel(ContinuousModel):
 
 
 class MemoryTokenModel(ZModel):
-    """Continuous memory tokens after the text, whose states are read (ICAE, Ge et al. 2023)."""
+    """Continuous memory tokens after the text, whose states are read (ICAE, arXiv 2307.06945)."""
 
     def __init__(self, base: BaseLM, config: ZConfig) -> None:
         super().__init__(base, config)

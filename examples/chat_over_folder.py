@@ -24,7 +24,7 @@ def main() -> None:
     engine = index.as_chat_engine(
         chat_mode="context",
         llm=ZTokenLLM(),
-        # The best chunks are read in full where the budget allows, the others compressed.
+        # The budget is spent on pieces of the chunks that are likely to contain the answer.
         node_postprocessors=[ZTokenPostprocessor(token_budget=options.budget)],
         similarity_top_k=4,
     )

@@ -14,7 +14,7 @@ index = VectorStoreIndex.from_documents(documents, embed_model=default_embedding
 
 # Every node of the index, once; new documents get the transform in their own pipeline.
 nodes = list(index.docstore.docs.values())
-IngestionPipeline(transformations=[ZTokenTransform(rate=2)], disable_cache=True).run(nodes=nodes)
+IngestionPipeline(transformations=[ZTokenTransform()], disable_cache=True).run(nodes=nodes)
 
 postprocessor = ZTokenPostprocessor(rate=2)
 engine = index.as_query_engine(

@@ -21,7 +21,6 @@ from llama_index.core.instrumentation.events.base import BaseEvent
 from llama_index.core.instrumentation.events.llm import LLMCompletionStartEvent
 
 from ztok_rag import ZCompressor, ZReader, ZStore
-from ztok_rag.llamaindex import token_counting
 from ztok_rag.llamaindex.events import ZTokenLookupEvent, ZTokenSpliceEvent
 
 PASSAGE = (
@@ -111,9 +110,3 @@ def tokenizer_left_as_it_was() -> Iterator[None]:
     before = llama_index.core.global_tokenizer
     yield
     llama_index.core.global_tokenizer = before
-
-
-@pytest.fixture(autouse=True, scope="session")
-def handles_can_be_read() -> None:
-    """As after a `ZTokenLLM` was made, whichever test comes first."""
-    token_counting._installed.set()

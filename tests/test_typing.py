@@ -69,10 +69,10 @@ def query(documents: list[Document], other_llm: LLM) -> str:
     llm: LLM = ZTokenLLM(max_new_tokens=32)
     engine = index.as_query_engine(llm=llm, node_postprocessors=[as_base], similarity_top_k=3)
     assert_type(postprocessor.stats.compressed, int)
-    transform: TransformComponent = ZTokenTransform(rate=4)
+    transform: TransformComponent = ZTokenTransform()
     IngestionPipeline(transformations=[SentenceSplitter(), transform]).run(documents=documents)
     ZTokenPostprocessor(token_budget=500)
-    ZTokenPostprocessor(show="anchors", llm=other_llm)
+    ZTokenPostprocessor(context_format="text", llm=other_llm)
     return str(engine.query("Who built the lighthouse?"))
 
 
@@ -80,8 +80,11 @@ def corpus(documents: list[Document]) -> int:
     index = ZTokenIndex.build(documents, "my_index", rate=4)
     assert_type(ZTokenIndex.load("my_index"), ZTokenIndex)
     index.query("Who built the lighthouse?").source_nodes
-    assert_type(index.refresh(documents).added, tuple[str, ...])
-    index.delete("doc-id")
+    assert_type(index.refresh_ref_docs(documents).added, tuple[str, ...])
+    index.insert(documents[0])
+    index.delete_ref_doc("doc-id")
+    index.as_retriever(similarity_top_k=3)
+    str(index.as_chat_engine("context").chat("Who built the lighthouse?"))
     return index.stats().z_tokens
 
 
@@ -103,8 +106,8 @@ ZSequence.load("text.zt").spent  # attr-defined
 ZStore(path="folder").get("fingerprint")  # call-arg
 ZTokenIndex.load("folder").stats().nothing  # attr-defined
 ZTokenLLM(reader="reader")  # arg-type
-ZTokenPostprocessor(show="nothing")  # arg-type
-ZTokenTransform(focus="4")  # arg-type
+ZTokenPostprocessor(context_format="nothing")  # arg-type
+ZTokenTransform(query_aware="4")  # arg-type
 answer: int = ZTokenIndex.load("folder").rate  # assignment
 """
 

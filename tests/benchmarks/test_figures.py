@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ztok_rag.errors import DataError
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 import figures
 import learning_curve
-
 import result_rows
+from ztok_rag.errors import DataError
 
 Row = dict[str, Any]
 

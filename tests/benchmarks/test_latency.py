@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import PASSAGE
 
+import latency
+from costs.corpus import make_corpus
+from result_rows import PHASES
 from ztok_rag import ZCompressor
 from ztok_rag.errors import DataError
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import latency
 
 MILL = "The mill on Reed Lane was built in 1902. It ground oats for the villages along the river. "
 RECORDS: list[dict[str, Any]] = [
@@ -70,7 +68,7 @@ def test_all_parts(
         rel=1e-3,
     )
 
-    phases = [f"{phase}_ms" for phase in latency.PHASES]
+    phases = [f"{phase}_ms" for phase in PHASES]
     for way in (("query raw", "text-reader"), ("query cold", "ztok"), ("query warm", "ztok")):
         parts = sum(scores[(*way, phase)] for phase in phases)
         assert parts == pytest.approx(scores[(*way, "answer_ms")], rel=1e-3)
@@ -91,11 +89,8 @@ def test_all_parts(
     assert 0 < stored["ztok"] < stored["embedding-fp16"]
 
 
-def test_chunks_are_the_text_in_order(
-    compressor: ZCompressor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(latency, "CHUNK_TOKENS", 24)
-    corpus = latency.make_corpus(RECORDS, compressor.tokenizer, 100)
+def test_chunks_are_the_text_in_order(compressor: ZCompressor) -> None:
+    corpus = make_corpus(RECORDS, compressor.tokenizer, 100, 24)
     assert corpus.text.startswith("".join(corpus.chunks))
     assert len(corpus.chunks) > 3
     assert all(12 <= compressor.count_tokens(chunk) <= 24 for chunk in corpus.chunks)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import PASSAGE
 
+import peers
+from peers import self_information
+from peers.pieces import Pieces
 from ztok_rag import ZCompressor
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation import Shorten
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import peers
 
 MILL = (
     "The mill on Reed Lane was built in 1902. It ground barley for the breweries of the valley. "
@@ -70,7 +68,7 @@ def test_pieces_are_charged_for_all_that_is_kept_to_choose_them(
 
 
 def test_pieces_are_compressed_before_there_is_a_question(compressor: ZCompressor) -> None:
-    pieces = peers.Pieces(compressor)
+    pieces = Pieces(compressor)
     pieces.prepare([MILL, PASSAGE])
     assert pieces.focus.prepare([MILL, PASSAGE]) == 0
 
@@ -104,8 +102,8 @@ def test_long_chunks_are_read_in_windows(
 ) -> None:
     whole = shorten["self-information"](OIL, [MILL], 1000)
     assert whole == MILL
-    monkeypatch.setattr(peers, "_WINDOW", 16)
-    monkeypatch.setattr(peers, "_BATCH_TOKENS", 32)
+    monkeypatch.setattr(self_information, "_WINDOW", 16)
+    monkeypatch.setattr(self_information, "_BATCH_TOKENS", 32)
     assert shorten["self-information"](OIL, [MILL, PASSAGE], 1000) == f"{MILL}\n\n{PASSAGE}"
 
 

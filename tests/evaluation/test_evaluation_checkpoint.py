@@ -13,15 +13,6 @@ from conftest import PASSAGE
 
 from ztok_rag import ZCompressor, ZReader, cli
 from ztok_rag.errors import DataError, ZtokError
-from ztok_rag.evaluation import (
-    Arm,
-    PredictionLog,
-    cut_end,
-    make_question,
-    paired_share,
-    ratio_ci,
-    write_results,
-)
 from ztok_rag.evaluation.checkpoint import EvalSettings, evaluate_checkpoint
 from ztok_rag.evaluation.datasets import Dataset, read_datasets
 
@@ -186,51 +177,10 @@ def test_other_settings_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("record", "cause"),
-    [
-        ({"title": "x"}, "neither a 'text' nor a 'question'"),
-        ({"text": "Rain."}, "no 'question', unlike the file's first record"),
-        ({"context": "c", "question": "q"}, "field 'answers' is missing"),
-        ({"context": " ", "question": "q", "answers": ["a"]}, "field 'context' is empty"),
-        ({"context": "c", "question": "q", "answers": "a"}, "field 'answers' is not a list"),
-    ],
-)
-def test_a_malformed_record_names_file_line_and_cause(
-    tmp_path: Path, record: object, cause: str
-) -> None:
-    path = write(tmp_path / "a.jsonl", [QUESTIONS[0], record])
-    with pytest.raises(DataError, match=f"line 2: .*{cause}") as error:
-        read_datasets([path])
-    assert str(path) in str(error.value)
-
-
-def test_a_file_of_texts_holds_texts_alone(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", [TEXTS[0], QUESTIONS[0]])
-    with pytest.raises(DataError, match="line 2: it has a 'question'"):
-        read_datasets([path])
-    write(path, [{"text": 3}])
-    with pytest.raises(DataError, match="line 1: field 'text' is not a str"):
-        read_datasets([path])
-
-
-def test_tasks_are_those_that_the_data_allow(data: list[Path], tmp_path: Path) -> None:
-    questions, notes = read_datasets([*data, data[0]])
-    assert questions.tasks == ("qa", "reconstruction") and notes.tasks == ("reconstruction",)
-    with pytest.raises(DataError, match=r"notes\.jsonl holds texts without questions"):
-        read_datasets(data, ["qa"])
-    with pytest.raises(DataError, match="unknown task 'speed'; the tasks are qa, reconstruction"):
-        read_datasets(data, ["speed"])
-    (tmp_path / "set").mkdir()
-    (tmp_path / "other" / "set").mkdir(parents=True)
-    paths = [write(tmp_path / part / "x.jsonl", TEXTS) for part in ("set", "other/set")]
-    assert len({dataset.name for dataset in read_datasets(paths)}) == 2
-
-
-@pytest.mark.parametrize(
     ("arguments", "cause"),
     [
         (["missing.jsonl"], "cannot read missing.jsonl"),
-        (["--rates", "4,0.5"], "a rate must be from 1 to 64, not 0.5"),
+        (["--rates", "4,0.5"], "rate=0.5: did you mean rate=2?"),
         (["--rates", "four"], "expected numbers separated by commas, got 'four'"),
         (["--limit", "0"], "--limit must be at least 1, not 0"),
         (["--tasks", "speed"], "unknown task 'speed'"),
@@ -263,52 +213,3 @@ def test_missing_metric_packages_are_told_before_anything_runs(
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(ZtokError, match=r"rouge-score.*pip install ztok-rag\[bench\]"):
         run(compressor, read_datasets(data), tmp_path / "out")
-
-
-def test_share_is_the_ratio_of_the_means(tmp_path: Path) -> None:
-    predictions = {"text-reader": ["1902", "Reed Lane", "noon"], "ztok": ["1902", "a hill", "noon"]}
-    arms = {"text-reader": Arm("text-reader", 1.0, "text"), "ztok": Arm("ztok", 4.0, "read")}
-    questions = [make_question("t", i, record, 4) for i, record in enumerate(QUESTIONS)]
-    log = PredictionLog(tmp_path, {})
-    costs = {"context_tokens": 1, "source_tokens": 4, "stored_bytes": 8, "truncated": False}
-    for name, texts in predictions.items():
-        for number, text in enumerate(texts):
-            key = {"task": "t", "arm": name, "rate": arms[name].rate, "id": str(number)}
-            log.append([{**key, **costs, "prediction": text}])
-    log.close()
-
-    ours, theirs = arms["ztok"], arms["text-reader"]
-    row = paired_share(questions, ours, theirs, log, "f1", benchmark="qa", k=1)
-    assert row is not None
-    assert (row.metric, row.n, row.ci95) == ("share_of_text_reader", 3, (0, 100))
-    assert row.score == pytest.approx(50)
-    assert paired_share(questions[2:], ours, theirs, log, "f1", benchmark="qa", k=1) is None
-
-
-def test_ratio_interval_draws_pairs() -> None:
-    below = [1.0, 2.0, 3.0, 50.0]
-    assert ratio_ci([b / 2 for b in below], below) == (0.5, 0.5)
-    assert ratio_ci([1.0, 0.0], [1.0, 0.0]) == (1, 1)
-
-
-def test_cut_end_keeps_whole_words(compressor: ZCompressor) -> None:
-    tokenizer = compressor.tokenizer
-    assert cut_end(MILL, 100, tokenizer) == (MILL, False)
-    for limit in range(1, 30):
-        kept, cut = cut_end(PASSAGE, limit, tokenizer)
-        assert cut and PASSAGE.startswith(kept) and PASSAGE[len(kept)] == " "
-        assert compressor.count_tokens(kept) <= limit
-    assert cut_end("pneumonoultramicroscopic", 2, tokenizer)[0]
-
-
-def test_results_hold_the_command_without_folders_of_the_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("ZTOK_DTYPE", raising=False)
-    for program, written in (("/opt/bin/ztok", "ztok"), ("benchmarks/a.py", "benchmarks/a.py")):
-        monkeypatch.setattr(sys, "argv", [program, "eval", "a file"])
-        results = write_results(tmp_path, [], seed=0, checkpoint="default", device="cpu")
-        assert results["command"] == f"{written} eval 'a file'"
-    monkeypatch.setenv("ZTOK_DTYPE", "float32")
-    results = write_results(tmp_path, [], seed=0, checkpoint="default", device="cpu")
-    assert results["command"] == "ZTOK_DTYPE=float32 benchmarks/a.py eval 'a file'"

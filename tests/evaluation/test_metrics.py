@@ -10,8 +10,8 @@ from ztok_rag import ZtokError
 from ztok_rag.evaluation import metrics
 
 
-def test_normalize_drops_case_punctuation_and_articles() -> None:
-    assert metrics.normalize("The  Cat's, a hat.") == "cats hat"
+def test_normalize_answer_drops_case_punctuation_and_articles() -> None:
+    assert metrics.normalize_answer("The  Cat's, a hat.") == "cats hat"
 
 
 @pytest.mark.parametrize(

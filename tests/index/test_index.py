@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -13,17 +14,28 @@ from pathlib import Path
 import faiss
 import llama_index.core
 import pytest
-from llama_index.core import Document
+from llama_index.core import Document, PromptTemplate, Settings, get_response_synthesizer
+from llama_index.core.base.response.schema import StreamingResponse
 from llama_index.core.embeddings import MockEmbedding
+from llama_index.core.indices.vector_store.retrievers import VectorIndexRetriever
 from llama_index.core.llms import MockLLM
+from llama_index.core.postprocessor import LongContextReorder
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.storage.docstore import SimpleDocumentStore
-from llama_index.core.vector_stores import SimpleVectorStore
+from llama_index.core.vector_stores import (
+    MetadataFilter,
+    MetadataFilters,
+    SimpleVectorStore,
+)
 from llama_index.vector_stores.faiss import FaissMapVectorStore, FaissVectorStore
 from typer.testing import CliRunner
 
 from ztok_rag import ZCompressor, ZStore, ZTokenIndex, ZtokError, cli, default_embedding
+from ztok_rag.index import engines
 from ztok_rag.index.contents import Contents
 from ztok_rag.index.folder import IndexFolder
+from ztok_rag.llamaindex.arguments import parameters
 from ztok_rag.storage.handle import has_handles
 
 ENTRIES = 2  # of a text: its Z-tokens and the bits of its sentences
@@ -95,7 +107,9 @@ def load(path: Path, **kwargs: object) -> ZTokenIndex:
 
 def found(index: ZTokenIndex, text: str, top_k: int = 9) -> list[str | None]:
     """Document ids, best first."""
-    return [item.node.ref_doc_id for item in index.as_retriever(top_k).retrieve(text)]
+    return [
+        item.node.ref_doc_id for item in index.as_retriever(similarity_top_k=top_k).retrieve(text)
+    ]
 
 
 def files_with(folder: Path, *words: str) -> list[Path]:
@@ -114,7 +128,7 @@ def files_with(folder: Path, *words: str) -> list[Path]:
 def test_answers_from_z_tokens_with_the_default_embedding(folder: Path, prompts: list[str]) -> None:
     with ZTokenIndex.build(documents(), folder) as index:
         assert index.store.stats.compressed == 2
-        response = index.query("Who built the lighthouse?", top_k=1)
+        response = index.query("Who built the lighthouse?", similarity_top_k=1)
         (prompt,) = prompts
         assert has_handles(prompt) and "whale" not in prompt
         (source,) = response.source_nodes
@@ -126,13 +140,13 @@ def test_answers_from_z_tokens_with_the_default_embedding(folder: Path, prompts:
     assert (settings["embed_model"], settings["embed_dimension"]) == ("all-MiniLM-L6-v2", 384)
     again = ZTokenIndex.load(folder)
     assert found(again, "When does the bakery open?", 1) == ["bakery.txt"]
-    with pytest.raises(ZtokError, match=r"all-MiniLM-L6-v2 .384 dimensions.*pass that model"):
+    with pytest.raises(ZtokError, match=r"384 dimensions.*pass ztok_rag\.default_embedding"):
         ZTokenIndex.load(folder, embed_model=EMBEDDING)
 
 
 def test_loaded_index_is_the_same_and_compresses_nothing(folder: Path) -> None:
     index = build(folder)
-    before = [(i.node_id, i.score) for i in index.as_retriever(2).retrieve(BAKERY)]
+    before = [(i.node_id, i.score) for i in index.as_retriever(similarity_top_k=2).retrieve(BAKERY)]
     held = index.stats()
     assert (held.documents, held.chunks, held.pending) == (2, 2, 0)
     assert held.source_tokens > held.z_tokens > 0 and held.rate == pytest.approx(4, rel=0.2)
@@ -142,9 +156,11 @@ def test_loaded_index_is_the_same_and_compresses_nothing(folder: Path) -> None:
     index.close()
 
     again = load(folder)
-    assert [(i.node_id, i.score) for i in again.as_retriever(2).retrieve(BAKERY)] == before
+    assert [
+        (i.node_id, i.score) for i in again.as_retriever(similarity_top_k=2).retrieve(BAKERY)
+    ] == before
     assert again.stats() == held
-    response = again.as_query_engine(2, llm=again.llm(max_new_tokens=3)).query("When?")
+    response = again.as_query_engine(again.llm(max_new_tokens=3), similarity_top_k=2).query("When?")
     assert len(response.source_nodes) == 2
     assert again.store.stats.compressed == 0
 
@@ -153,14 +169,16 @@ def test_chunks_are_measured_in_tokens_of_the_base(folder: Path, compressor: ZCo
     text = " ".join([LIGHTHOUSE, BAKERY, OBSERVATORY])
     plain = Document(text=text, id_="all", metadata={})
     index = build(folder, [plain], chunk_size=40, chunk_overlap=0)
-    chunks = [item.node.get_content() for item in index.as_retriever(20).retrieve("x")]
+    chunks = [
+        item.node.get_content() for item in index.as_retriever(similarity_top_k=20).retrieve("x")
+    ]
     assert len(chunks) >= 3
     assert max(map(compressor.count_tokens, chunks)) <= 40
 
 
 def test_threads_query_while_the_index_changes(folder: Path) -> None:
     index = build(folder)
-    retriever = index.as_retriever(9)
+    retriever = index.as_retriever(similarity_top_k=9)
     errors: list[Exception] = []
     stop = threading.Event()
 
@@ -174,8 +192,8 @@ def test_threads_query_while_the_index_changes(folder: Path) -> None:
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
-    index.add([document("observatory.txt", OBSERVATORY)])
-    index.delete("lighthouse.txt")
+    index.insert(document("observatory.txt", OBSERVATORY))
+    index.delete_ref_doc("lighthouse.txt")
     stop.set()
     for thread in threads:
         thread.join()
@@ -188,13 +206,13 @@ def test_threads_query_while_the_index_changes(folder: Path) -> None:
 
 def test_added_document_is_found_and_stays(folder: Path) -> None:
     index = build(folder)
-    index.add([document("observatory.txt", OBSERVATORY)])
+    index.insert(document("observatory.txt", OBSERVATORY))
     assert found(index, f"file: observatory.txt\n\n{OBSERVATORY}", 1) == ["observatory.txt"]
     again = load(folder)
     assert again.document_ids == ("bakery.txt", "lighthouse.txt", "observatory.txt")
     assert sorted(map(str, found(again, "x"))) == list(again.document_ids)
-    with pytest.raises(ZtokError, match=r"observatory\.txt.*refresh"):
-        again.add([document("observatory.txt", "Other words.")])
+    with pytest.raises(ZtokError, match=r"observatory\.txt.*refresh_ref_docs"):
+        again.insert(document("observatory.txt", "Other words."))
 
 
 def test_deletion_leaves_nothing_behind(folder: Path, compressor: ZCompressor) -> None:
@@ -207,7 +225,7 @@ def test_deletion_leaves_nothing_behind(folder: Path, compressor: ZCompressor) -
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert any(stored in path.read_bytes() for path in files)
 
-    index.delete("lighthouse.txt")
+    index.delete_ref_doc("lighthouse.txt")
     assert files_with(folder, *words) == []
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert not any(stored in path.read_bytes() for path in files)
@@ -216,39 +234,46 @@ def test_deletion_leaves_nothing_behind(folder: Path, compressor: ZCompressor) -
     assert set(found(index, LIGHTHOUSE)) == {"bakery.txt", "observatory.txt"}
     assert load(folder).stats().chunks == 2
     with pytest.raises(ZtokError, match=r"no document 'lighthouse\.txt'"):
-        index.delete("lighthouse.txt")
+        index.delete_ref_doc("lighthouse.txt")
 
-    index.add([documents()[0]])  # vectors numbered after a deletion do not mix
+    index.insert(documents()[0])  # vectors numbered after a deletion do not mix
     for name, text in (("bakery.txt", BAKERY), ("lighthouse.txt", LIGHTHOUSE)):
-        (best, *_) = load(folder).as_retriever(3).retrieve(f"file: {name}\n\n{text}")
+        (best, *_) = (
+            load(folder).as_retriever(similarity_top_k=3).retrieve(f"file: {name}\n\n{text}")
+        )
         assert best.node.ref_doc_id == name
 
 
 def test_z_tokens_that_another_document_needs_stay(folder: Path) -> None:
     index = build(folder, [*documents(), document("copy.txt", BAKERY)])
     assert len(index.store) == 2 * ENTRIES
-    index.delete("bakery.txt")
+    index.delete_ref_doc("bakery.txt")
     assert len(index.store) == 2 * ENTRIES
-    index.delete("copy.txt")
+    index.delete_ref_doc("copy.txt")
     assert len(index.store) == ENTRIES
-    index.delete("lighthouse.txt")
+    index.delete_ref_doc("lighthouse.txt")
     assert len(index.store) == 0
     assert found(load(folder), "anything") == []
 
 
 def test_refresh_changes_what_has_changed(folder: Path) -> None:
     index = build(folder)
-    node_ids = {i.node.ref_doc_id: i.node_id for i in index.as_retriever(9).retrieve("x")}
+    node_ids = {
+        i.node.ref_doc_id: i.node_id for i in index.as_retriever(similarity_top_k=9).retrieve("x")
+    }
     new = [documents()[0], document("bakery.txt", OBSERVATORY), document("c.txt", "New words.")]
-    result = index.refresh(new)
+    result = index.refresh_ref_docs(new)
     assert (result.added, result.changed) == (("c.txt",), ("bakery.txt",))
     assert (result.unchanged, result.removed) == (("lighthouse.txt",), ())
     assert files_with(folder, "Tolvan") == []
-    again = {i.node.ref_doc_id: i.node_id for i in load(folder).as_retriever(9).retrieve("x")}
+    again = {
+        i.node.ref_doc_id: i.node_id
+        for i in load(folder).as_retriever(similarity_top_k=9).retrieve("x")
+    }
     assert again["lighthouse.txt"] == node_ids["lighthouse.txt"]
     assert again["bakery.txt"] != node_ids["bakery.txt"]
 
-    result = index.refresh(new[:2], remove_others=True)
+    result = index.refresh_ref_docs(new[:2], remove_others=True)
     assert result.removed == ("c.txt",) and len(result.unchanged) == 2
     assert index.document_ids == ("bakery.txt", "lighthouse.txt")
 
@@ -287,14 +312,14 @@ def test_failure_while_writing_changes_nothing(
     with monkeypatch.context() as patch:
         patch.setattr("llama_index.core.storage.index_store.SimpleIndexStore.persist", full)
         with pytest.raises(ZtokError, match=r"no space left.*stays as it was"):
-            index.delete("bakery.txt")
+            index.delete_ref_doc("bakery.txt")
         with pytest.raises(ZtokError, match="no space left"):
-            index.add([document("observatory.txt", OBSERVATORY)])
+            index.insert(document("observatory.txt", OBSERVATORY))
     for held in (index, load(folder)):
         assert found(held, BAKERY) == before
         assert held.stats().pending == 0
     assert files_with(folder, "Quillmere", "staging") == []
-    index.delete("bakery.txt")
+    index.delete_ref_doc("bakery.txt")
     assert load(folder).document_ids == ("lighthouse.txt",)
 
 
@@ -320,7 +345,7 @@ def test_kill_leaves_the_old_index_or_the_new_one(
         else:
             patch.setattr("ztok_rag.index.folder.shutil.rmtree", killed)
         with pytest.raises(Killed):
-            index.delete("bakery.txt")
+            index.delete_ref_doc("bakery.txt")
     again = load(folder)
     deleted = step == "after"
     assert again.document_ids == (
@@ -348,11 +373,11 @@ def test_killed_build_is_continued(folder: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_change_by_another_process_is_not_overwritten(folder: Path) -> None:
     index = build(folder)
-    load(folder).delete("bakery.txt")
+    load(folder).delete_ref_doc("bakery.txt")
     with pytest.raises(ZtokError, match="load it again"):
-        index.add([document("observatory.txt", OBSERVATORY)])
+        index.insert(document("observatory.txt", OBSERVATORY))
     index = load(folder)
-    index.add([document("observatory.txt", OBSERVATORY)])
+    index.insert(document("observatory.txt", OBSERVATORY))
     assert index.document_ids == ("lighthouse.txt", "observatory.txt")
 
 
@@ -383,10 +408,24 @@ def test_embedding_of_other_dimension_is_refused(folder: Path) -> None:
         ZTokenIndex.load(folder)
 
 
+def test_the_embedding_of_settings_is_used_where_it_was_set(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Settings, "_embed_model", None)  # as it is again after the test
+    Settings.embed_model = EMBEDDING
+    ZTokenIndex.build(documents(), folder)
+    assert json.loads((folder / "ztok.json").read_text())["embed_dimension"] == 8
+    assert ZTokenIndex.load(folder).embed_model is EMBEDDING
+    Settings.embed_model = HashEmbedding(embed_dim=4)
+    with pytest.raises(ZtokError, match=r"8 dimensions.*4 dimensions"):
+        ZTokenIndex.load(folder)
+    assert load(folder).embed_model is EMBEDDING
+
+
 def test_vector_store_of_the_callers_own(folder: Path, tmp_path: Path) -> None:
     vectors = SimpleVectorStore()
     index = build(folder, vector_store=vectors)
-    index.delete("bakery.txt")
+    index.delete_ref_doc("bakery.txt")
     assert not (folder / "index" / "default__vector_store.json").exists()
     assert found(load(folder, vector_store=vectors), BAKERY) == ["lighthouse.txt"]
     with pytest.raises(ZtokError, match="SimpleVectorStore of yours"):
@@ -394,16 +433,145 @@ def test_vector_store_of_the_callers_own(folder: Path, tmp_path: Path) -> None:
 
     numbered = FaissMapVectorStore(faiss_index=faiss.IndexIDMap2(faiss.IndexFlatIP(8)))
     index = build(tmp_path / "faiss", vector_store=numbered)
-    index.delete("lighthouse.txt")
-    index.add([documents()[0]])
+    index.delete_ref_doc("lighthouse.txt")
+    index.insert(documents()[0])
     assert sorted(map(str, found(index, BAKERY))) == ["bakery.txt", "lighthouse.txt"]
     assert len(numbered._faiss_id_to_node_id_map) == 2
 
     plain = FaissVectorStore(faiss_index=faiss.IndexFlatIP(8))
     index = build(tmp_path / "plain", vector_store=plain)
     with pytest.raises(ZtokError, match=r"cannot delete.*FaissMapVectorStore"):
-        index.delete("lighthouse.txt")
+        index.delete_ref_doc("lighthouse.txt")
     assert len(found(index, BAKERY)) == 2
+
+
+# -- what LlamaIndex's own index takes
+
+
+@pytest.fixture
+def asked(folder: Path) -> ZTokenIndex:
+    """An index whose vector store knows filters."""
+    return build(folder, vector_store=SimpleVectorStore())
+
+
+def test_no_argument_of_llama_index_is_unknown(asked: ZTokenIndex) -> None:
+    of_retriever = parameters(VectorIndexRetriever.__init__) - {"index"}
+    asked.as_retriever(**dict.fromkeys(of_retriever))
+    assert of_retriever | {"vector_store_kwargs"} == engines._RETRIEVER
+
+
+def test_the_vector_store_heeds_the_retrievers_arguments(asked: ZTokenIndex, folder: Path) -> None:
+    only = MetadataFilters(filters=[MetadataFilter(key="file", value="bakery.txt")])
+    everything = asked.as_retriever(similarity_top_k=9).retrieve("x")
+    (node_id,) = (i.node_id for i in everything if i.node.ref_doc_id == "bakery.txt")
+    for arguments in ({"filters": only}, {"node_ids": [node_id]}):
+        retriever = asked.as_retriever(similarity_top_k=9, **arguments)
+        assert [i.node.ref_doc_id for i in retriever.retrieve("x")] == ["bakery.txt"]
+        assert len(asyncio.run(retriever.aretrieve("x"))) == 1
+        answered = asked.as_query_engine(asked.llm(max_new_tokens=2), **arguments).query("When?")
+        assert [i.node.ref_doc_id for i in answered.source_nodes] == ["bakery.txt"]
+    other = HashEmbedding(embed_dim=8)
+    assert asked.as_retriever(embed_model=other)._embed_model is other  # type: ignore[attr-defined]
+    with pytest.raises(ZtokError, match=r"8 dimensions.*4 dimensions"):
+        asked.as_retriever(embed_model=HashEmbedding(embed_dim=4))
+    with pytest.raises(ZtokError, match=r"vector_store_query_mode is one of default, .*'best'"):
+        asked.as_retriever(vector_store_query_mode="best")
+    with pytest.raises(ZtokError, match="SimpleVectorStore does not heed 'doc_ids'"):
+        asked.as_retriever(similarity_top_k=9, doc_ids=["bakery.txt"]).retrieve("x")
+    hybrid = asked.as_retriever(vector_store_query_mode="hybrid")
+    with pytest.raises(ZtokError, match="SimpleVectorStore cannot search"):
+        hybrid.retrieve("x")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("filters", MetadataFilters(filters=[])),
+        ("doc_ids", ["bakery.txt"]),
+        ("node_ids", ["n"]),
+        ("alpha", 0.5),
+        ("vector_store_query_mode", "hybrid"),
+        ("vector_store_kwargs", {"nprobe": 3}),
+    ],
+)
+def test_faiss_refuses_what_it_would_not_heed(folder: Path, name: str, value: object) -> None:
+    index = build(folder)
+    for make in (index.as_retriever, index.as_query_engine, index.as_chat_engine):
+        with pytest.raises(ZtokError, match=f"FAISS .* does not heed '{name}'.*vector_store"):
+            make(**{name: value})
+
+
+def test_unknown_arguments_are_refused_by_name(asked: ZTokenIndex) -> None:
+    for name in ("as_retriever", "as_query_engine", "as_chat_engine"):
+        with pytest.raises(ZtokError, match=rf"{name}.* 'top_k'; it is now 'similarity_top_k'"):
+            getattr(asked, name)(top_k=2)
+        with pytest.raises(ZtokError, match=rf"{name}.* 'focus'; it is now 'query_aware'"):
+            getattr(asked, name)(focus=True)
+        with pytest.raises(ZtokError, match=rf"{name}.* has no argument 'temperature'"):
+            getattr(asked, name)(temperature=0.5)
+    with pytest.raises(ZtokError, match="ZTokenLLM has no argument 'temperature'"):
+        asked.llm(temperature=0.5)
+    with pytest.raises(ZtokError, match="ZTokenPostprocessor has no argument 'temperature'"):
+        asked.postprocessor(temperature=0.5)
+    with pytest.raises(ZtokError, match="llm is a LlamaIndex LLM, not 2"):
+        asked.as_query_engine(2)  # type: ignore[arg-type]
+    with pytest.raises(ZtokError, match=r"'context'.* has no argument 'response_mode'"):
+        asked.as_chat_engine("context", response_mode="compact")
+    with pytest.raises(ZtokError, match=r"chat_mode is one of best, .*'react'"):
+        asked.as_chat_engine("react")
+    with pytest.raises(ZtokError, match="cannot read Z-tokens"):
+        asked.as_chat_engine("context", MockLLM())
+    with pytest.raises(ZtokError, match="leave delete_from_docstore out"):
+        asked.delete_ref_doc("bakery.txt", delete_from_docstore=False)
+
+
+class OnlyTheBakery(BaseNodePostprocessor):
+    """Drops all nodes but those of one document."""
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        return [item for item in nodes if item.node.ref_doc_id == "bakery.txt"]
+
+
+def test_the_query_engine_heeds_its_arguments(asked: ZTokenIndex, prompts: list[str]) -> None:
+    llm = asked.llm(max_new_tokens=2)
+    engine = asked.as_query_engine(
+        llm,
+        similarity_top_k=2,
+        node_postprocessors=[OnlyTheBakery()],
+        text_qa_template=PromptTemplate("Read {context_str} and say: {query_str}"),
+        response_mode="simple_summarize",
+        streaming=True,
+        token_budget=50,
+    )
+    response = engine.query("When?")
+    assert isinstance(response, StreamingResponse)
+    assert [i.node.ref_doc_id for i in response.source_nodes] == ["bakery.txt"]
+    list(response.response_gen)
+    (prompt,) = prompts
+    assert prompt.startswith("Read ") and prompt.endswith(" and say: When?") and has_handles(prompt)
+
+    synthesizer = get_response_synthesizer(llm=llm, response_mode="accumulate")
+    engine = asked.as_query_engine(response_synthesizer=synthesizer)
+    assert str(engine.query("When?")).startswith("Response 1")
+    for idle in ({"response_mode": "refine"}, {"llm": llm}, {"streaming": True}):
+        with pytest.raises(ZtokError, match=f"has its own '{next(iter(idle))}'"):
+            asked.as_query_engine(response_synthesizer=synthesizer, **idle)
+    with pytest.raises(ZtokError, match="cannot read Z-tokens"):
+        asked.as_query_engine(response_synthesizer=get_response_synthesizer(llm=MockLLM()))
+
+
+@pytest.mark.parametrize("mode", ["best", "context", "condense_question", "simple"])
+def test_chat_engines(asked: ZTokenIndex, prompts: list[str], mode: str) -> None:
+    llm = asked.llm(max_new_tokens=2)
+    if mode != "simple":
+        arguments = {"similarity_top_k": 1, "node_postprocessors": [LongContextReorder()]}
+    else:
+        arguments = {"system_prompt": "Be brief."}
+    response = asked.as_chat_engine(mode, llm, **arguments).chat("When does the bakery open?")
+    assert has_handles(prompts[-1]) == (mode != "simple")
+    assert len(response.source_nodes) == (mode != "simple")
 
 
 # -- bad input
@@ -414,8 +582,10 @@ def test_bad_input_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
         build(folder, [*documents(), document("empty.txt", " \n")])
     with pytest.raises(ZtokError, match=r"two documents.*bakery\.txt"):
         build(folder, [*documents(), *documents()[1:]])
-    with pytest.raises(ZtokError, match="rate"):
+    with pytest.raises(ZtokError, match="did you mean rate=2"):
         build(folder, rate=0.5)
+    with pytest.raises(ZtokError, match="from 1 to 64, not 65"):
+        build(folder, rate=65)
     with pytest.raises(ZtokError, match="overlap"):
         build(folder, chunk_size=16, chunk_overlap=16)
     assert not folder.exists()
@@ -433,14 +603,14 @@ def test_bad_input_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
         build(other)
 
     index = build(folder)
-    with pytest.raises(ZtokError, match="top_k"):
-        index.as_retriever(0)
+    with pytest.raises(ZtokError, match=r"similarity_top_k .* at least 1, not 0"):
+        index.as_retriever(similarity_top_k=0)
     with pytest.raises(ZtokError, match="no words"):
         index.query(" ")
     with pytest.raises(ZtokError, match="cannot read Z-tokens"):
         index.as_query_engine(llm=MockLLM())
     with pytest.raises(ZtokError, match="has no words"):
-        index.refresh([document("bakery.txt", "")])
+        index.refresh_ref_docs([document("bakery.txt", "")])
     for file in (folder / "index").iterdir():
         file.write_bytes(b"junk")
     with pytest.raises(ZtokError, match=r"damaged.*build it again"):

@@ -33,7 +33,7 @@ from ztok_rag import default_embedding
 from ztok_rag.codec.compressor import ZCompressor
 from ztok_rag.codec.prompts import training_templates
 from ztok_rag.codec.reader import ZReader
-from ztok_rag.errors import HandleError
+from ztok_rag.errors import HandleError, ZtokError
 from ztok_rag.llamaindex.llm import ZTokenLLM
 from ztok_rag.llamaindex.node import ZTokenNode
 from ztok_rag.llamaindex.postprocessor import ZTokenPostprocessor
@@ -162,8 +162,7 @@ def test_all_chunks_reach_the_reader_as_z_tokens_in_one_call(
     query_engine(llm, postprocessor, *DOCUMENTS).query(question)
     (prompt,) = prompts
     segments = split_prompt(prompt, store.secret, compressor.fingerprint)
-    focus = postprocessor.question_focus
-    expected, _ = focus.compose(question, [LIGHTHOUSE, BAKERY], postprocessor.rate)
+    expected, _ = postprocessor.selector.compose(question, [LIGHTHOUSE, BAKERY], postprocessor.rate)
     sequences = [segment for segment in segments if not isinstance(segment, str)]
     assert set(sequences) == set(expected)
     text = "".join(segment for segment in segments if isinstance(segment, str))
@@ -319,10 +318,23 @@ def test_settings_serialize_without_the_model(postprocessor: ZTokenPostprocessor
     assert again.rate == 8.0
 
 
-@pytest.mark.parametrize("rate", [0.5, 0.0, -4.0])
-def test_rate_below_one_is_refused(rate: float) -> None:
-    with pytest.raises(ValueError, match="rate"):
+@pytest.mark.parametrize(
+    ("rate", "message"),
+    [
+        (0.25, r"rate=0\.25: did you mean rate=4\?"),
+        (0.3, r"did you mean rate=3\.33\?"),
+        (0.0, "at least 1, not 0"),
+        (-4.0, "at least 1, not -4"),
+        (float("nan"), "at least 1, not nan"),
+    ],
+)
+def test_rate_below_one_is_refused_with_what_is_meant(rate: float, message: str) -> None:
+    with pytest.raises(ZtokError, match=message):
         ZTokenPostprocessor(rate=rate)
+    postprocessor = ZTokenPostprocessor()
+    postprocessor.rate = rate
+    with pytest.raises(ZtokError, match=message):
+        postprocessor.postprocess_nodes([], query_str="Who?")
 
 
 # -- handles that must not be read
@@ -478,7 +490,8 @@ def test_counting_survives_a_tokenizer_set_later(
     llm: ZTokenLLM, postprocessor: ZTokenPostprocessor, prompts: list[str]
 ) -> None:
     set_global_tokenizer(str.split)
-    query_engine(llm, postprocessor, *DOCUMENTS).query("Who built the lighthouse?")
+    with pytest.warns(UserWarning, match=r"global tokenizer was replaced.*make those again"):
+        query_engine(llm, postprocessor, *DOCUMENTS).query("Who built the lighthouse?")
     tokenizer = get_tokenizer()
     assert isinstance(tokenizer, HandleTokenizer)
     assert tokenizer.inner == str.split
@@ -518,10 +531,10 @@ def test_objects_without_arguments_share_one_model_and_store(
         assert ZTokenPostprocessor().compressor is compressor
 
 
-def test_without_focus_or_a_question_all_nodes_are_at_the_rate(
+def test_without_selection_or_a_question_all_nodes_are_at_the_rate(
     postprocessor: ZTokenPostprocessor, compressor: ZCompressor, store: ZStore
 ) -> None:
-    blind = ZTokenPostprocessor(rate=6, focus=False, compressor=compressor, store=store)
+    blind = ZTokenPostprocessor(rate=6, query_aware=False, compressor=compressor, store=store)
     nodes = [NodeWithScore(node=TextNode(text=LIGHTHOUSE), score=0.5)]
     expected = compressor.compress_nested([LIGHTHOUSE])[0].at(6)
     for item in (blind, postprocessor.model_copy(update={"rate": 6.0})):

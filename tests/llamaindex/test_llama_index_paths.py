@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from conftest import Recorder
 from llama_index.core import Document, Settings, VectorStoreIndex, get_response_synthesizer
 from llama_index.core.agent.workflow import ReActAgent
 from llama_index.core.base.llms.types import CompletionResponse, LLMMetadata
+from llama_index.core.callbacks import CallbackManager
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.llms import MockLLM
@@ -24,6 +24,8 @@ from llama_index.core.question_gen.types import BaseQuestionGenerator, SubQuesti
 from llama_index.core.response_synthesizers import ResponseMode
 from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 from llama_index.core.tools import QueryEngineTool
+from llama_index.core.utils import get_tokenizer, set_global_tokenizer
+from pydantic import BaseModel
 
 from ztok_rag import (
     ZCompressor,
@@ -32,11 +34,11 @@ from ztok_rag import (
     ZTokenLLM,
     ZTokenPostprocessor,
     ZTokenTransform,
+    default_embedding,
 )
 from ztok_rag.errors import DataError, ZtokError
 from ztok_rag.evaluation import read_rag_dataset, write_rag_dataset
-from ztok_rag.llamaindex import token_counting
-from ztok_rag.selection.budget import RATES, cost, plan_rates
+from ztok_rag.selection.budget import BUDGET_RATES, cost, plan_rates
 from ztok_rag.storage.handle import has_handles, split_prompt
 
 pytestmark = pytest.mark.usefixtures("tokenizer_left_as_it_was")
@@ -292,8 +294,8 @@ def test_ingestion_compresses_what_queries_will_need(
         postprocessor = ZTokenPostprocessor(rate=rate, compressor=compressor, store=store)
         postprocessor.postprocess_nodes([NodeWithScore(node=node, score=1.0) for node in nodes])
         assert postprocessor.stats.compressed == 0
-    transform.focus = False
-    assert ZTokenTransform.from_dict(transform.to_dict()).focus is False
+    transform.query_aware = False
+    assert ZTokenTransform.from_dict(transform.to_dict()).query_aware is False
 
 
 def scored(count: int) -> list[NodeWithScore]:
@@ -335,39 +337,119 @@ def test_plan_of_a_budget() -> None:
         rates = plan_rates(sizes, [3] * 4, budget)
         used = [cost(s, r) + 3 for s, r in zip(sizes, rates, strict=True) if r is not None]
         assert sum(used) <= budget
-        assert all(rate is None or rate in RATES for rate in rates)
+        assert all(rate is None or rate in BUDGET_RATES for rate in rates)
 
 
-def test_no_handle_is_made_that_nothing_can_read(
+class Answer(BaseModel):
+    """What a structured LLM is asked for."""
+
+    year: int
+
+
+def test_handles_go_to_an_llm_that_says_it_reads_them(
     compressor: ZCompressor, store: ZStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_counting, "_installed", threading.Event())
     nodes = [NodeWithScore(node=TextNode(text=FACT), score=1.0)]
-    postprocessor = ZTokenPostprocessor(rate=2, compressor=compressor, store=store)
-    with pytest.raises(ZtokError, match="no ZTokenLLM has been made"):
-        postprocessor.postprocess_nodes(nodes)
     llm = ZTokenLLM(reader=compressor.reader, store=store)
-    for step in (postprocessor, ZTokenPostprocessor(llm=llm, compressor=compressor, store=store)):
+    for reading in (llm, llm.as_structured_llm(Answer), None):
+        step = ZTokenPostprocessor(rate=2, llm=reading, compressor=compressor, store=store)
         (shown,) = step.postprocess_nodes(nodes)
         assert has_handles(shown.node.get_content(MetadataMode.LLM))
+    for foreign in (MockLLM(), MockLLM().as_structured_llm(Answer)):
+        with pytest.raises(ZtokError, match=r"cannot read Z-tokens.*answer with ZTokenLLM"):
+            ZTokenPostprocessor(llm=foreign, compressor=compressor, store=store)
+
+    # Without one by name it is Settings.llm, as it is when the nodes come.
+    unnamed = ZTokenPostprocessor(rate=2, compressor=compressor, store=store)
+    monkeypatch.setattr(Settings, "_llm", None)  # as it is again after the test
+    Settings.llm = MockLLM()
+    with pytest.raises(ZtokError, match=r"Settings\.llm is .*MockLLM.*cannot read.*name it in"):
+        unnamed.postprocess_nodes(nodes)
+    named = ZTokenPostprocessor(rate=2, llm=llm, compressor=compressor, store=store)
+    for step in (named, unnamed):
+        (shown,) = step.postprocess_nodes(nodes)
+        assert has_handles(shown.node.get_content(MetadataMode.LLM))
+        Settings.llm = llm
 
 
-@pytest.mark.parametrize("show", ["anchors", "decompressed"])
-def test_another_llm_gets_text(show: Any, compressor: ZCompressor, store: ZStore) -> None:
+@pytest.mark.parametrize(
+    "make", [ZTokenPostprocessor, ZTokenTransform, ZTokenLLM, type(default_embedding())]
+)
+def test_an_unknown_argument_is_refused_by_name(make: Any) -> None:
+    with pytest.raises(ZtokError, match=rf"{make.__name__} has no argument 'temperature'"):
+        make(temperature=0.5)
+    # A field that LlamaIndex's base class declares is none of these.
+    if make is not ZTokenTransform:
+        manager = CallbackManager([])
+        assert make(callback_manager=manager).callback_manager is manager
+
+
+@pytest.mark.parametrize(("old", "new"), [("focus", "query_aware"), ("show", "context_format")])
+def test_a_former_name_is_refused_with_the_new_one(old: str, new: str) -> None:
+    for make in (ZTokenPostprocessor, ZTokenTransform):
+        with pytest.raises(ZtokError, match=f"no argument '{old}'; it is now '{new}'"):
+            make(**{old: True})  # type: ignore[arg-type]
+
+
+def test_the_rate_of_a_transform_is_refused() -> None:
+    with pytest.raises(ZtokError, match="ZTokenTransform has no argument 'rate'"):
+        ZTokenTransform(rate=2)
+
+
+def test_an_unknown_generation_argument_is_refused(llm: ZTokenLLM) -> None:
+    for call in (llm.complete, llm.stream_complete):
+        with pytest.raises(ZtokError, match=r"no generation argument 'temperature'.*stop"):
+            call("The capital of France is", temperature=0.5)
+
+
+def test_the_embedding_of_settings_is_used_where_it_was_set(
+    compressor: ZCompressor, store: ZStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, given = MockEmbedding(embed_dim=16), MockEmbedding(embed_dim=24)
+    nodes = [TextNode(text=FACT)]
+
+    def dimension(**embed_model: Any) -> int:
+        """Of the embeddings of sentences that are kept."""
+        store.delete([FACT])
+        ZTokenTransform(compressor=compressor, store=store, **embed_model)(nodes)
+        (kind,) = (key for key in store._cache if key.startswith("sentences"))
+        step = ZTokenPostprocessor(compressor=compressor, store=store, **embed_model)
+        embedder = step.selector.scorer.embed_model
+        of_query = len(embedder.get_query_embedding("?"))
+        assert kind.split(":")[0].endswith(f"-{of_query}")
+        return of_query
+
+    assert dimension() == 384
+    monkeypatch.setattr(Settings, "_embed_model", None)  # as it is again after the test
+    Settings.embed_model = own
+    assert dimension() == 16
+    assert dimension(embed_model=given) == 24
+
+
+def test_reading_metadata_changes_no_global(llm: ZTokenLLM) -> None:
+    set_global_tokenizer(str.split)
+    assert llm.metadata.num_output == llm.max_new_tokens
+    assert get_tokenizer() is str.split
+
+
+@pytest.mark.parametrize("form", ["text", "decompressed"])
+def test_another_llm_gets_text(form: Any, compressor: ZCompressor, store: ZStore) -> None:
     foreign = MockLLM()
-    with pytest.raises(ZtokError, match='show="anchors"'):
+    with pytest.raises(ZtokError, match='context_format="text"'):
         ZTokenPostprocessor(llm=foreign, compressor=compressor, store=store)
-    postprocessor = ZTokenPostprocessor(llm=foreign, show=show, compressor=compressor, store=store)
+    postprocessor = ZTokenPostprocessor(
+        llm=foreign, context_format=form, compressor=compressor, store=store
+    )
     nodes = postprocessor.postprocess_nodes(
         [NodeWithScore(node=TextNode(text=f"{FACT} ⟦ztok:"), score=1.0)]
     )
     shown = nodes[0].node.get_content(MetadataMode.LLM)
     assert shown and not has_handles(shown) and shown != FACT
-    if show == "anchors":
+    if form == "text":
         assert compressor.count_tokens(shown) <= compressor.count_tokens(FACT) / 3
         assert any(word in FACT for word in shown.split())
     again = ZTokenPostprocessor.from_dict(postprocessor.to_dict())
-    assert again.show == show
+    assert again.context_format == form
 
 
 def test_events_tell_what_was_done(

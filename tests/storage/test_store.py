@@ -20,6 +20,13 @@ from ztok_rag.storage.store import ZStore
 FINGERPRINT = "0123456789abcdef"
 
 
+def test_a_rate_below_one_is_refused(store: ZStore) -> None:
+    compressor = CountingCompressor()
+    with pytest.raises(ZtokError, match=r"rate=0\.25: did you mean rate=4\?"):
+        store.get_or_compress(compressor, ["text"], rate=0.25)  # type: ignore[arg-type]
+    assert compressor.batches == []
+
+
 class CountingCompressor:
     """Makes a sequence of a text's own characters, and records every text it is given."""
 

@@ -1,4 +1,4 @@
-"""The `ztok` command; it only reads arguments, calls the other rooms and prints."""
+"""The `ztok` command: it reads arguments, calls the other packages, and prints."""
 
 from ztok_rag.cli.root import app, main
 

@@ -1,4 +1,4 @@
-"""Lists separated by commas, as options give them."""
+"""Values of options that are lists separated by commas."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from ztok_rag.errors import DataError
 
 
 def names(text: str) -> tuple[str, ...]:
-    """The parts of a list separated by commas."""
+    """The names in a list separated by commas; empty ones are left out."""
     return tuple(name for part in text.split(",") if (name := part.strip()))
 
 
 def numbers(text: str) -> tuple[float, ...]:
+    """The numbers in a list separated by commas.
+
+    Raises:
+        DataError: one of them is not a number.
+    """
     try:
         return tuple(map(float, names(text)))
     except ValueError as error:

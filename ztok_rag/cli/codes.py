@@ -1,4 +1,4 @@
-"""`ztok compress`, `ztok decompress` and `ztok view`: texts into files of codes and back."""
+"""`ztok compress`, `ztok decompress` and `ztok view`: a text file to a file of codes, and back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ztok_rag.errors import DataError
+from ztok_rag.errors import DataError, check_rate
 
 if TYPE_CHECKING:
     from ztok_rag.codec.lossless import LosslessText
@@ -27,9 +27,10 @@ def compress(
 ) -> None:
     """Compress a text file into a file of Z-token codes."""
     text = _read_text(file, exact=lossless)
-    from ztok_rag.codec.compressor import ZCompressor
+    from ztok_rag.codec.compressor import MAX_RATE, ZCompressor
     from ztok_rag.codec.lossless import LosslessText
 
+    check_rate(rate, MAX_RATE)
     compressor = ZCompressor.from_pretrained(checkpoint, base=base, device=device)
     (z,) = compressor.compress([text], rate)
     stored = len(z.to_bytes())
@@ -89,7 +90,7 @@ def view(
     ] = None,
     reconstruct_tokens: Annotated[
         int,
-        typer.Option(min=0, help="Reconstruct the windows that begin in so many first tokens."),
+        typer.Option(min=0, help="Reconstruct the windows that begin within so many first tokens."),
     ] = 1024,
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
     base: Annotated[str | None, typer.Option(help="Base LLM: Hugging Face id or folder.")] = None,
@@ -99,10 +100,12 @@ def view(
     if output.is_dir():
         raise DataError(f"{output} is a folder; name the HTML file to write.")
     text, z = _read_text_or_codes(file, checkpoint, base)
-    from ztok_rag.codec.compressor import ZCompressor
+    from ztok_rag.codec.compressor import MAX_RATE, ZCompressor
     from ztok_rag.codec.sequence import write_atomic
     from ztok_rag.view.page import first_windows, render
 
+    if rate is not None:
+        check_rate(rate, MAX_RATE)
     compressor = ZCompressor.from_pretrained(checkpoint, base=base, device=device)
     if z is None or rate is not None:
         (z,) = compressor.compress([text], 4.0 if rate is None else rate)
@@ -123,7 +126,7 @@ def view(
 
 
 def _exact_text(stored: LosslessText, checkpoint: Path | None, base: str | None) -> str:
-    """The text of a lossless file; only the base's tokenizer is loaded, and only where needed."""
+    """The text of a lossless file. At most the tokenizer of the base LLM is loaded."""
     if not stored.needs_tokenizer:
         return stored.text()
     from ztok_rag.codec.base import load_tokenizer
@@ -137,7 +140,7 @@ def _exact_text(stored: LosslessText, checkpoint: Path | None, base: str | None)
 def _read_text_or_codes(
     file: Path, checkpoint: Path | None, base: str | None
 ) -> tuple[str, ZSequence | None]:
-    """The text of a file, and its Z-tokens where it is a lossless file."""
+    """The text of a file, and its Z-tokens if it is a lossless file."""
     from ztok_rag.codec.lossless import LosslessText
     from ztok_rag.codec.sequence import LOSSLESS_MAGIC, is_lossless
 
@@ -153,7 +156,7 @@ def _read_text_or_codes(
 
 
 def _read_text(file: Path, *, exact: bool = False) -> str:
-    """A UTF-8 file's text; unless `exact`, every line end becomes a line feed."""
+    """The text of a UTF-8 file. Unless `exact`, every line end becomes a line feed."""
     try:
         with file.open(encoding="utf-8", newline="" if exact else None) as stream:
             text = stream.read()

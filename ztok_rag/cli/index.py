@@ -38,7 +38,7 @@ def index_folder(
     from ztok_rag.index.index import RefreshResult, ZTokenIndex
 
     documents = [
-        # The name is for people: the LLM and the embedding model read the text alone.
+        # The LLM and the embedding model read the text without the name of the file.
         Document(
             text=text,
             id_=name,
@@ -57,7 +57,7 @@ def index_folder(
                 f"the index {store} has chunks of {index.chunk_size} tokens; leave --chunk-size "
                 "out, or index into a new folder."
             )
-        result = index.refresh(documents, remove_others=True, show_progress=bars)
+        result = index.refresh_ref_docs(documents, remove_others=True, show_progress=bars)
         if rate not in (None, index.rate) or index.outdated:
             index.recompress(rate=rate, show_progress=bars)
     else:
@@ -89,7 +89,7 @@ def ask(
     from ztok_rag.index.index import ZTokenIndex
 
     index = ZTokenIndex.load(store, compressor=_compressor(checkpoint))
-    response = index.query(question, top_k)
+    response = index.query(question, similarity_top_k=top_k)
     typer.echo(str(response))
     for item in response.source_nodes:
         begins = " ".join(item.node.get_content().split())
@@ -120,7 +120,7 @@ def stats(
 
 
 def _compressor(checkpoint: Path | None) -> ZCompressor | None:
-    """The compressor of a checkpoint; `None` is for the default one, loaded when needed."""
+    """The compressor of a checkpoint; `None` for the default one, which is loaded when needed."""
     if checkpoint is None:
         return None
     from ztok_rag.codec.compressor import ZCompressor
@@ -129,15 +129,15 @@ def _compressor(checkpoint: Path | None) -> ZCompressor | None:
 
 
 def _read_folder(folder: Path, excluded: Path) -> tuple[dict[str, str], int]:
-    """The text files of a folder and its subfolders, hidden ones left out.
+    """The text files of a folder and its subfolders, without hidden ones.
 
     Args:
-        folder: where to look.
-        excluded: a folder that may lie inside and is passed over.
+        folder: the folder.
+        excluded: a folder whose files are left out; it may be inside the other.
 
     Returns:
-        Texts by path relative to `folder`, and the number of files that were skipped: binary
-        ones and those without words.
+        Texts by path relative to `folder`, and the number of files that were skipped because they
+        are binary or have no words.
 
     Raises:
         DataError: it is not a folder, or a file cannot be read.

@@ -23,7 +23,7 @@ from ztok_rag.codec.sequence import (
     levels_of,
     text_digest,
 )
-from ztok_rag.errors import ZtokError
+from ztok_rag.errors import ZtokError, check_rate
 
 MAX_RATE = 64.0
 MARGIN = 0.5
@@ -270,17 +270,6 @@ def surprisal(
         margin = best.values[:, 0] - best.values[:, 1]
         predicted.append(((best.indices[:, 0] == own) & (margin >= MARGIN)).cpu())
     return torch.cat(nats).double().numpy(), torch.cat(predicted).numpy()
-
-
-def check_rate(rate: float) -> None:
-    """Raise `ZtokError` unless a rate is from 1 to `MAX_RATE`."""
-    if math.isfinite(rate) and 0 < rate < 1:
-        raise ZtokError(
-            f"the rate is source tokens per Z-token, at least 1: for a share of {rate:g} "
-            f"pass rate={1 / rate:g}."
-        )
-    if not (math.isfinite(rate) and 1.0 <= rate <= MAX_RATE):
-        raise ZtokError(f"the rate must be from 1 to {MAX_RATE:.0f}, not {rate}.")
 
 
 def repair_surrogates(text: str, name: str) -> str:

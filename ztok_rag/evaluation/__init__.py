@@ -1,36 +1,31 @@
-"""What is read and answered is scored here.
+"""Scoring: how well the reader answers from Z-tokens, and how well it reconstructs texts.
 
-Metrics, question files, who reads what (the arms), the log of answers that a stopped evaluation
-resumes from, and the table of results with its intervals.
+Metrics, files of questions, the arms that are compared, the log from which an interrupted
+evaluation resumes, and the rows of results with their confidence intervals.
 """
 
-from ztok_rag.evaluation.intervals import bootstrap_ci, ratio_ci, stratified_ci
+from ztok_rag.evaluation.arms import ARM_NAMES, Arm, Shorten, make_arms
+from ztok_rag.evaluation.intervals import bootstrap_ci
 from ztok_rag.evaluation.log import PredictionLog, digest, weights_digest
 from ztok_rag.evaluation.prompts import JOIN, chat_frame, cut_end, cut_middle
 from ztok_rag.evaluation.questions import (
-    ARM_NAMES,
     QUESTION_FIELDS,
-    Arm,
     Question,
-    Shorten,
-    check_field,
     check_question,
-    make_arms,
     make_question,
-    read_jsonl,
     sample,
     split_template,
 )
 from ztok_rag.evaluation.rag_dataset import read_rag_dataset, write_rag_dataset
 from ztok_rag.evaluation.results import machine_info, write_results
-from ztok_rag.evaluation.rows import (
-    Row,
+from ztok_rag.evaluation.rows import Row
+from ztok_rag.evaluation.run import evaluate, reconstruct
+from ztok_rag.evaluation.summary import (
     paired_difference,
     paired_differences,
     paired_share,
     summarize,
 )
-from ztok_rag.evaluation.run import evaluate, reconstruct
 from ztok_rag.evaluation.table import format_table
 
 __all__ = [
@@ -44,7 +39,6 @@ __all__ = [
     "Shorten",
     "bootstrap_ci",
     "chat_frame",
-    "check_field",
     "check_question",
     "cut_end",
     "cut_middle",
@@ -57,13 +51,10 @@ __all__ = [
     "paired_difference",
     "paired_differences",
     "paired_share",
-    "ratio_ci",
-    "read_jsonl",
     "read_rag_dataset",
     "reconstruct",
     "sample",
     "split_template",
-    "stratified_ci",
     "summarize",
     "weights_digest",
     "write_rag_dataset",

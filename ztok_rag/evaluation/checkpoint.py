@@ -1,4 +1,4 @@
-"""Scoring a checkpoint on question answering and reconstruction: what `ztok eval` runs."""
+"""Score a checkpoint on question answering and reconstruction, as `ztok eval` does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ztok_rag.codec.prompts import QA_TEMPLATE, REPEAT_PROMPT
-from ztok_rag.errors import ZtokError
+from ztok_rag.errors import ZtokError, check_rate
+from ztok_rag.evaluation.arms import Arm, make_arms
 from ztok_rag.evaluation.datasets import QA, RECONSTRUCTION, Dataset
 from ztok_rag.evaluation.log import PredictionLog, digest, weights_digest
 from ztok_rag.evaluation.metrics import (
@@ -22,16 +23,11 @@ from ztok_rag.evaluation.metrics import (
     verbatim_match,
 )
 from ztok_rag.evaluation.prompts import cut_end
-from ztok_rag.evaluation.questions import (
-    Arm,
-    Question,
-    make_arms,
-    make_question,
-    sample,
-)
+from ztok_rag.evaluation.questions import Question, make_question, sample
 from ztok_rag.evaluation.results import write_results
-from ztok_rag.evaluation.rows import Row, paired_share, summarize
+from ztok_rag.evaluation.rows import Row
 from ztok_rag.evaluation.run import evaluate, reconstruct
+from ztok_rag.evaluation.summary import paired_share, summarize
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
@@ -48,12 +44,12 @@ class EvalSettings:
 
     Attributes:
         rates: source tokens per Z-token.
-        arms: of question answering.
-        limit: records per file, drawn by `seed`; `None` is all.
+        arms: names of the arms that answer questions.
+        limit: most records per file, drawn at random; `None` is all.
         seed: of the draw and of the intervals.
-        batch_size: prompts, or texts, in one batch.
+        batch_size: most prompts, or texts, in a batch.
         max_new_tokens: longest answer, in tokens.
-        max_text_tokens: longest text that is reconstructed; longer ones are cut to it.
+        max_text_tokens: longest text to reconstruct; longer ones are cut to it.
 
     Raises:
         ZtokError: a number is out of range.
@@ -73,8 +69,7 @@ class EvalSettings:
         if not self.rates:
             raise ZtokError("there is no rate to score; give at least one in --rates.")
         for rate in self.rates:
-            if not 1 <= rate <= MAX_RATE:
-                raise ZtokError(f"a rate must be from 1 to {MAX_RATE:.0f}, not {rate:g}.")
+            check_rate(rate, MAX_RATE)
         limits = {
             "limit": 1,
             "seed": 0,
@@ -101,20 +96,20 @@ def evaluate_checkpoint(
 ) -> tuple[list[Row], str]:
     """Score a checkpoint and write `results.json` and the predictions into `output`.
 
-    Questions are asked with their own paragraph as context. A folder that holds an interrupted
-    evaluation goes on with it, one that holds a finished evaluation grows by what is new.
+    The context of a question is its own (gold) paragraph. An interrupted evaluation in `output`
+    is resumed. A finished one is extended by new arms, rates and records.
 
     Args:
-        checkpoint: its name in the results.
-        device: its name in the results.
+        checkpoint: name of the checkpoint in the results.
+        device: name of the device in the results.
         progress: whether to show progress bars.
 
     Returns:
-        The rows, and a note that says what the data are.
+        The rows, and a note that describes the data.
 
     Raises:
         DataError: `output` holds an evaluation with other settings or data, or an arm is unknown.
-        ZtokError: texts are to be reconstructed, and the extra `bench` is not installed.
+        ZtokError: there are texts to reconstruct, and the extra `bench` is not installed.
     """
     asked = {data.name: _questions(data, settings) for data in datasets if QA in data.tasks}
     repeated = {
@@ -157,7 +152,7 @@ def _questions(data: Dataset, settings: EvalSettings) -> list[Question]:
 
 
 def _reconstructions(data: Dataset, settings: EvalSettings, tokenizer: Any) -> list[Question]:
-    """The distinct texts of the records drawn, each as a question whose answer is the text."""
+    """The distinct texts of the drawn records, each as a question whose answer is the text."""
     first: dict[str, int] = {}
     for number, text in enumerate(data.texts):
         first.setdefault(text, number)
@@ -186,7 +181,7 @@ def _reconstruction(
 
 
 def score_reconstruction(prediction: str, text: str) -> dict[str, float]:
-    """Scores of a reconstructed text, 0 to 1; of `characters_lost` 0 is best, of the others 1."""
+    """Scores of a reconstructed text, 0 to 1. Of `characters_lost` 0 is best, of the others 1."""
     return {
         "bleu4": bleu4(prediction, [text]),
         "rouge_l": rouge_l(prediction, [text]),
@@ -198,7 +193,7 @@ def score_reconstruction(prediction: str, text: str) -> dict[str, float]:
 def _log_settings(
     compressor: ZCompressor, datasets: Sequence[Dataset], settings: EvalSettings
 ) -> dict[str, Any]:
-    """What decides a prediction or its number."""
+    """Everything that decides a prediction or its id."""
     return {
         "benchmark": "eval",
         "fingerprint": compressor.fingerprint,
@@ -220,7 +215,7 @@ def _score_answers(
     settings: EvalSettings,
     progress: bool,
 ) -> list[Row]:
-    """Answer the questions by all arms, each from its own paragraph."""
+    """Answer the questions by all arms, each from its gold paragraph, and score the answers."""
     total = len(arms) * sum(map(len, asked.values()))
     with tqdm(total=total, unit="answer", smoothing=0.1, disable=not (progress and total)) as bar:
         for questions in asked.values():
@@ -248,7 +243,7 @@ def _gold_paragraphs(questions: Sequence[Question]) -> list[list[str]]:
 def _shares(
     questions: Sequence[Question], arms: Sequence[Arm], log: PredictionLog, seed: int
 ) -> list[Row]:
-    """What part of the text reader's F1 is left at each rate; none without a text reader."""
+    """F1 of Z-tokens in per cent of the text reader's, by rate; empty without a text reader."""
     text_reader = next((arm for arm in arms if arm.name == "text-reader"), None)
     if text_reader is None:
         return []
@@ -272,7 +267,7 @@ def _score_reconstructions(
     settings: EvalSettings,
     progress: bool,
 ) -> list[Row]:
-    """Reconstruct the texts at all rates."""
+    """Reconstruct the texts at all rates, and score them."""
     rates = list(dict.fromkeys(map(float, settings.rates)))
     arms = make_arms(["ztok"], rates, compressor.reader.adapters)
     keys = [(text, arm) for texts in repeated.values() for text in texts for arm in arms]
@@ -306,7 +301,7 @@ def _describe(
     texts: Sequence[Question] | None,
     settings: EvalSettings,
 ) -> str:
-    """One sentence on what was scored of a file."""
+    """A sentence on what was scored of a file."""
     parts = []
     if questions is not None:
         parts.append(

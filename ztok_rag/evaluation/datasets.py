@@ -1,4 +1,4 @@
-"""Files of questions and files of texts to score a checkpoint on."""
+"""Files of questions and files of texts, on which a checkpoint is scored."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ztok_rag.errors import DataError
-from ztok_rag.evaluation.questions import (
-    QUESTION_FIELDS,
-    check_field,
-    check_question,
-    read_jsonl,
-)
+from ztok_rag.evaluation.questions import QUESTION_FIELDS, check_question
+from ztok_rag.jsonl import check_field, read_jsonl
 
 QA = "qa"
 
@@ -24,12 +20,13 @@ TASK_NAMES = (QA, RECONSTRUCTION)
 
 @dataclass(frozen=True)
 class Dataset:
-    """The records of one file, all of one shape.
+    """The records of one file: all questions, or all texts.
 
     Attributes:
-        name: folder and file, as results show it.
+        name: folder and file name, as shown in results.
         records: `{context, question, answers}` if `has_questions`, else `{text}`.
-        tasks: those of `TASK_NAMES` that are run on it.
+        has_questions: whether the records are questions.
+        tasks: the tasks to run, of `TASK_NAMES`.
     """
 
     name: str
@@ -40,22 +37,22 @@ class Dataset:
 
     @property
     def texts(self) -> list[str]:
-        """The text of each record: its context, if it is a question."""
+        """The text of each record; of a question, its context."""
         field = "context" if self.has_questions else "text"
         return [record[field] for record in self.records]
 
 
 def read_datasets(paths: Sequence[Path], tasks: Sequence[str] | None = None) -> list[Dataset]:
-    """Read files of questions and files of texts; a file named twice is read once.
+    """Read files of questions and files of texts. A file given twice is read once.
 
     Args:
         paths: JSON Lines of `{context, question, answers}` or of `{text}`.
-        tasks: names to run, of `TASK_NAMES`; `None` is all that a file's records allow.
+        tasks: the tasks to run, of `TASK_NAMES`; `None` is all that a file's records allow.
 
     Raises:
-        DataError: a file cannot be read or has no use for any of the tasks, a record is
-            malformed or not of the shape of its file's first (names file, line and cause), or a
-            task is unknown.
+        DataError: a task is unknown, a file cannot be read or fits none of the tasks, or a record
+            is malformed or of another form than the first of its file. The message names the
+            file, the line and the cause.
     """
     wanted = TASK_NAMES if tasks is None else tuple(dict.fromkeys(tasks))
     if unknown := [task for task in wanted if task not in TASK_NAMES]:
@@ -72,7 +69,7 @@ def read_datasets(paths: Sequence[Path], tasks: Sequence[str] | None = None) -> 
 
 def _read_dataset(path: Path, name: str, wanted: Sequence[str]) -> Dataset:
     shape = _Shape()
-    records = read_jsonl(path, {}, shape.check)
+    records = read_jsonl(path, check=shape.check)
     has_questions = bool(shape.has_questions)
     tasks = tuple(task for task in wanted if has_questions or task != QA)
     if not tasks:
@@ -84,13 +81,17 @@ def _read_dataset(path: Path, name: str, wanted: Sequence[str]) -> Dataset:
 
 
 class _Shape:
-    """Holds every record of a file to the shape of its first."""
+    """Checks that all records of a file have the form of the first: question or text."""
 
     def __init__(self) -> None:
         self.has_questions: bool | None = None
 
     def check(self, record: Mapping[str, Any]) -> None:
-        """Raise `ValueError` with the cause if a record is malformed or of the other shape."""
+        """Check a record.
+
+        Raises:
+            ValueError: it is malformed or of the other form.
+        """
         asks = "question" in record
         if not asks and "text" not in record:
             raise ValueError(

@@ -1,53 +1,62 @@
-"""Bootstrap intervals of means and of ratios of means."""
+"""Percentile bootstrap intervals of a mean, a median, a ratio of means, or any other statistic."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Takes resampled data `[resamples, n, ...]`; returns one value per resample, `[resamples]`."""
+
+_RESAMPLES = 2000
+_LEVEL = 0.95
+_MOST_DRAWN = 2**22
+"""Most rows that are drawn at once; limits memory, not the result."""
+
+
+def mean(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean of each resample, given `[resamples, n]`."""
+    return np.asarray(drawn.mean(axis=1))
+
+
+def median(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The median of each resample, given `[resamples, n]`."""
+    return np.asarray(np.median(drawn, axis=1))
+
+
+def ratio(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The ratio of two means, given pairs `[resamples, n, 2]` of dividend and divisor.
+
+    It is NaN where the mean divisor is 0.
+    """
+    dividends, divisors = drawn[..., 0].mean(axis=1), drawn[..., 1].mean(axis=1)
+    undefined = np.full_like(dividends, np.nan)
+    return np.asarray(np.divide(dividends, divisors, out=undefined, where=divisors != 0))
 
 
 def bootstrap_ci(
-    scores: Sequence[float], seed: int = 0, *, samples: int = 2000, level: float = 0.95
+    *groups: ArrayLike, seed: int = 0, statistic: Statistic = mean
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean, in the scores' own unit."""
-    return stratified_ci([scores], seed, samples=samples, level=level)
+    """95% percentile bootstrap interval of a statistic, in the statistic's own unit.
 
-
-def stratified_ci(
-    groups: Sequence[Sequence[float]], seed: int = 0, *, samples: int = 2000, level: float = 0.95
-) -> tuple[float, float]:
-    """As `bootstrap_ci`, of the mean of the groups' means, drawn within each group."""
-    generator = np.random.default_rng(seed)
-    means = np.zeros(samples)
-    for group in groups:
-        values = np.asarray(group, dtype=np.float64)
-        drawn = generator.integers(0, len(values), size=(samples, len(values)))
-        means += values[drawn].mean(axis=1) / len(groups)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def ratio_ci(
-    above: Sequence[float],
-    below: Sequence[float],
-    seed: int = 0,
-    *,
-    samples: int = 2000,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of `mean(above) / mean(below)`, the pairs drawn together.
-
-    Draws in which the divisor is 0 are left out.
+    Rows are drawn with replacement. With several groups, rows are drawn within each group
+    (stratified), and the interval is that of the mean of the groups' statistics. Resamples whose
+    statistic is NaN are left out.
 
     Args:
-        above: at least one number; as many as `below`.
-        below: numbers of at least 0, not all of them 0.
+        groups: each `[n]`, or `[n, columns]` where the values of a row belong together.
+        seed: of the draws.
+        statistic: `mean`, `median`, `ratio`, or another.
     """
     generator = np.random.default_rng(seed)
-    drawn = generator.integers(0, len(below), size=(samples, len(below)))
-    dividends = np.asarray(above, dtype=np.float64)[drawn].mean(axis=1)
-    divisors = np.asarray(below, dtype=np.float64)[drawn].mean(axis=1)
-    ratios = dividends[divisors > 0] / divisors[divisors > 0]
-    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    total = np.zeros(_RESAMPLES)
+    for group in groups:
+        values = np.asarray(group, dtype=np.float64)
+        rows = generator.integers(0, len(values), size=(_RESAMPLES, len(values)))
+        blocks = np.array_split(rows, math.ceil(rows.size / _MOST_DRAWN))
+        total += np.concatenate([statistic(values[block]) for block in blocks]) / len(groups)
+    low, high = np.nanquantile(total, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""The prediction log, by which an interrupted evaluation resumes, and digests for its settings."""
+"""The log of predictions, from which an interrupted evaluation resumes, and its digests."""
 
 from __future__ import annotations
 
@@ -12,30 +12,35 @@ from typing import TYPE_CHECKING, Any
 
 from ztok_rag.codec.sequence import write_atomic
 from ztok_rag.errors import DataError
-from ztok_rag.evaluation.questions import Arm, Question
+from ztok_rag.evaluation.arms import Arm
+from ztok_rag.evaluation.questions import Question
+from ztok_rag.jsonl import read_jsonl
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
 
 
 class PredictionLog:
-    """`predictions.jsonl` of an output folder, by which an interrupted run resumes.
+    """The answers of a run, in `predictions.jsonl` of its output folder.
 
-    Each line is one answer of one arm from one number of retrieved chunks. What is in the file
-    when it is opened counts as done; a last line that a kill left half written is dropped.
+    A line is one answer, by one arm, from one number of retrieved chunks. Answers that are in the
+    file when it is opened are not computed again. A half-written last line is dropped.
 
     Attributes:
-        k: the number of chunks that answers looked up or added are from; see `at`.
+        path: of the file.
+        k: number of retrieved chunks of the answers that `get` and `append` are about.
+        records: all answers.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Open or begin the log in `folder`.
+        """Open the log in `folder`, or start one.
 
         Args:
-            settings: whatever decides a prediction; kept in `settings.json`.
+            folder: made if it does not exist.
+            settings: everything that decides a prediction; kept in `settings.json`.
 
         Raises:
-            DataError: the folder holds a run with other settings, or a damaged log.
+            DataError: the folder holds a run with other settings, or the log is damaged.
         """
         self.path = folder / "predictions.jsonl"
         self.k = 1
@@ -77,32 +82,34 @@ class PredictionLog:
             )
 
     def _load(self) -> None:
+        self._drop_partial_line()
+        fields = {"task": str, "arm": str, "id": str, "prediction": str}
+        try:
+            records = read_jsonl(self.path, fields, _require_rate, allow_empty=True)
+        except DataError as error:
+            raise DataError(f"{error} Delete that line to run it again.") from error
+        self.records = {_key(record): record for record in records}
+
+    def _drop_partial_line(self) -> None:
+        """Cut off a last line without a line feed, which a killed run has left."""
         data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(self.path, len(whole))
-        for number, line in enumerate(whole.split(b"\n")[:-1], 1):
-            try:
-                record = json.loads(line)
-                self.records[_key(record)] = record
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{self.path}, line {number} is damaged; delete that line to run it again."
-                ) from error
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            os.truncate(self.path, whole)
 
     def at(self, k: int) -> PredictionLog:
-        """The same log, for answers from `k` retrieved chunks."""
+        """This log, for answers from `k` retrieved chunks."""
         view = copy.copy(self)
         view.k = k
         return view
 
     def get(self, question: Question, arm: Arm) -> dict[str, Any] | None:
-        """The record of a question answered by an arm, if it is done."""
+        """The record of an arm's answer to a question, or `None` if there is none yet."""
         k = 0 if arm.rate is None else self.k
         return self.records.get((question.task, arm.name, arm.rate, k, question.id))
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
-        """Add records, on disk when this returns."""
+        """Add records and flush them to the file."""
         for record in records:
             record = {**record, "k": 0 if record["rate"] is None else self.k}
             self.records[_key(record)] = record
@@ -115,13 +122,13 @@ class PredictionLog:
 
 
 def digest(value: Any) -> str:
-    """16 hex digits of anything that JSON can hold."""
+    """A digest of a JSON value, 16 hex digits."""
     data = json.dumps(value, sort_keys=True, ensure_ascii=True).encode()
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 def weights_digest(compressor: ZCompressor) -> str:
-    """16 hex digits of all weights of the checkpoint, the reader's included."""
+    """A digest of all weights of a checkpoint, 16 hex digits."""
     heads, adapters = compressor.model.state()
     total = hashlib.blake2b(digest_size=8)
     for name, tensors in sorted({"heads": heads, **adapters}.items()):
@@ -129,6 +136,11 @@ def weights_digest(compressor: ZCompressor) -> str:
             total.update(f"{name}.{path}".encode())
             total.update(tensors[path].float().contiguous().numpy().tobytes())
     return total.hexdigest()
+
+
+def _require_rate(record: Mapping[str, Any]) -> None:
+    if "rate" not in record:
+        raise ValueError("field 'rate' is missing")
 
 
 def _key(record: Mapping[str, Any]) -> tuple[str, str, float | None, int, str]:

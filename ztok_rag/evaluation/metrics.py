@@ -1,6 +1,6 @@
-"""Metrics of answers and of reconstructed texts: F1, ROUGE-L, BLEU-4, and LongBench's others.
+"""Metrics of answers and of reconstructed texts: token F1, ROUGE-L, BLEU-4, and LongBench's.
 
-Every metric takes a prediction and its reference answers, and is the best score over those
+A metric takes a prediction and its reference answers, and returns the best score over the
 answers, from 0 to 1.
 """
 
@@ -24,54 +24,52 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def require_bench() -> None:
-    """Check that the packages of `bleu4` and `rouge_l`, the extra `bench`, are there.
+    """Check that the packages that `bleu4` and `rouge_l` need are installed.
 
     Raises:
-        ZtokError: one is not installed.
+        ZtokError: a package is missing.
     """
     for module in (_BLEU, _ROUGE):
         _import_bench(module)
 
 
-def normalize(text: str) -> str:
-    """SQuAD's normal form: lower case, no punctuation, no articles, single spaces."""
+def normalize_answer(text: str) -> str:
+    """SQuAD's normal form (arXiv 1606.05250): lower case, without punctuation and articles."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def first_line(text: str) -> str:
-    """The first line of a text that may begin with line breaks."""
+    """The first line of a text, after any line breaks at its start."""
     return text.lstrip("\n").split("\n", 1)[0]
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
-    """F1 over the words of the normalized texts."""
+    """F1 of the words that prediction and answer share, both normalized, as in SQuAD."""
     return _best(_token_f1, prediction, answers)
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
     """1 if the normalized prediction equals a normalized answer, else 0."""
-    return _best(lambda a, b: float(normalize(a) == normalize(b)), prediction, answers)
+    return _best(_exact_match, prediction, answers)
 
 
 def verbatim_match(prediction: str, answers: Sequence[str]) -> float:
-    """1 if the prediction is an answer, letter by letter but for white space at the ends."""
+    """1 if the prediction is an answer verbatim, except for white space at its ends."""
     return _best(lambda p, a: float(p.strip() == a.strip()), prediction, answers)
 
 
 def characters_lost(prediction: str, answers: Sequence[str]) -> float:
     """Share of an answer's characters that are not in the prediction; 0 is best.
 
-    The characters that are there are those of a longest common subsequence of the two texts, so
-    those lost are what the shortest edit by insertions and deletions inserts to make the answer
-    from the prediction. Case and white space count; what the prediction adds does not. With
-    several answers, the least share counts. Two English passages on unlike matters already
-    have some four tenths of their characters in common.
+    A character is kept if it is in a longest common subsequence of the two texts. Case and white
+    space count. What the prediction adds does not count. With several answers, the smallest share
+    is returned. Two unrelated English passages have about 40% of their characters in common.
     """
     return min((_characters_lost(prediction, answer) for answer in answers), default=0.0)
 
 
 def rouge_l(prediction: str, answers: Sequence[str]) -> float:
-    """F-measure of ROUGE-L as `rouge-score` computes it: over the whole text, case folded.
+    """F-measure of ROUGE-L over the whole text in lower case, by the package `rouge-score`.
 
     Raises:
         ZtokError: the extra `bench` is not installed.
@@ -81,18 +79,18 @@ def rouge_l(prediction: str, answers: Sequence[str]) -> float:
 
 
 def rouge_l_union(prediction: str, answers: Sequence[str]) -> float:
-    """F-measure of ROUGE-L as LongBench computes it.
+    """F-measure of ROUGE-L as LongBench (arXiv 2308.14508) computes it.
 
-    The overlap is the set of distinct words in any longest common subsequence of a predicted
-    and a reference sentence; sentences end at full stops, words at spaces, and case counts.
+    The overlap is the set of words in the longest common subsequences of all pairs of a predicted
+    and a reference sentence. Sentences end at full stops, words at spaces. Case counts.
     """
     return _best(_rouge_l_union, prediction, answers)
 
 
 def bleu4(prediction: str, answers: Sequence[str]) -> float:
-    """Sentence BLEU over 1- to 4-grams of words, add-epsilon smoothed.
+    """Sentence BLEU over 1- to 4-grams of words, with add-epsilon smoothing.
 
-    With several answers, each is scored alone and the best score counts.
+    With several answers, each is scored on its own and the best score is returned.
 
     Raises:
         ZtokError: the extra `bench` is not installed.
@@ -110,9 +108,9 @@ def bleu4(prediction: str, answers: Sequence[str]) -> float:
 
 
 def classification(prediction: str, answers: Sequence[str], classes: Sequence[str]) -> float:
-    """1 / (number of class names in the prediction) if the right one is among them, else 0.
+    """One over the number of class names in the prediction if the answer is among them, else 0.
 
-    Class names that are part of the right one's name do not count.
+    Class names that are part of the answer do not count.
     """
 
     def score(prediction: str, answer: str) -> float:
@@ -123,9 +121,10 @@ def classification(prediction: str, answers: Sequence[str], classes: Sequence[st
 
 
 def choice(prediction: str, answers: Sequence[str], options: Sequence[str]) -> float:
-    """1 if the prediction names the right one of options that begin with `(A)`, `(B)` and so on.
+    """1 if the prediction names the answer among options that begin with `(A)`, `(B)` and so on.
 
-    It names an option by beginning with its letter, or else by having the most words in common.
+    A prediction that begins with a letter names that option. Otherwise it names the option with
+    the highest token F1. If several options tie, the score is shared.
     """
     letter = re.match(r"\s*\(?([A-Z])\b(?! \w)", prediction)
     named = [option for option in options if letter and option.startswith(f"({letter[1]})")]
@@ -136,7 +135,7 @@ def choice(prediction: str, answers: Sequence[str], options: Sequence[str]) -> f
 
 
 def retrieval(prediction: str, answers: Sequence[str]) -> float:
-    """Share of the numbers in the prediction that are the answer's paragraph number."""
+    """Share of the numbers in the prediction that are the paragraph number of the answer."""
 
     def score(prediction: str, answer: str) -> float:
         match = re.search(r"Paragraph (\d+)", answer)
@@ -146,14 +145,14 @@ def retrieval(prediction: str, answers: Sequence[str]) -> float:
 
 
 def count(prediction: str, answers: Sequence[str]) -> float:
-    """Share of the numbers in the prediction that are the answer."""
+    """Share of the numbers in the prediction that equal the answer."""
     return _best(_number_share, prediction, answers)
 
 
 def edit_similarity(prediction: str, answers: Sequence[str]) -> float:
     """Similarity of the first line of code in the prediction to the answer, to two decimals.
 
-    Lines with a backquote, `#` or `//` are taken for markup or comments and skipped.
+    Lines with a backquote, `#` or `//` are skipped as markup or comments.
     """
     lines = prediction.lstrip("\n").split("\n")
     code = next((x for x in lines if not ("`" in x or "#" in x or "//" in x)), "")
@@ -168,8 +167,12 @@ def _best(metric: Callable[[str, str], float], prediction: str, answers: Sequenc
     return max((float(metric(prediction, answer)) for answer in answers), default=0.0)
 
 
+def _exact_match(prediction: str, answer: str) -> float:
+    return float(normalize_answer(prediction) == normalize_answer(answer))
+
+
 def _token_f1(prediction: str, answer: str) -> float:
-    words, reference = normalize(prediction).split(), normalize(answer).split()
+    words, reference = normalize_answer(prediction).split(), normalize_answer(answer).split()
     common = sum((Counter(words) & Counter(reference)).values())
     return 2 * common / (len(words) + len(reference)) if common else 0.0
 
@@ -185,7 +188,7 @@ def _rouge_scorer() -> Any:
 
 
 def _import_bench(module: str) -> Any:
-    """A module of the extra `bench`."""
+    """Import a module of the extra `bench`."""
     try:
         return import_module(module)
     except ImportError as error:
@@ -203,10 +206,10 @@ def _characters_lost(prediction: str, answer: str) -> float:
 
 
 def _common_length(text: str, other: str) -> int:
-    """Length of a longest common subsequence, by Hyyrö's bit-parallel recurrence.
+    """Length of a longest common subsequence, by Hyyrö's bit-parallel algorithm.
 
-    A zero bit of `row` marks a character of `text` at which the length, over what was read of
-    `other`, grows by one.
+    Bit `i` of `row` is 0 where the length for `text[: i + 1]`, against the part of `other` read
+    so far, is one more than that for `text[:i]`.
     """
     places: dict[str, int] = {}
     for index, character in enumerate(text):
@@ -236,7 +239,7 @@ def _sentences(text: str) -> list[str]:
 
 
 def _common_words(reference: list[str], predicted: list[str]) -> set[str]:
-    """Words of a longest common subsequence; of several, the latest in `reference`."""
+    """Words of a longest common subsequence. Of several, the one latest in `reference`."""
     lengths = [[0] * (len(predicted) + 1)]
     for word in reference:
         above, row = lengths[-1], [0]

@@ -1,4 +1,4 @@
-"""The prompt of each arm, with the cost of its context, cut to what the base can read."""
+"""The prompt of each arm, cut to what the base LLM can read, and the cost of its context."""
 
 from __future__ import annotations
 
@@ -9,22 +9,32 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ztok_rag.codec.sequence import ZSequence
-from ztok_rag.evaluation.questions import Arm, Question, utf8_bytes
-from ztok_rag.selection.focus import QuestionFocus, resolve_in_memory
+from ztok_rag.evaluation.arms import Arm, utf8_bytes
+from ztok_rag.evaluation.questions import Question
+from ztok_rag.selection.query_aware import QueryAwareSelector, resolve_in_memory
 from ztok_rag.selection.sentences import SentenceScorer
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
 
 JOIN = "\n\n"
-"""Stands between two retrieved chunks, as text or as Z-tokens."""
+"""The separator between two retrieved chunks, be they text or Z-tokens."""
 
 Segments = list[str | ZSequence]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with the cost of its context; `times` are in milliseconds."""
+    """A prompt and the cost of its context.
+
+    Attributes:
+        segments: the prompt, text and Z-tokens in turn.
+        context_tokens: positions of LLM input that the context takes.
+        source_tokens: tokens of the text that the context stands for.
+        stored_bytes: bytes stored for the context.
+        truncated: whether the prompt was cut.
+        times: milliseconds of each step that made the context, by name.
+    """
 
     segments: Segments
     context_tokens: int
@@ -35,23 +45,23 @@ class Prompt:
 
 
 class Compressed:
-    """The Z-tokens of chunks, made once for all arms, as a store would keep them."""
+    """The Z-tokens of chunks, computed once for all arms, as in a store."""
 
     def __init__(self, compressor: ZCompressor) -> None:
         self.compressor = compressor
         scorer = SentenceScorer(compressor.tokenizer)
-        self.focus = QuestionFocus(compressor, scorer, resolve_in_memory(compressor))
+        self.focus = QueryAwareSelector(compressor, scorer, resolve_in_memory(compressor))
         self._known: dict[tuple[str, float], ZSequence] = {}
 
     def _resolve(self, texts: Sequence[str], rate: float) -> list[ZSequence]:
-        """Sequences at one rate."""
+        """The Z-tokens of texts at one rate."""
         new = [text for text in dict.fromkeys(texts) if (text, rate) not in self._known]
         for text, z in zip(new, self.compressor.compress(new, rate), strict=True):
             self._known[text, rate] = z
         return [self._known[text, rate] for text in texts]
 
     def prepare(self, texts: Sequence[str], arm: Arm) -> None:
-        """Make what an arm needs of texts, beside the question."""
+        """Compute what an arm needs of texts and what does not depend on the question."""
         if arm.shorten is not None:
             arm.shorten.prepare(texts)
         elif arm.name == "ztok-focus":
@@ -61,14 +71,14 @@ class Compressed:
             self._resolve(texts, arm.rate)
 
     def read(self, question: str, chunks: Sequence[str], arm: Arm) -> list[ZSequence]:
-        """What an arm reads of the chunks."""
+        """The Z-tokens of the chunks that an arm reads."""
         assert arm.rate is not None
         if arm.name == "ztok":
             return self._resolve(chunks, arm.rate)
         return self.focus.compose(question, chunks, arm.rate)[0]
 
     def stored_bytes(self, chunks: Sequence[str], arm: Arm) -> int:
-        """What of the chunks is kept for an arm."""
+        """Bytes of the chunks that are stored for an arm."""
         assert arm.rate is not None
         if arm.name == "ztok":
             return sum(len(z.to_bytes()) for z in self._resolve(chunks, arm.rate))
@@ -82,9 +92,9 @@ def build_prompt(
     compressed: Compressed,
     compressor: ZCompressor,
 ) -> Prompt:
-    """The prompt of an arm, with the middle of the context left out where it is too long."""
+    """The prompt of an arm. If it is too long, the middle of the context is left out."""
     reader = compressor.reader
-    # A few positions are kept back: texts cut apart may take more tokens than together.
+    # Eight positions are reserved: pieces of a text may take more tokens than the whole.
     room = reader.max_positions - question.max_new_tokens - 8
     before, after = question.before, question.after
     if question.chat and arm.adapter is None:
@@ -140,7 +150,7 @@ def _build_shortened(
     Args:
         around: prompt text before and after the context.
         room: most positions of the context.
-        cut: whether `around` has been cut.
+        cut: whether `around` was cut.
     """
     assert arm.shorten is not None and arm.rate is not None
     reader = compressor.reader
@@ -163,7 +173,7 @@ def _build_shortened(
 
 
 def chat_frame(tokenizer: Any) -> tuple[str, str]:
-    """What a chat model's format puts before and after a user's message; empty without one."""
+    """The text before and after a user's message in the chat format; empty without a format."""
     if not getattr(tokenizer, "chat_template", None):
         return "", ""
     place = "{message}"
@@ -175,9 +185,9 @@ def chat_frame(tokenizer: Any) -> tuple[str, str]:
 
 
 def cut_end(text: str, limit: int, tokenizer: Any) -> tuple[str, bool]:
-    """The text's first whole words of together at most `limit` tokens, and whether it was longer.
+    """The first whole words of a text, of at most `limit` tokens, and whether it was cut.
 
-    A text of at most `limit` tokens stays whole; a first word that is longer is cut.
+    A text of at most `limit` tokens is left whole. A first word longer than that is cut.
     """
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
         "offset_mapping"
@@ -193,9 +203,9 @@ def cut_end(text: str, limit: int, tokenizer: Any) -> tuple[str, bool]:
 
 
 def cut_middle(text: str, limit: int, tokenizer: Any) -> tuple[str, bool]:
-    """The text's first and last `limit // 2` tokens, and whether anything was cut.
+    """The first and last `limit // 2` tokens of a text, and whether it was cut.
 
-    A text of at most `limit` tokens stays whole.
+    A text of at most `limit` tokens is left whole.
     """
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
         "offset_mapping"

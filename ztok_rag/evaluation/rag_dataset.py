@@ -9,7 +9,7 @@ from typing import Any
 
 from ztok_rag.codec.sequence import write_atomic
 from ztok_rag.errors import DataError
-from ztok_rag.evaluation.questions import check_field
+from ztok_rag.jsonl import check_field
 
 _FIELDS: Mapping[str, type] = {"query": str, "reference_contexts": list, "reference_answer": str}
 
@@ -17,10 +17,10 @@ _FIELDS: Mapping[str, type] = {"query": str, "reference_contexts": list, "refere
 def read_rag_dataset(path: str | Path) -> list[dict[str, Any]]:
     """Records of `{context, question, answers}` from what `LabelledRagDataset.save_json` wrote.
 
-    The reference contexts of an example become one context, with blank lines between.
+    The reference contexts of an example are joined with blank lines.
 
     Raises:
-        DataError: the file cannot be read, or is of another format; names the example.
+        DataError: the file cannot be read or has another format. The message names the example.
     """
     path = Path(path)
     try:
@@ -50,9 +50,9 @@ def read_rag_dataset(path: str | Path) -> list[dict[str, Any]]:
 
 
 def write_rag_dataset(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Write records of `{context, question, answers}` as a file that `LabelledRagDataset` loads.
+    """Write records of `{context, question, answers}` in the format of `LabelledRagDataset`.
 
-    Of several answers the first is the reference.
+    The first answer becomes the reference.
     """
     human = {"model_name": "", "type": "human"}
     examples = [

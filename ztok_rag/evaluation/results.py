@@ -1,4 +1,4 @@
-"""`results.json`, with the machine, the commit and the command that it was made by."""
+"""Write `results.json`: the rows, and the command, commit and machine that made them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ztok_rag.evaluation.rows import Row
 
 
 def machine_info(device: str | None = None) -> dict[str, Any]:
-    """The machine and the versions that timings and scores depend on."""
+    """The machine and the package versions on which timings and scores depend."""
     names = ("torch", "transformers", "peft")
     return {
         "platform": platform.platform(),
@@ -51,7 +51,7 @@ def _version(package: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout this package runs from, `+` after it if files differ."""
+    """The commit of the checkout that this package runs from, with `+` if files differ from it."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -76,10 +76,10 @@ def write_results(
     command: Sequence[str] | None = None,
     **extra: Any,
 ) -> dict[str, Any]:
-    """Write `results.json` into `folder`, atomically, and return what it holds.
+    """Write `results.json` into `folder` atomically, and return its content.
 
     Args:
-        command: `None` is this process's own.
+        command: `None` is the command of this process.
         extra: further fields beside `rows`.
     """
     results = {
@@ -96,7 +96,7 @@ def write_results(
 
 
 def _own_command() -> list[str]:
-    """This process's arguments, a program of this machine by its name alone."""
+    """The arguments of this process. A program with an absolute path is given by name only."""
     program, *arguments = sys.argv
     dtype = os.environ.get("ZTOK_DTYPE")
     setting = [f"ZTOK_DTYPE={dtype}"] if dtype else []

@@ -1,25 +1,60 @@
-"""Scores and costs of arms, from the log of their answers."""
+"""The rows of `results.json`: every field that a row can have."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
-
-from ztok_rag.errors import DataError
-from ztok_rag.evaluation.intervals import bootstrap_ci, ratio_ci, stratified_ci
-from ztok_rag.evaluation.log import PredictionLog
-from ztok_rag.evaluation.questions import Arm, Question
-
-_OPTIONAL_COSTS = ("gold_retrieved", "shorten_ms", "postprocess_ms")
-"""Fields of some records whose mean stands in `extra` where any record has them."""
+COST_FIELDS = ("context_tokens", "bytes_per_source_token", "prefill_ms", "ttft_ms", "kv_bytes")
+"""What every row says of an arm's cost, as null where it was not measured."""
 
 
 @dataclass
 class Row:
-    """One line of `results.json`; scores are 0 to 100, costs are means per question."""
+    """One row of `results.json`: a score of one arm, with what that arm costs.
+
+    The fields up to `kv_bytes` are always written, as null where there is no value. Those below
+    it are written only where they have a value.
+
+    Attributes:
+        benchmark: what was run, such as `rag_qa`.
+        task: the data set, or what was measured.
+        arm: the way in which the context was given.
+        rate: source tokens per Z-token; 1 for raw text, `None` without context.
+        k: number of retrieved chunks; 0 where nothing was retrieved.
+        metric: name of the score.
+        score: 0 to 100, unless the metric names another unit.
+        ci95: 95% bootstrap interval of the score.
+        n: number of questions, texts or measurements.
+        context_tokens: mean positions of LLM input that the context takes.
+        bytes_per_source_token: stored bytes per source token.
+        prefill_ms: mean milliseconds of the forward pass over the prompt.
+        ttft_ms: mean milliseconds to the first token.
+        kv_bytes: mean bytes of the KV cache after the prompt.
+        source_tokens: mean tokens of the context's text.
+        source_tokens_per_position: source tokens per position of the context.
+        truncated: number of prompts that were cut to what the base LLM can read.
+        measured: number of questions whose prefill was timed.
+        gold_retrieved: share, 0 to 1, of the questions whose gold paragraph was retrieved.
+        shorten_ms: mean milliseconds to shorten the chunks as text.
+        postprocess_ms: mean milliseconds to look up or make the Z-tokens that are read.
+        p10: 10th percentile of the measurements.
+        p90: 90th percentile of the measurements.
+        windows: windows compressed in one measurement.
+        batch_tokens: most padded tokens in a batch.
+        compress_ms: milliseconds to compress the context.
+        z_tokens: Z-tokens of the context.
+        llm_calls: mean calls of the LLM per query.
+        compressed: mean chunks compressed per query.
+        answer_tokens: mean tokens of an answer.
+        answers: the answers given.
+        work: training compute, in positions sent forward through the base LLM.
+        steps: optimizer steps.
+        seconds: wall-clock seconds of training.
+        what: the variant in a few words.
+        setting: how held-out data were read.
+        fingerprint: of the checkpoint.
+    """
 
     benchmark: str
     task: str
@@ -35,233 +70,41 @@ class Row:
     prefill_ms: float | None = None
     ttft_ms: float | None = None
     kv_bytes: float | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    # Of questions.
+    source_tokens: float | None = None
+    source_tokens_per_position: float | None = None
+    truncated: int | None = None
+    measured: int | None = None
+    gold_retrieved: float | None = None
+    shorten_ms: float | None = None
+    postprocess_ms: float | None = None
+    # Of timings.
+    p10: float | None = None
+    p90: float | None = None
+    windows: int | None = None
+    batch_tokens: int | None = None
+    compress_ms: float | None = None
+    z_tokens: int | None = None
+    llm_calls: float | None = None
+    compressed: float | None = None
+    answer_tokens: float | None = None
+    answers: list[str] | None = None
+    # Of training runs and checkpoints.
+    work: float | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    what: str | None = None
+    setting: str | None = None
+    fingerprint: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, those of `extra` beside them, with floats cut to 4 decimals."""
-        fields = asdict(self)
-        fields.update(fields.pop("extra"))
-        return {name: _rounded(value) for name, value in fields.items()}
-
-
-def summarize(
-    benchmark: str,
-    tasks: Mapping[str, Sequence[Question]],
-    arms: Sequence[Arm],
-    log: PredictionLog,
-    *,
-    k: int,
-    seed: int = 0,
-) -> list[Row]:
-    """A row per task, arm and metric, and the mean over tasks where there are several.
-
-    Raises:
-        DataError: the log lacks a question.
-    """
-    rows = []
-    for arm in arms:
-        groups: list[list[float]] = []
-        means: list[Row] = []
-        for task, questions in tasks.items():
-            records = _records(questions, arm, log)
-            for index, (metric, scores) in enumerate(_scores(questions, records).items()):
-                row = Row(
-                    benchmark=benchmark,
-                    task=task,
-                    arm=arm.name,
-                    rate=arm.rate,
-                    k=k if arm.rate is not None else 0,
-                    metric=metric,
-                    score=float(np.mean(scores)),
-                    ci95=bootstrap_ci(scores, seed),
-                    n=len(scores),
-                    **_costs(records),
-                )
-                rows.append(row)
-                if index == 0:
-                    groups.append(scores)
-                    means.append(row)
-        if len(tasks) > 1:
-            rows.append(_mean_row(means, stratified_ci(groups, seed)))
-    return rows
-
-
-def paired_difference(
-    questions: Sequence[Question],
-    arm: Arm,
-    other: Arm,
-    log: PredictionLog,
-    metric: str,
-    *,
-    benchmark: str,
-    k: int,
-    seed: int = 0,
-) -> Row:
-    """The row of `arm`'s score minus `other`'s on the same questions, with its interval."""
-    records = _records(questions, arm, log)
-    differences = _differences(questions, arm, other, log, metric)
-    return Row(
-        benchmark=benchmark,
-        task=questions[0].task,
-        arm=arm.name,
-        rate=arm.rate,
-        k=k,
-        metric=f"{metric}_minus_{other.name}",
-        score=float(np.mean(differences)),
-        ci95=bootstrap_ci(differences, seed),
-        n=len(differences),
-        **_costs(records),
-    )
-
-
-def paired_differences(
-    tasks: Mapping[str, Sequence[Question]],
-    arm: Arm,
-    other: Arm,
-    log: PredictionLog,
-    *,
-    benchmark: str,
-    k: int,
-    seed: int = 0,
-) -> list[Row]:
-    """The `paired_difference` of each task in its first metric, then their mean over tasks."""
-    rows, groups = [], []
-    for questions in tasks.values():
-        metric = next(iter(_scores(questions[:1], _records(questions[:1], arm, log))))
-        rows.append(
-            paired_difference(
-                questions, arm, other, log, metric, benchmark=benchmark, k=k, seed=seed
-            )
-        )
-        groups.append(_differences(questions, arm, other, log, metric))
-    if len(tasks) > 1:
-        mean = _mean_row(rows, stratified_ci(groups, seed))
-        rows.append(replace(mean, metric=f"mean_minus_{other.name}"))
-    return rows
-
-
-def _differences(
-    questions: Sequence[Question], arm: Arm, other: Arm, log: PredictionLog, metric: str
-) -> list[float]:
-    """What `arm` scores more than `other`, by question."""
-    ours = _scores(questions, _records(questions, arm, log))[metric]
-    theirs = _scores(questions, _records(questions, other, log))[metric]
-    return [a - b for a, b in zip(ours, theirs, strict=True)]
-
-
-def paired_share(
-    questions: Sequence[Question],
-    arm: Arm,
-    other: Arm,
-    log: PredictionLog,
-    metric: str,
-    *,
-    benchmark: str,
-    k: int,
-    seed: int = 0,
-) -> Row | None:
-    """The row of `arm`'s mean score in per cent of `other`'s on the same questions.
-
-    The interval is that of the ratio of the means, questions drawn in pairs. `None` if `other`
-    scores 0.
-    """
-    records = _records(questions, arm, log)
-    ours = _scores(questions, records)[metric]
-    theirs = _scores(questions, _records(questions, other, log))[metric]
-    if not any(theirs):
-        return None
-    low, high = ratio_ci(ours, theirs, seed)
-    return Row(
-        benchmark=benchmark,
-        task=questions[0].task,
-        arm=arm.name,
-        rate=arm.rate,
-        k=k,
-        metric=f"share_of_{other.name}".replace("-", "_"),
-        score=float(100 * np.mean(ours) / np.mean(theirs)),
-        ci95=(100 * low, 100 * high),
-        n=len(ours),
-        **_costs(records),
-    )
-
-
-def _records(questions: Sequence[Question], arm: Arm, log: PredictionLog) -> list[dict[str, Any]]:
-    records = []
-    for question in questions:
-        record = log.get(question, arm)
-        if record is None:
-            raise DataError(f"{log.path} lacks question {question.id}; run the same command again.")
-        records.append(record)
-    return records
-
-
-def _scores(
-    questions: Sequence[Question], records: Sequence[Mapping[str, Any]]
-) -> dict[str, list[float]]:
-    """Scores by metric, 0 to 100, computed from the predictions."""
-    scores: dict[str, list[float]] = {}
-    for question, record in zip(questions, records, strict=True):
-        for name, value in question.score(record["prediction"]).items():
-            scores.setdefault(name, []).append(100 * value)
-    return scores
-
-
-def _costs(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Cost fields of a row."""
-
-    def mean(name: str) -> float | None:
-        values = [record[name] for record in records if name in record]
-        return float(np.mean(values)) if values else None
-
-    positions = sum(record["context_tokens"] for record in records)
-    tokens = sum(record["source_tokens"] for record in records)
-    stored = sum(record["stored_bytes"] for record in records)
-    return {
-        "context_tokens": mean("context_tokens"),
-        "bytes_per_source_token": stored / tokens if tokens else None,
-        "prefill_ms": mean("prefill_ms"),
-        "ttft_ms": mean("ttft_ms"),
-        "kv_bytes": mean("kv_bytes"),
-        "extra": {
-            "source_tokens": mean("source_tokens"),
-            "source_tokens_per_position": tokens / positions if positions else None,
-            "truncated": sum(record["truncated"] for record in records),
-            "measured": sum("prefill_ms" in record for record in records),
+        """The fields to write, with floats rounded to 4 decimals."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: _rounded(value)
+            for name, value in values.items()
+            if value is not None or name == "rate" or name in COST_FIELDS
         }
-        | {name: value for name in _OPTIONAL_COSTS if (value := mean(name)) is not None},
-    }
-
-
-def _mean_row(rows: Sequence[Row], interval: tuple[float, float]) -> Row:
-    """The unweighted mean over tasks of one arm."""
-
-    def mean(name: str) -> float | None:
-        values = [getattr(row, name) for row in rows]
-        return None if None in values else float(np.mean(values))
-
-    first = rows[0]
-    return Row(
-        benchmark=first.benchmark,
-        task="average",
-        arm=first.arm,
-        rate=first.rate,
-        k=first.k,
-        metric="mean",
-        score=float(np.mean([row.score for row in rows])),
-        ci95=interval,
-        n=sum(row.n for row in rows),
-        context_tokens=mean("context_tokens"),
-        bytes_per_source_token=mean("bytes_per_source_token"),
-        prefill_ms=mean("prefill_ms"),
-        ttft_ms=mean("ttft_ms"),
-        kv_bytes=mean("kv_bytes"),
-        extra={"truncated": sum(row.extra["truncated"] for row in rows)}
-        | {
-            name: float(np.mean([row.extra[name] for row in rows]))
-            for name in _OPTIONAL_COSTS
-            if all(name in row.extra for row in rows)
-        },
-    )
 
 
 def _rounded(value: Any) -> Any:

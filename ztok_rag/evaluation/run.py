@@ -1,4 +1,4 @@
-"""Answering questions by every arm, and reconstructing texts at every rate."""
+"""Answer questions by every arm, and reconstruct texts at every rate."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ztok_rag.codec.sequence import ZSequence
+from ztok_rag.evaluation.arms import Arm
 from ztok_rag.evaluation.log import PredictionLog
 from ztok_rag.evaluation.prompts import Compressed, Prompt, build_prompt
-from ztok_rag.evaluation.questions import Arm, Question, sample
+from ztok_rag.evaluation.questions import Question, sample
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 _SHORTEN_AT_ONCE = 4
-"""Batches of prompts whose contexts are shortened before the first of them is answered."""
+"""Batches whose contexts are shortened together, before the first of them is answered."""
 
 
 def evaluate(
@@ -32,14 +33,14 @@ def evaluate(
     seed: int = 0,
     bar: tqdm[Any] | None = None,
 ) -> None:
-    """Answer every question by every arm, into `log`; what `log` already holds is not run again.
+    """Answer every question by every arm, into `log`. Answers already in `log` are not run again.
 
     Args:
         questions: of one task.
-        retrieve: the chunks of each question, in the order in which they are read.
-        batch_size: most prompts in one batch.
+        retrieve: returns the chunks of each question, in reading order.
+        batch_size: most prompts in a batch.
         measured: number of questions per arm whose prefill is timed.
-        bar: progress bar, moved by one per answer, answers already there included.
+        bar: progress bar, advanced by one per answer, including those already in `log`.
     """
     reader = compressor.reader
     timed = {question.id for question in sample(questions, measured, seed)}
@@ -72,7 +73,7 @@ def evaluate(
                 if arm.shorten is not None and found_chunks:
                     show(f"{arm.label}, shortening for question {question.id}")
                     if question is todo[arm][0]:
-                        # Loads what it needs, so that no question's time includes that.
+                        # The first call loads models; it is kept out of the measured time.
                         arm.shorten(question.text, found_chunks, 1)
                 prompts[question.id] = build_prompt(
                     question, arm, found_chunks, compressed, compressor
@@ -116,16 +117,16 @@ def reconstruct(
     batch_size: int = 8,
     bar: tqdm[Any] | None = None,
 ) -> None:
-    """Compress and decompress every text, into `log`; what `log` already holds is not run again.
+    """Compress and decompress every text, into `log`, as the arm `ztok`.
 
-    The records are of the arm `ztok`.
+    Texts already in `log` are not run again.
 
     Args:
-        texts: each has the text to reconstruct as its only answer; where its `text` is another,
-            that is the whole of which this is a cut.
+        texts: the only answer of each is the text to reconstruct. It may be cut from the longer
+            `text`.
         rates: source tokens per Z-token.
-        batch_size: most texts in one batch.
-        bar: progress bar, moved by one per text and rate, those already there left out.
+        batch_size: most texts in a batch.
+        bar: progress bar, advanced by one per text and rate, without those already in `log`.
     """
     for rate in rates:
         arm = Arm("ztok", rate, "read")
@@ -146,7 +147,7 @@ def reconstruct(
 
 
 def _whole(text: Question, z: ZSequence) -> Prompt:
-    """A text's Z-tokens, as a prompt of nothing else."""
+    """A prompt of the Z-tokens of a text and nothing else."""
     return Prompt([z], len(z), z.source_tokens, len(z.to_bytes()), text.answers[0] != text.text)
 
 
@@ -170,7 +171,7 @@ def _record(question: Question, arm: Arm, prompt: Prompt, output: str) -> dict[s
 def _groups(
     questions: Sequence[Question], arm: Arm, batch_size: int
 ) -> Iterator[Sequence[Question]]:
-    """The questions in groups whose prompts are made together: small where that takes long."""
+    """The questions in groups whose prompts are built together; small groups where that is slow."""
     size = len(questions) if arm.shorten is None else _SHORTEN_AT_ONCE * batch_size
     for start in range(0, len(questions), max(1, size)):
         yield questions[start : start + size]
@@ -179,7 +180,7 @@ def _groups(
 def _batches(
     questions: Sequence[Question], prompts: Mapping[str, Prompt], reader: Any, batch_size: int
 ) -> list[list[Question]]:
-    """Questions by falling prompt length, so that little is padded and the worst comes first."""
+    """Batches by falling prompt length, so that padding is small and the longest come first."""
     most_positions = 2 * int(reader.max_positions)
     lengths = {q.id: reader.count_tokens(prompts[q.id].segments) for q in questions}
     batches: list[list[Question]] = []

@@ -1,15 +1,15 @@
-"""Rows of results as aligned text."""
+"""Rows of results as a table of text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ztok_rag.evaluation.questions import Arm
+from ztok_rag.evaluation.arms import Arm
 from ztok_rag.evaluation.rows import Row
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """The rows as aligned text."""
+    """The rows as a table of aligned text."""
     header = (
         "task", "arm", "metric", "k", "score", "95% interval", "n", "context tokens",
         "bytes/source token", "prefill ms", "first token ms", "KV MiB", "shorten ms",
@@ -45,5 +45,5 @@ def _cells(row: Row) -> tuple[str, ...]:
         number(row.prefill_ms, 0),
         number(row.ttft_ms, 0),
         number(None if row.kv_bytes is None else row.kv_bytes / 2**20, 2),
-        number(row.extra.get("shorten_ms"), 1),
+        number(row.shorten_ms, 1),
     )

@@ -1,1 +1,1 @@
-"""`ZTokenIndex`: documents, their vectors and their Z-tokens in one folder, changed as a whole."""
+"""`ZTokenIndex`: documents, their vectors and their Z-tokens in one folder, with atomic changes."""

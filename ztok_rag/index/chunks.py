@@ -11,7 +11,7 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from tqdm.auto import tqdm
 
 from ztok_rag.errors import ZtokError
-from ztok_rag.selection.focus import QuestionFocus
+from ztok_rag.selection.query_aware import QueryAwareSelector
 
 _CHUNKS_AT_ONCE = 64
 
@@ -20,6 +20,12 @@ def split_documents(
     documents: Sequence[Document], tokenizer: Any, *, chunk_size: int, chunk_overlap: int
 ) -> list[BaseNode]:
     """The chunks of documents.
+
+    Args:
+        documents: any number.
+        tokenizer: of the base LLM.
+        chunk_size: longest chunk in tokens, metadata included.
+        chunk_overlap: tokens that neighbouring chunks share.
 
     Raises:
         ZtokError: the metadata of a document leaves no room for its text.
@@ -38,7 +44,7 @@ def split_documents(
     for document in documents:
         try:
             nodes += splitter.get_nodes_from_documents([document])
-        except ValueError as error:  # metadata that leaves no room for text
+        except ValueError as error:  # the metadata leaves no room for text
             raise ZtokError(
                 f"the document {document.doc_id!r} cannot be split ({error}); shorten its "
                 "metadata, or exclude it from what the LLM and the embedding model see."
@@ -46,14 +52,20 @@ def split_documents(
     return nodes
 
 
-def compress_texts(focus: QuestionFocus, texts: Sequence[str], *, show_progress: bool) -> int:
-    """Put the Z-tokens of texts into the store of `focus`; how many had to be compressed."""
+def compress_texts(
+    selector: QueryAwareSelector, texts: Sequence[str], *, show_progress: bool
+) -> int:
+    """Put the Z-tokens of texts into the selector's store.
+
+    Returns:
+        The number of texts that had to be compressed.
+    """
     compressed = 0
     distinct = list(dict.fromkeys(texts))
     with tqdm(total=len(distinct), desc="Compressing", disable=not show_progress) as bar:
         for start in range(0, len(distinct), _CHUNKS_AT_ONCE):
             batch = distinct[start : start + _CHUNKS_AT_ONCE]
-            compressed += focus.prepare(batch)
+            compressed += selector.prepare(batch)
             bar.update(len(batch))
     return compressed
 
@@ -64,6 +76,7 @@ def chunk_text(node: BaseNode) -> str:
 
 
 def check_documents(documents: Sequence[Document]) -> None:
+    """Refuse documents without words, and two documents with one id."""
     seen: set[str] = set()
     for document in documents:
         if not chunk_text(document).strip():

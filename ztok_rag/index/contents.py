@@ -1,14 +1,15 @@
-"""What a `ZTokenIndex` holds, in memory and on disk, changed as a whole."""
+"""What a `ZTokenIndex` holds, in memory and on disk, with atomic changes."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from llama_index.core import VectorStoreIndex
-from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
-from llama_index.core.vector_stores.types import VectorStoreQuery
+from llama_index.core.schema import BaseNode, NodeWithScore
+from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQuery
 from llama_index.vector_stores.faiss import FaissMapVectorStore  # type: ignore[import-untyped]
 
 from ztok_rag.errors import ZtokError
@@ -21,8 +22,9 @@ from ztok_rag.storage.store import ZStore
 class Contents:
     """The documents of one index, in memory and on disk.
 
-    A change is made whole or not at all: after an error, memory is read again from the disk, and
-    the disk holds what was there before or after. Threads may read while another changes it.
+    A change is atomic: after an error or a kill, the disk holds the index from before or after it.
+    After an error, memory is read again from the disk. Threads may search while another changes
+    the index.
 
     Attributes:
         folder: the files.
@@ -33,7 +35,14 @@ class Contents:
     def __init__(
         self, folder: IndexFolder, manifest: Manifest, index: VectorStoreIndex, store: ZStore
     ) -> None:
-        """Take over what a folder holds; `index` may be newer than its files."""
+        """Set up.
+
+        Args:
+            folder: the files.
+            manifest: the settings.
+            index: the documents in memory, which may be newer than the files.
+            store: the Z-tokens.
+        """
         self.folder = folder
         self.manifest = manifest
         self.store = store
@@ -42,12 +51,12 @@ class Contents:
 
     @property
     def document_ids(self) -> tuple[str, ...]:
-        """Ids of the documents, in order of the alphabet."""
+        """Ids of the documents, sorted."""
         with self._state_lock:
             return tuple(sorted(self._index.docstore.get_all_ref_doc_info() or {}))
 
     def hash_of(self, doc_id: str) -> str | None:
-        """Of a document's text and metadata."""
+        """Hash of a document's text and metadata; `None` if there is no such document."""
         return self._index.docstore.get_document_hash(doc_id)
 
     def texts(self) -> list[str]:
@@ -55,19 +64,43 @@ class Contents:
         with self._state_lock:
             return [chunk_text(node) for node in self._index.docstore.docs.values()]
 
-    def search(self, query: QueryBundle, top_k: int) -> list[NodeWithScore]:
-        """The `top_k` best chunks for a question with an embedding, best first."""
+    @property
+    def vector_store(self) -> BasePydanticVectorStore:
+        """Where the vectors are."""
+        return self._index.vector_store
+
+    def search(self, query: VectorStoreQuery, **arguments: Any) -> list[NodeWithScore]:
+        """The best chunks for a query with an embedding, best first.
+
+        Args:
+            query: what is asked of the vector store.
+            arguments: further ones of its `query`.
+
+        Raises:
+            ZtokError: the vector store does not support what is asked.
+        """
         with self._state_lock:
             docstore, places = self._index.docstore, self._index.index_struct.nodes_dict
-            found = self._index.vector_store.query(
-                VectorStoreQuery(
-                    query_embedding=query.embedding,
-                    similarity_top_k=top_k,
-                    query_str=query.query_str,
-                )
-            )
+            try:
+                found = self.vector_store.query(query, **arguments)
+            except (NotImplementedError, ValueError, TypeError) as error:
+                raise ZtokError(
+                    f"the {self.vector_store.class_name()} cannot search as it is asked to "
+                    f"({error}); change the retriever's arguments, or build the index with "
+                    "another vector store."
+                ) from error
             ids = found.ids if found.ids is not None else [n.node_id for n in found.nodes or ()]
             nodes = [docstore.get_document(places.get(i, i), raise_error=False) for i in ids]
+        present = [node for node in nodes if node is not None]
+        for name, asked, got in (
+            ("doc_ids", query.doc_ids, {node.ref_doc_id for node in present}),
+            ("node_ids", query.node_ids, {node.node_id for node in present}),
+        ):
+            if asked is not None and not got <= set(asked):
+                raise ZtokError(
+                    f"the {self.vector_store.class_name()} does not heed {name!r}; leave it out, "
+                    "or build the index with a vector store that does."
+                )
         scores: list[float | None] = [*(found.similarities or [])] or [None] * len(nodes)
         return [
             NodeWithScore(node=node, score=None if score is None else float(score))
@@ -78,12 +111,12 @@ class Contents:
     def change(
         self, nodes: Sequence[BaseNode], hashes: dict[str, str], remove: Sequence[str]
     ) -> None:
-        """Delete the documents `remove`, then add chunks that have embeddings.
+        """Delete documents, then add chunks.
 
         Args:
-            nodes: chunks of the documents that are added; their Z-tokens are in the store.
-            hashes: of these documents, by their ids.
-            remove: ids of documents.
+            nodes: chunks with embeddings, of the documents to add; their Z-tokens are in the store.
+            hashes: hash of each of these documents, by id.
+            remove: ids of the documents to delete.
         """
         gone = self._texts_only_in(remove) - {chunk_text(node) for node in nodes}
         with self._state_lock:
@@ -98,20 +131,20 @@ class Contents:
     def commit(self, manifest: Manifest, *, forget: Iterable[str] = ()) -> None:
         """Write the index to disk.
 
-        The Z-tokens of the texts `forget` go once the rest is written and before it holds: a kill
-        between leaves a document that is compressed again, never Z-tokens without a document.
+        The Z-tokens of the texts `forget` are deleted just before the commit point. A kill between
+        the two leaves documents whose Z-tokens are made again, never Z-tokens without a document.
 
         Args:
-            manifest: its settings.
+            manifest: settings of the index.
             forget: texts whose Z-tokens are deleted.
         """
-        # A fresh build replaces whatever index is there.
+        # A new build replaces any index that is there.
         expected = self.manifest.revision or None
         revised = manifest.revised()
         storage = self._index.storage_context
         own = not manifest.vector_store
         with self.folder.replacing(expected, revised) as target:
-            # The image store that LlamaIndex adds stays empty, and others are the caller's.
+            # Of the vector stores, only ours is written: the others are empty or the caller's.
             kept = {"default": storage.vector_store} if own else {}
             replace(storage, vector_stores=kept).persist(target)
             if forget := list(forget):
@@ -146,7 +179,7 @@ class Contents:
         self._index.storage_context.index_store.add_index_struct(struct)
 
     def _texts_only_in(self, doc_ids: Sequence[str]) -> set[str]:
-        """The texts of the chunks of these documents that no other document has."""
+        """Texts of chunks that are in these documents and in no others."""
         if not doc_ids:
             return set()
         inside: set[str] = set()
@@ -157,7 +190,7 @@ class Contents:
         return inside - outside
 
     def _reload(self) -> None:
-        """Go back to what is on disk, if anything is."""
+        """Read the index again from the disk, if it is there."""
         if self.folder.exists() and self.manifest.revision:
             self.manifest = self.folder.read()
             vectors = self._index.vector_store if self.manifest.vector_store else None

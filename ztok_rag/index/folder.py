@@ -1,7 +1,8 @@
-"""The folder of a `ZTokenIndex`: its settings, and changes that happen whole or not at all.
+"""The folder of a `ZTokenIndex`: its settings, and atomic changes.
 
-A change is written to a staging folder, which is then renamed: from that moment it holds. Moving
-its files to their places is repeated by whoever opens the folder next, should it be cut short.
+A change is written to a staging folder, which is then renamed. The rename is the commit point.
+Afterwards the files are moved to their places; if the process is killed before it is done, the
+next one that opens the folder does it.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ _LOCK_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an index was built with.
+    """Settings that an index was built with.
 
     Attributes:
         rate: source tokens per Z-token.
         chunk_size: longest chunk, in tokens of the base LLM.
         chunk_overlap: tokens that neighbouring chunks share.
-        fingerprint: of the checkpoint that compressed the chunks.
+        fingerprint: fingerprint of the checkpoint that compressed the chunks.
         embed_model: name of the embedding model.
-        embed_dimension: length of its vectors.
-        vector_store: class name of the vector store that the caller keeps; empty for the FAISS
-            store in the folder.
-        revision: differs after every change.
+        embed_dimension: dimension of its vectors.
+        vector_store: class name of the caller's vector store; empty if the vectors are in the
+            folder, in a FAISS store.
+        revision: random id, new after every change.
     """
 
     rate: float
@@ -107,10 +108,10 @@ class IndexFolder:
         return (self.path / _MANIFEST).is_file() or (self.path / _COMMITTED).is_dir()
 
     def claim(self) -> None:
-        """Make the folder, or make sure that an index may be built in the one there.
+        """Make the folder, or check that an index may be built in the existing one.
 
         Raises:
-            ZtokError: it holds something else, or cannot be made or read.
+            ZtokError: it holds other files, or cannot be made or read.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -128,7 +129,7 @@ class IndexFolder:
             )
 
     def read(self) -> Manifest:
-        """The settings of the index here, after completing a change that was cut short.
+        """The settings of the index. A change that was interrupted is completed first.
 
         Raises:
             ZtokError: there is no index, or its settings cannot be read.
@@ -164,10 +165,10 @@ class IndexFolder:
 
     @contextmanager
     def replacing(self, old: str | None, manifest: Manifest) -> Iterator[Path]:
-        """Give the body a folder to write the index into; when the body is done, it is the index.
+        """Give the body a folder to write the index into, and commit it after the body.
 
         Args:
-            old: revision that must be the one here; `None` takes any, or none.
+            old: the revision to replace; `None` replaces any, or none.
             manifest: settings of the new index.
 
         Raises:
@@ -200,7 +201,7 @@ class IndexFolder:
             )
 
     def _finish(self) -> None:
-        """Move what is committed to its place; may be repeated after any interruption."""
+        """Move committed files to their places; the next call completes an interrupted move."""
         committed = self.path / _COMMITTED
         if not committed.is_dir():
             return
@@ -213,12 +214,12 @@ class IndexFolder:
         shutil.rmtree(committed)
 
     def _sweep(self) -> None:
-        """Remove what interrupted changes left: it holds text of documents."""
+        """Remove the staging folders of interrupted changes, which hold text of documents."""
         for leftover in self.path.glob(f"{_STAGING}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _is_unfinished_build(names: set[str]) -> bool:
-    """Whether a folder of these entries is what a killed first build leaves."""
+    """Whether a folder with these entries was left by a first build that was killed."""
     others = {name for name in names if not name.startswith(_STAGING)}
     return _LOCK in names and others <= {_LOCK, _STORE}

@@ -11,26 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index.core import Document, StorageContext, VectorStoreIndex
 from llama_index.core.base.response.schema import RESPONSE_TYPE
+from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
 from llama_index.core.embeddings import BaseEmbedding
 from llama_index.core.indices.utils import embed_nodes
 from llama_index.core.llms import LLM
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import BaseRetriever
-from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
+from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from ztok_rag.errors import ZtokError
 from ztok_rag.index.checks import check_embedding, check_settings
 from ztok_rag.index.chunks import check_documents, chunk_text, compress_texts, split_documents
 from ztok_rag.index.contents import Contents
+from ztok_rag.index.engines import TOP_K, make_chat_engine, make_query_engine, make_retriever
 from ztok_rag.index.folder import IndexFolder, Manifest
-from ztok_rag.index.retriever import Retriever
 from ztok_rag.index.stats import IndexStats, count
 from ztok_rag.index.vectors import FlatStore, deletable, read_index, vector_index
 from ztok_rag.llamaindex.embedding import default_embedding, embedding_dimension, embedding_name
 from ztok_rag.llamaindex.llm import ZTokenLLM
 from ztok_rag.llamaindex.postprocessor import ZTokenPostprocessor
-from ztok_rag.selection.focus import QuestionFocus
+from ztok_rag.llamaindex.settings import user_embedding
+from ztok_rag.selection.query_aware import QueryAwareSelector
 from ztok_rag.storage.defaults import default_compressor
 from ztok_rag.storage.store import Closing, ZStore
 
@@ -40,13 +42,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RefreshResult:
-    """Ids of the documents that `ZTokenIndex.refresh` was given, by what became of them.
+    """What `ZTokenIndex.refresh_ref_docs` did, as ids of documents.
 
     Attributes:
-        added: were not in the index.
-        changed: had another text or other metadata.
-        unchanged: were in the index as they are.
-        removed: were in the index and not among the documents.
+        added: documents that were not in the index.
+        changed: documents whose text or metadata had changed, and that were replaced.
+        unchanged: documents that were in the index already.
+        removed: documents of the index that were not given, and that were deleted.
     """
 
     added: tuple[str, ...] = ()
@@ -56,16 +58,15 @@ class RefreshResult:
 
 
 class ZTokenIndex(Closing):
-    """A corpus that is searched by its text's vectors and read as Z-tokens.
+    """Documents that are searched by embeddings of their text, and read as Z-tokens.
 
-    Made by `build` or `load`. Chunks are compressed when their document is added, so that no
-    query waits for it. Every change is on disk when its method returns, and is made whole or not
-    at all: after a kill, and after an error, the folder holds the index as it was before or
-    after. A vector store of the caller's own is the exception: its vectors are the caller's to
-    keep and to restore.
+    An index is made by `build` or `load`. A chunk is compressed when its document is inserted, so
+    no query waits for compression. A change is on disk when its method returns. It is atomic:
+    after an error or a kill, the folder holds the index from before or after it. The exception is
+    a vector store of the caller's own: its vectors are the caller's to keep and to restore.
 
-    Threads may query one object while another changes it. Processes may share a folder; one that
-    would change an index that another has changed since is told to load it again.
+    Threads may query an object while another thread changes it. Processes may share a folder; a
+    process cannot change an index that another has changed since, and is told to load it again.
     """
 
     def __init__(
@@ -77,8 +78,8 @@ class ZTokenIndex(Closing):
         embed_model: BaseEmbedding | None,
         compressor: ZCompressor | None,
     ) -> None:
-        """For `build` and `load`, which say what the arguments are."""
-        self._contents = Contents(folder, manifest, index, ZStore(folder.store))
+        """Use `build` or `load` instead."""
+        self.contents = Contents(folder, manifest, index, ZStore(folder.store))
         self._embed_model = embed_model
         self._compressor = compressor
         self._change_lock = threading.RLock()
@@ -100,18 +101,18 @@ class ZTokenIndex(Closing):
         vector_store: BasePydanticVectorStore | None = None,
         show_progress: bool = False,
     ) -> ZTokenIndex:
-        """Index documents; an index already in the folder is replaced, other files never are.
+        """Index documents. An index in the folder is replaced; a folder of other files is refused.
 
-        When a build is killed and repeated, chunks that it had compressed are not compressed
-        again.
+        A build that was killed can be repeated, and does not compress the same chunks again.
 
         Args:
-            documents: with ids of their own; any number.
+            documents: any number, each with an id of its own.
             path: folder of the index, made if needed.
             rate: source tokens per Z-token, 1 to 64.
             chunk_size: longest chunk, in tokens of the base LLM, metadata included.
             chunk_overlap: tokens that neighbouring chunks share.
-            embed_model: `None` is `ztok_rag.default_embedding()`.
+            embed_model: `None` is `Settings.embed_model` where it was set, else
+                `ztok_rag.default_embedding()`.
             compressor: `None` is the default one.
             vector_store: an empty LlamaIndex vector store that the caller keeps; `None` is a
                 FAISS store in the folder, exact and by cosine.
@@ -126,7 +127,7 @@ class ZTokenIndex(Closing):
         folder = IndexFolder(path)
         folder.claim()
         compressor = compressor or default_compressor()
-        embed_model = embed_model or default_embedding()
+        embed_model = embed_model or user_embedding() or default_embedding()
         dimension = embedding_dimension(embed_model)
         manifest = Manifest(
             rate=rate,
@@ -143,7 +144,7 @@ class ZTokenIndex(Closing):
         index = cls(folder, manifest, llama_index, embed_model=embed_model, compressor=compressor)
         try:
             index._change(add=documents, show_progress=show_progress)
-            index.store.prune(manifest.fingerprint, index._contents.texts())
+            index.store.prune(manifest.fingerprint, index.contents.texts())
         except BaseException:
             index.close()
             raise
@@ -160,12 +161,12 @@ class ZTokenIndex(Closing):
     ) -> ZTokenIndex:
         """Open an index.
 
-        With another checkpoint than the chunks were compressed by, a warning says so: each chunk
-        is then compressed again when first retrieved, or all are by `recompress`.
+        Another checkpoint than the one that compressed the chunks gives a warning. A chunk is then
+        compressed again when it is first retrieved; `recompress` does it for all.
 
         Args:
             path: folder that `build` wrote.
-            embed_model: the model that the index was built with; `None` is the default one.
+            embed_model: the model that the index was built with; `None` as in `build`.
             compressor: `None` is the default one. Default models are loaded when first needed.
             vector_store: the one that was given to `build`, if any.
 
@@ -175,6 +176,7 @@ class ZTokenIndex(Closing):
         """
         folder = IndexFolder(path)
         manifest = folder.read()
+        embed_model = embed_model or user_embedding()
         check_embedding(folder.path, manifest, embed_model)
         if bool(manifest.vector_store) != (vector_store is not None):
             raise ZtokError(
@@ -198,27 +200,27 @@ class ZTokenIndex(Closing):
     @property
     def path(self) -> Path:
         """Folder of the index."""
-        return self._contents.folder.path
+        return self.contents.folder.path
 
     @property
     def store(self) -> ZStore:
-        """The store of this index's Z-tokens, whose secret signs its handles."""
-        return self._contents.store
+        """The store of this index's Z-tokens; its secret signs the handles."""
+        return self.contents.store
 
     @property
     def rate(self) -> float:
         """Source tokens per Z-token that chunks are compressed at."""
-        return self._contents.manifest.rate
+        return self.contents.manifest.rate
 
     @property
     def chunk_size(self) -> int:
         """Longest chunk, in tokens of the base LLM."""
-        return self._contents.manifest.chunk_size
+        return self.contents.manifest.chunk_size
 
     @property
     def document_ids(self) -> tuple[str, ...]:
-        """Ids of the documents, in order of the alphabet."""
-        return self._contents.document_ids
+        """Ids of the documents, sorted."""
+        return self.contents.document_ids
 
     @property
     def compressor(self) -> ZCompressor:
@@ -239,29 +241,19 @@ class ZTokenIndex(Closing):
 
     @property
     def outdated(self) -> bool:
-        """Whether another checkpoint than the one in use compressed the chunks."""
-        return self.compressor.fingerprint != self._contents.manifest.fingerprint
+        """Whether the chunks were compressed by another checkpoint than the one in use."""
+        return self.compressor.fingerprint != self.contents.manifest.fingerprint
 
     def stats(self) -> IndexStats:
-        """What the index holds; every stored sequence is read for it, no model is loaded."""
+        """Counts of what the index holds. Every stored sequence is read; no model is loaded."""
         with self._model_lock:
             loaded = self._compressor
-        return count(self._contents, None if loaded is None else loaded.fingerprint)
+        return count(self.contents, None if loaded is None else loaded.fingerprint)
 
     # -- asking it
 
-    def as_retriever(self, top_k: int = 3) -> BaseRetriever:
-        """A LlamaIndex retriever of the `top_k` best chunks; it follows changes of the index.
-
-        Raises:
-            ZtokError: `top_k` is below 1.
-        """
-        if top_k < 1:
-            raise ZtokError(f"top_k is the number of chunks to retrieve, at least 1, not {top_k}.")
-        return Retriever(self, top_k)
-
     def llm(self, *, max_new_tokens: int = 64, **kwargs: Any) -> ZTokenLLM:
-        """A `ZTokenLLM` that reads this index's handles; `kwargs` are its other arguments."""
+        """A `ZTokenLLM` that reads this index's handles; `kwargs` are further arguments of it."""
         return ZTokenLLM(
             reader=self.compressor.reader,
             store=self.store,
@@ -270,86 +262,113 @@ class ZTokenIndex(Closing):
         )
 
     def postprocessor(self, **kwargs: Any) -> ZTokenPostprocessor:
-        """A `ZTokenPostprocessor` with this index's Z-tokens; `kwargs` are its other arguments."""
+        """A `ZTokenPostprocessor` over this index's store; `kwargs` are further arguments of it."""
         return ZTokenPostprocessor(
             compressor=self.compressor,
             store=self.store,
             **{"rate": self.rate, "embed_model": self.embed_model, **kwargs},
         )
 
-    def as_query_engine(
-        self, top_k: int = 3, *, llm: LLM | None = None, **kwargs: Any
-    ) -> RetrieverQueryEngine:
-        """A LlamaIndex query engine that answers from the Z-tokens of the `top_k` best chunks.
+    def as_retriever(self, **kwargs: Any) -> BaseRetriever:
+        """A LlamaIndex retriever of the best chunks; it follows changes of the index.
 
         Args:
-            top_k: chunks retrieved per question.
-            llm: what answers, if not `self.llm()`; it must be able to read this index's handles.
-            kwargs: arguments of `RetrieverQueryEngine.from_args`, such as `streaming`. Its
-                `node_postprocessors` run before the text becomes Z-tokens.
+            kwargs: as of `VectorStoreIndex.as_retriever`. `similarity_top_k` chunks are
+                retrieved, by default 3. `filters`, `doc_ids`, `vector_store_query_mode` and the
+                like need a vector store of your own that heeds them; FAISS does not.
 
         Raises:
-            ZtokError: `top_k` is below 1, or `llm` cannot read Z-tokens.
+            ZtokError: an argument is not known, out of range, or not heeded by the vector store.
         """
-        llm = llm or self.llm()
-        before = kwargs.pop("node_postprocessors", None) or ()
-        return RetrieverQueryEngine.from_args(
-            self.as_retriever(top_k),
-            llm=llm,
-            node_postprocessors=[*before, self.postprocessor(llm=llm)],
-            **kwargs,
-        )
+        return make_retriever(self, kwargs)
 
-    def query(self, question: str, top_k: int = 3) -> RESPONSE_TYPE:
+    def as_query_engine(self, llm: LLM | None = None, **kwargs: Any) -> RetrieverQueryEngine:
+        """A LlamaIndex query engine that answers from the Z-tokens of the best chunks.
+
+        Args:
+            llm: what answers, if not `self.llm()`; it must be able to read this index's handles.
+            kwargs: as of `VectorStoreIndex.as_query_engine`: those of `as_retriever`, and
+                `response_mode`, `text_qa_template`, `streaming` and the like.
+                `node_postprocessors` run before the text becomes Z-tokens. Besides, `rate`,
+                `token_budget`, and what else `ZTokenPostprocessor` reads by.
+
+        Raises:
+            ZtokError: an argument is not known or not heeded, or `llm` cannot read Z-tokens.
+        """
+        return make_query_engine(self, llm, kwargs)
+
+    def as_chat_engine(
+        self, chat_mode: ChatMode | str = ChatMode.BEST, llm: LLM | None = None, **kwargs: Any
+    ) -> BaseChatEngine:
+        """A LlamaIndex chat engine that answers from the Z-tokens of the best chunks.
+
+        Args:
+            chat_mode: `"context"`, `"condense_plus_context"` (the best), `"condense_question"` or
+                `"simple"`, which retrieves nothing.
+            llm: what answers, if not `self.llm()`; it must be able to read this index's handles.
+            kwargs: as of `VectorStoreIndex.as_chat_engine`: those of `as_retriever`,
+                `node_postprocessors`, and those of the mode, such as `memory`. Besides, what
+                `ZTokenPostprocessor` reads by.
+
+        Raises:
+            ZtokError: there is no such mode, an argument is not known in it or not heeded, or
+                `llm` cannot read Z-tokens.
+        """
+        return make_chat_engine(self, chat_mode, llm, kwargs)
+
+    def query(self, question: str, *, similarity_top_k: int = TOP_K) -> RESPONSE_TYPE:
         """The answer to a question, with the chunks it was read from in `source_nodes`.
 
         Raises:
-            ZtokError: the question has no words, or `top_k` is below 1.
+            ZtokError: the question has no words, or `similarity_top_k` is below 1.
         """
         if not question.strip():
             raise ZtokError("the question has no words; ask one.")
-        return self.as_query_engine(top_k).query(question)
-
-    def search(self, query: QueryBundle, top_k: int) -> list[NodeWithScore]:
-        """The `top_k` best chunks as they are, best first, with their similarity."""
-        if query.embedding is None:
-            query.embedding = self.embed_model.get_agg_embedding_from_queries(query.embedding_strs)
-        return self._contents.search(query, top_k)
+        return self.as_query_engine(similarity_top_k=similarity_top_k).query(question)
 
     # -- changing it
 
-    def add(self, documents: Sequence[Document], *, show_progress: bool = False) -> None:
-        """Add documents, with ids that are not in the index yet.
+    def insert(self, document: Document, *, show_progress: bool = False) -> None:
+        """Add a document, with an id that is not in the index yet.
+
+        Many documents are added faster by one `refresh_ref_docs`.
 
         Raises:
-            ZtokError: a document has no words, or its id is there already; nothing is added then.
+            ZtokError: the document has no words, or its id is there already.
         """
         with self._change_lock:
-            known = set(self.document_ids)
-            if twice := [doc.doc_id for doc in documents if doc.doc_id in known]:
+            if document.doc_id in self.document_ids:
                 raise ZtokError(
-                    f"the index {self.path} has a document {twice[0]!r} already; use refresh() to "
-                    "replace it."
+                    f"the index {self.path} has a document {document.doc_id!r} already; use "
+                    "refresh_ref_docs() to replace it."
                 )
-            self._change(add=documents, show_progress=show_progress)
+            self._change(add=[document], show_progress=show_progress)
 
-    def delete(self, doc_id: str) -> None:
+    def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = True) -> None:
         """Delete a document: its text, vectors and Z-tokens, in memory and on disk.
 
         Z-tokens of a chunk that another document holds word for word stay.
 
-        Raises:
-            ZtokError: the index has no document of this id.
-        """
-        with self._change_lock:
-            if doc_id not in self.document_ids:
-                raise ZtokError(
-                    f"the index {self.path} has no document {doc_id!r}; document_ids lists those "
-                    "it has."
-                )
-            self._change(remove=[doc_id])
+        Args:
+            ref_doc_id: id of the document.
+            delete_from_docstore: as of `VectorStoreIndex.delete_ref_doc`; here always true.
 
-    def refresh(
+        Raises:
+            ZtokError: the index has no document of this id, or its text would be kept.
+        """
+        if not delete_from_docstore:
+            raise ZtokError(
+                "a ZTokenIndex keeps no text of a deleted document; leave delete_from_docstore out."
+            )
+        with self._change_lock:
+            if ref_doc_id not in self.document_ids:
+                raise ZtokError(
+                    f"the index {self.path} has no document {ref_doc_id!r}; document_ids lists "
+                    "those it has."
+                )
+            self._change(remove=[ref_doc_id])
+
+    def refresh_ref_docs(
         self,
         documents: Sequence[Document],
         *,
@@ -359,17 +378,17 @@ class ZTokenIndex(Closing):
         """Add documents that are new, and replace those whose text or metadata has changed.
 
         Args:
-            documents: known by their ids, and compared by content.
-            remove_others: whether to delete the documents in the index that are not among these.
+            documents: any number, identified by their ids.
+            remove_others: whether to delete all other documents of the index.
             show_progress: whether to show progress bars.
 
         Raises:
-            ZtokError: a document has no words, or two have one id; nothing is changed then.
+            ZtokError: a document has no words, or two have one id. Nothing is changed then.
         """
         with self._change_lock:
             check_documents(documents)
             known = set(self.document_ids)
-            hash_of = self._contents.hash_of
+            hash_of = self.contents.hash_of
             new = [doc for doc in documents if doc.doc_id not in known]
             old = [doc for doc in documents if doc.doc_id in known]
             changed = [doc for doc in old if hash_of(doc.doc_id) != doc.hash]
@@ -389,38 +408,29 @@ class ZTokenIndex(Closing):
             return result
 
     def recompress(self, *, rate: float | None = None, show_progress: bool = False) -> int:
-        """Compress every chunk with the checkpoint in use, and forget all other Z-tokens.
+        """Compress every chunk with the checkpoint in use, and delete all other Z-tokens.
 
         Args:
-            rate: source tokens per Z-token from now on; `None` is the rate as it is.
+            rate: new rate of the index, in source tokens per Z-token; `None` keeps the rate.
             show_progress: whether to show a progress bar.
 
         Returns:
-            Number of chunks that had to be compressed.
+            The number of chunks that had to be compressed.
 
         Raises:
             ZtokError: the rate is out of range, or the folder cannot be written.
         """
         with self._change_lock:
             rate = self.rate if rate is None else rate
-            check_settings(rate, self.chunk_size, self._contents.manifest.chunk_overlap)
+            check_settings(rate, self.chunk_size, self.contents.manifest.chunk_overlap)
             fingerprint = self.compressor.fingerprint
-            texts = self._contents.texts()
+            texts = self.contents.texts()
             compressed = self._compress(texts, show_progress)
-            self._contents.commit(
-                replace(self._contents.manifest, rate=rate, fingerprint=fingerprint)
+            self.contents.commit(
+                replace(self.contents.manifest, rate=rate, fingerprint=fingerprint)
             )
             self.store.prune(fingerprint, texts)
             return compressed
-
-    def persist(self) -> None:
-        """Write the index to its folder. Every change has been written already.
-
-        Raises:
-            ZtokError: another process has changed the folder, or it cannot be written.
-        """
-        with self._change_lock:
-            self._contents.commit(self._contents.manifest)
 
     def _change(
         self,
@@ -429,20 +439,20 @@ class ZTokenIndex(Closing):
         remove: Sequence[str] = (),
         show_progress: bool = False,
     ) -> None:
-        """Delete the documents `remove`, then add `add`, in memory and on disk.
+        """Delete the documents `remove`, then add the documents `add`, in memory and on disk.
 
-        What can be done beforehand, compression above all, is done before queries have to wait.
+        Queries wait only for the last step: documents are split, compressed and embedded before.
         """
         with self._change_lock:
             check_documents(add)
-            # Splitting must not see what a caller does to a document meanwhile.
+            # Hashed first, in case the caller changes a document in the meantime.
             hashes = {doc.doc_id: doc.hash for doc in add}
             nodes = self._prepare(add, show_progress)
-            self._contents.change(nodes, hashes, remove)
+            self.contents.change(nodes, hashes, remove)
 
     def _prepare(self, documents: Sequence[Document], show_progress: bool) -> list[BaseNode]:
-        """The chunks of documents with their vectors; their Z-tokens are in the store."""
-        manifest = self._contents.manifest
+        """The chunks of documents, with embeddings, after their Z-tokens were put in the store."""
+        manifest = self.contents.manifest
         nodes = split_documents(
             documents,
             self.compressor.tokenizer,
@@ -457,11 +467,11 @@ class ZTokenIndex(Closing):
 
     def _compress(self, texts: Sequence[str], show_progress: bool) -> int:
         """Put the Z-tokens of texts into the store; the number that had to be compressed."""
-        focus = QuestionFocus.over(self.compressor, self.store, self.embed_model)
-        return compress_texts(focus, texts, show_progress=show_progress)
+        selector = QueryAwareSelector.over(self.compressor, self.store, self.embed_model)
+        return compress_texts(selector, texts, show_progress=show_progress)
 
     def _warn_if_outdated(self, compressor: ZCompressor) -> None:
-        built_by = self._contents.manifest.fingerprint
+        built_by = self.contents.manifest.fingerprint
         if compressor.fingerprint != built_by:
             warnings.warn(
                 f"the index {self.path} was compressed by checkpoint {built_by} "

@@ -3,25 +3,57 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.vector_stores.types import VectorStoreQuery
 
 if TYPE_CHECKING:
-    from ztok_rag.index.index import ZTokenIndex
+    from llama_index.core.embeddings import BaseEmbedding
+
+    from ztok_rag.index.contents import Contents
 
 
 class Retriever(BaseRetriever):
-    """Retrieves from a `ZTokenIndex` as it is at the time of each question."""
+    """Retrieves from an index as it is at the time of each question."""
 
-    def __init__(self, index: ZTokenIndex, top_k: int) -> None:
-        super().__init__()
-        self._index = index
-        self._top_k = top_k
+    def __init__(
+        self,
+        contents: Contents,
+        embed_model: BaseEmbedding,
+        query: VectorStoreQuery,
+        store_arguments: Mapping[str, Any],
+        **base: Any,
+    ) -> None:
+        """Set up.
+
+        Args:
+            contents: of the index.
+            embed_model: embeds the questions.
+            query: what is asked of the vector store, without a question.
+            store_arguments: further arguments of the vector store's `query`.
+            base: arguments of `BaseRetriever`.
+        """
+        super().__init__(**base)
+        self._contents = contents
+        self._embed_model = embed_model
+        self._query = query
+        self._store_arguments = store_arguments
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return self._index.search(query_bundle, self._top_k)
+        if query_bundle.embedding is None:
+            query_bundle.embedding = self._embed_model.get_agg_embedding_from_queries(
+                query_bundle.embedding_strs
+            )
+        query = replace(
+            self._query,
+            query_embedding=query_bundle.embedding,
+            query_str=query_bundle.query_str,
+        )
+        return self._contents.search(query, **self._store_arguments)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return await asyncio.to_thread(self._index.search, query_bundle, self._top_k)
+        return await asyncio.to_thread(self._retrieve, query_bundle)

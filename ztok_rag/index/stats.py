@@ -1,14 +1,10 @@
-"""How much a `ZTokenIndex` holds, and how small it is."""
+"""Counts of what a `ZTokenIndex` holds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ztok_rag.index.contents import Contents
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -16,17 +12,17 @@ class IndexStats:
     """What a `ZTokenIndex` holds.
 
     Attributes:
-        documents: documents.
-        chunks: chunks of them, those that wait for compression included.
-        pending: chunks without Z-tokens of the checkpoint in use; they are compressed when first
-            retrieved, and left out of the token and byte counts below.
+        documents: number of documents.
+        chunks: number of their chunks, pending ones included.
+        pending: number of chunks without Z-tokens of the checkpoint in use. They are compressed
+            when first retrieved, and are not part of the token counts below.
         source_tokens: tokens of the base LLM in the chunks.
-        z_tokens: Z-tokens of the chunks.
-        rate: source tokens per Z-token, as it came out.
-        stored_bytes: bytes in the store: Z-tokens of each distinct chunk, for all rates at once,
-            and what finds the sentences that a question is about.
-        bytes_per_token: of these bytes, per source token.
-        text_bytes: bytes of the chunks' text in UTF-8.
+        z_tokens: Z-tokens of the chunks at the rate of the index.
+        rate: actual rate, `source_tokens / z_tokens`.
+        stored_bytes: bytes in the store: Z-tokens of each distinct chunk at all rates, and
+            embeddings of its sentences.
+        bytes_per_token: `stored_bytes / source_tokens`.
+        text_bytes: UTF-8 bytes of the chunks' text.
     """
 
     documents: int
@@ -41,11 +37,11 @@ class IndexStats:
 
 
 def count(contents: Contents, fingerprint: str | None = None) -> IndexStats:
-    """What an index holds, read from its store.
+    """Count what an index holds; every stored sequence is read.
 
     Args:
-        contents: of the index.
-        fingerprint: of the checkpoint in use; `None` is the one that the index was made with.
+        contents: the contents of the index.
+        fingerprint: fingerprint of the checkpoint in use; `None` is the one that compressed it.
     """
     rate = contents.manifest.rate
     fingerprint = fingerprint or contents.manifest.fingerprint

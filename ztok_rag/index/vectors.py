@@ -1,4 +1,4 @@
-"""The vectors of a `ZTokenIndex`: a FAISS store that can delete, and LlamaIndex's index on it."""
+"""The vectors of a `ZTokenIndex`: a FAISS store with deletion, and LlamaIndex's index over it."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from ztok_rag.index.folder import IndexFolder
 
 
 class FlatStore(FaissMapVectorStore):  # type: ignore[misc]
-    """A `FaissMapVectorStore` in which a new vector never takes the number of another.
+    """A `FaissMapVectorStore` that gives every new vector a number of its own.
 
-    The base class numbers by the count of vectors, which after a deletion is in use.
+    The base class takes the count of vectors as the next number. After a deletion, another vector
+    may have that number.
     """
 
     @classmethod
     def empty(cls, dimension: int) -> FlatStore:
-        """Exact search by cosine."""
+        """An empty store with exact search by cosine."""
         normalize = faiss.NormalizationTransform(dimension, 2.0)
         inner = faiss.IndexPreTransform(normalize, faiss.IndexFlatIP(dimension))
         return cls(faiss_index=faiss.IndexIDMap2(inner))  # type: ignore[call-arg]
 
     @classmethod
     def over(cls, store: FaissMapVectorStore) -> FlatStore:
-        """The same vectors and maps as `store`, which sees every change."""
+        """A store that shares its vectors and maps with `store`."""
         shared = cls(faiss_index=store.client)  # type: ignore[call-arg]
         shared._node_id_to_faiss_id_map = store._node_id_to_faiss_id_map
         shared._faiss_id_to_node_id_map = store._faiss_id_to_node_id_map
@@ -54,14 +55,14 @@ class FlatStore(FaissMapVectorStore):  # type: ignore[misc]
 
 
 def deletable(store: BasePydanticVectorStore) -> BasePydanticVectorStore:
-    """The store itself, or one on its vectors that survives deletions."""
+    """The store itself; for a `FaissMapVectorStore`, a `FlatStore` over its vectors."""
     if isinstance(store, FaissMapVectorStore) and not isinstance(store, FlatStore):
         return FlatStore.over(store)
     return store
 
 
 def vector_index(storage: StorageContext, **kwargs: Any) -> VectorStoreIndex:
-    """LlamaIndex's index; it gets nodes and questions with embeddings and needs no model."""
+    """LlamaIndex's index. It is given nodes and questions with embeddings, so it has no model."""
     return VectorStoreIndex(
         storage_context=storage,
         embed_model=MockEmbedding(embed_dim=1),
@@ -73,7 +74,11 @@ def vector_index(storage: StorageContext, **kwargs: Any) -> VectorStoreIndex:
 def read_index(
     folder: IndexFolder, vector_store: BasePydanticVectorStore | None
 ) -> VectorStoreIndex:
-    """What is in a folder's files.
+    """LlamaIndex's index of what is in a folder.
+
+    Args:
+        folder: the files.
+        vector_store: the caller's; `None` reads the vectors in the folder.
 
     Raises:
         ZtokError: a file is missing or damaged.

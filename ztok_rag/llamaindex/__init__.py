@@ -1,5 +1,5 @@
-"""Z-tokens in LlamaIndex: its LLM, node postprocessor, transformation and embedding model.
+"""LlamaIndex classes for Z-tokens: LLM, node postprocessor, transformation, embedding model.
 
-Nodes, instrumentation events and token counting belong to it. Nothing here touches the weights or
-adapters of a model.
+They come with a node class, instrumentation events and token counting. Nothing here knows of the
+weights and adapters of a model.
 """

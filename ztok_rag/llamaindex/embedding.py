@@ -1,4 +1,4 @@
-"""The default embedding model as a LlamaIndex one, and what names an embedding model."""
+"""The default embedding model for LlamaIndex; name and dimension of any embedding model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.embeddings import BaseEmbedding
 
 from ztok_rag.errors import ZtokError
+from ztok_rag.llamaindex.arguments import refuse_unknown_fields
 from ztok_rag.selection.embedding import (
     DEFAULT_EMBEDDING,
     SentenceEmbedder,
@@ -20,12 +21,21 @@ from ztok_rag.selection.embedding import (
 
 
 class DefaultEmbedding(BaseEmbedding):
-    """A `SentenceEmbedder` for LlamaIndex."""
+    """LlamaIndex's interface to a `SentenceEmbedder`."""
 
     _embedder: SentenceEmbedder = PrivateAttr()
 
     def __init__(self, embedder: SentenceEmbedder | None = None, **kwargs: Any) -> None:
-        """Wrap `embedder`; `None` is the default one, shared by the process."""
+        """Set up.
+
+        Args:
+            embedder: `None` is the default one, shared by the process.
+            kwargs: fields of `BaseEmbedding`.
+
+        Raises:
+            ZtokError: there is no argument of that name.
+        """
+        refuse_unknown_fields(type(self), kwargs)
         embedder = embedder or default_embedder()
         super().__init__(**{"model_name": embedder.model_name, **kwargs})
         self._embedder = embedder
@@ -64,9 +74,9 @@ def default_embedding() -> DefaultEmbedding:
 
 
 def embedding_name(embed_model: BaseEmbedding) -> str:
-    """The model's name, the same on every machine."""
+    """A name of the model that does not depend on the folder it is in."""
     name = embed_model.model_name
-    if name == "unknown":  # what LlamaIndex calls a model without a name
+    if name == "unknown":  # of a model that was given no name
         return embed_model.class_name()
     if not Path(name).is_dir():
         return name
@@ -78,5 +88,5 @@ def embedding_name(embed_model: BaseEmbedding) -> str:
 
 
 def embedding_dimension(embed_model: BaseEmbedding) -> int:
-    """Length of the model's vectors."""
+    """Dimension of the model's vectors."""
     return len(embed_model.get_text_embedding("length"))

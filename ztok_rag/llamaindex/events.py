@@ -1,4 +1,4 @@
-"""LlamaIndex instrumentation events of compressing, looking up and reading Z-tokens."""
+"""LlamaIndex instrumentation events: Z-tokens were looked up, Z-tokens were read."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ dispatcher = get_dispatcher("ztok_rag")
 
 
 class ZTokenLookupEvent(BaseEvent):
-    """Texts were looked up in a store, and what it had not was compressed.
+    """A `ZTokenPostprocessor` looked texts up in its store, and compressed the absent ones.
 
     Attributes:
-        hits: texts whose Z-tokens were there.
-        misses: texts that were compressed.
-        source_tokens: of all the texts.
-        z_tokens: of all the texts.
+        hits: number of texts that the store held.
+        misses: number of texts that were compressed.
+        source_tokens: source tokens of all texts.
+        z_tokens: Z-tokens that are read of all texts.
         ms: wall-clock milliseconds, compression included.
     """
 
@@ -31,11 +31,11 @@ class ZTokenLookupEvent(BaseEvent):
 
 
 class ZTokenSpliceEvent(BaseEvent):
-    """Z-tokens took the place of the handles in a prompt.
+    """A `ZTokenLLM` replaced the handles in a prompt by Z-tokens.
 
     Attributes:
-        handles: in the prompt.
-        z_tokens: that they stand for.
+        handles: number of handles in the prompt.
+        z_tokens: number of Z-tokens that they stand for.
         prompt_tokens: input positions of the whole prompt.
         ms: wall-clock milliseconds to check and decode the handles.
     """

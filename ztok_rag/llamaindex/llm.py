@@ -24,6 +24,8 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
 
+from ztok_rag.errors import ZtokError
+from ztok_rag.llamaindex.arguments import refuse_unknown_fields
 from ztok_rag.llamaindex.events import ZTokenSpliceEvent, dispatcher
 from ztok_rag.llamaindex.token_counting import install_handle_tokenizer
 from ztok_rag.storage.defaults import default_compressor, default_store
@@ -36,15 +38,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_GENERATION_ARGUMENTS = ("max_new_tokens", "max_tokens", "stop")
+
 
 class ZTokenLLM(CustomLLM):
     """Answers from any mix of text and handles, in every LlamaIndex component that takes an LLM.
 
-    A prompt with a handle that this store did not sign, that was altered, or that another
-    checkpoint made, raises `HandleError`. So does text that merely looks like a handle:
-    `ZTokenPostprocessor` escapes it in documents, and `escape_handles` does in text of your own.
-    Decoding is greedy: `stop`, `max_new_tokens` and `max_tokens` are the only
-    generation arguments heeded.
+    A handle raises `HandleError` if another store signed it, if it was altered, or if another
+    checkpoint made it. So does text that only looks like a handle. `ZTokenPostprocessor` escapes
+    such text in documents; use `escape_handles` for your own text.
+    Decoding is greedy: `stop`, `max_new_tokens` and `max_tokens` are the only generation
+    arguments, and every other is refused.
     """
 
     max_new_tokens: int = Field(default=64, gt=0, description="Longest answer, in tokens.")
@@ -67,8 +71,8 @@ class ZTokenLLM(CustomLLM):
     ) -> None:
         """Set up; a default reader is loaded when first needed.
 
-        LlamaIndex's token counting is taught the length of handles, see
-        `ztok_rag.llamaindex.token_counting`; how it counts other text stays as it was.
+        LlamaIndex's global tokenizer is wrapped, so that a handle counts as its Z-tokens. How it
+        counts other text stays as it was.
 
         Args:
             reader: `None` is the default one, shared with `ZTokenPostprocessor`.
@@ -76,7 +80,11 @@ class ZTokenLLM(CustomLLM):
             max_new_tokens: longest answer, in tokens.
             adapter: reader adapter to answer with; `None` is the plain base LLM.
             kwargs: fields of LlamaIndex's `LLM`, such as `system_prompt`.
+
+        Raises:
+            ZtokError: there is no argument of that name.
         """
+        refuse_unknown_fields(type(self), kwargs)
         super().__init__(max_new_tokens=max_new_tokens, adapter=adapter, **kwargs)
         self._reader = reader
         self._store = store
@@ -102,9 +110,6 @@ class ZTokenLLM(CustomLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        # Response synthesizers ask for this just before they take hold of the global tokenizer,
-        # which may have been replaced since this object was made.
-        install_handle_tokenizer()
         return LLMMetadata(
             context_window=self.reader.max_positions,
             num_output=self.max_new_tokens,
@@ -113,17 +118,24 @@ class ZTokenLLM(CustomLLM):
 
     @property
     def reads_z_tokens(self) -> bool:
-        """Tells `ZTokenPostprocessor` that handles may be sent here."""
+        """Tells `ZTokenPostprocessor` that this LLM reads handles."""
         return True
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """Answer `prompt`. Arguments other than `stop` and the length are ignored.
+        """Answer `prompt`.
+
+        Args:
+            prompt: text and handles.
+            formatted: whether `completion_to_prompt` was applied already.
+            kwargs: `stop`, a string or strings that end the answer; `max_new_tokens` or
+                `max_tokens`, the longest answer.
 
         Raises:
-            HandleError: the prompt holds something that opens like a handle and is not one of
-                this store and checkpoint.
-            ZtokError: the prompt is longer than the reader's context.
+            HandleError: the prompt holds a handle that is not of this store and checkpoint, or
+                text that looks like one.
+            ZtokError: the prompt is longer than the reader's context, or another generation
+                argument is given.
         """
         return self._complete(prompt, formatted, kwargs)
 
@@ -138,7 +150,7 @@ class ZTokenLLM(CustomLLM):
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
-        """As `complete`, as it is written; each response holds the text so far and what is new."""
+        """As `complete`, piece by piece; each response has the text so far and the new piece."""
         return self._stream(prompt, formatted, kwargs)
 
     @llm_completion_callback()
@@ -167,16 +179,18 @@ class ZTokenLLM(CustomLLM):
         return _in_threads(stream_completion_response_to_chat_response(stream))
 
     def _complete(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> CompletionResponse:
+        limits = self._limits(kwargs)
         segments, prompt_tokens = self._segments(prompt, formatted)
-        (answer,) = self.reader.generate([segments], adapter=self.adapter, **self._limits(kwargs))
+        (answer,) = self.reader.generate([segments], adapter=self.adapter, **limits)
         text = escape_handles(answer.strip())
         return CompletionResponse(text=text, raw=self._usage(prompt_tokens, text))
 
     def _stream(
         self, prompt: str, formatted: bool, kwargs: dict[str, Any]
     ) -> CompletionResponseGen:
+        limits = self._limits(kwargs)
         segments, prompt_tokens = self._segments(prompt, formatted)
-        deltas = self.reader.stream(segments, adapter=self.adapter, **self._limits(kwargs))
+        deltas = self.reader.stream(segments, adapter=self.adapter, **limits)
 
         def respond() -> CompletionResponseGen:
             text = ""
@@ -189,7 +203,7 @@ class ZTokenLLM(CustomLLM):
         return respond()
 
     def _segments(self, prompt: str, formatted: bool) -> tuple[list[Segment], int]:
-        """The prompt cut at its handles, and its input positions."""
+        """The prompt cut at its handles, and its number of input positions."""
         started = time.perf_counter()
         if not formatted and self.completion_to_prompt is not None:
             prompt = self.completion_to_prompt(prompt)
@@ -208,6 +222,12 @@ class ZTokenLLM(CustomLLM):
         return segments, positions
 
     def _limits(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        for name in kwargs:
+            if name not in _GENERATION_ARGUMENTS:
+                raise ZtokError(
+                    f"ZTokenLLM decodes greedily and has no generation argument {name!r}; it "
+                    f"takes {', '.join(_GENERATION_ARGUMENTS)}."
+                )
         stop = kwargs.get("stop") or ()
         return {
             "stop": (stop,) if isinstance(stop, str) else tuple(stop),
@@ -226,7 +246,7 @@ class ZTokenLLM(CustomLLM):
 
 
 def _stripped(deltas: Iterator[str]) -> Iterator[str]:
-    """The pieces of a text without white space at either end of the whole."""
+    """The pieces of a text, without white space at the beginning and the end of the text."""
     started = False
     held = ""
     for delta in deltas:
@@ -239,7 +259,7 @@ def _stripped(deltas: Iterator[str]) -> Iterator[str]:
 
 
 async def _in_threads(items: Iterator[T]) -> AsyncGenerator[T, None]:
-    """The items of an iterator that computes, each awaited in a thread."""
+    """The items of an iterator, each computed in a thread."""
     end = object()
     while (item := await asyncio.to_thread(next, items, end)) is not end:
         yield item  # type: ignore[misc]

@@ -29,8 +29,8 @@ _KEPT_FIELDS = (
 class ZTokenNode(TextNode):
     """A text node whose content in `MetadataMode.LLM` is `llm_text` in place of `text`.
 
-    Metadata is shown to the LLM as LlamaIndex shows it, with handle-like text escaped. In every
-    other mode, and as `text`, the source text is there unchanged.
+    The LLM gets the metadata as LlamaIndex formats it, with handles in it escaped. In every other
+    mode the content is the source text, and so is `text`.
     """
 
     llm_text: str = Field(
@@ -39,7 +39,7 @@ class ZTokenNode(TextNode):
 
     @classmethod
     def of(cls, node: BaseNode, llm_text: str) -> ZTokenNode:
-        """A copy of `node`, id and metadata included, that shows the LLM `llm_text`."""
+        """A copy of `node`, with its id and metadata, that shows the LLM `llm_text`."""
         kept: dict[str, Any] = {
             name: getattr(node, name) for name in _KEPT_FIELDS if hasattr(node, name)
         }
@@ -69,13 +69,13 @@ class ZTokenNode(TextNode):
         return [*self.get_metadata_content_blocks(metadata_mode), TextBlock(text=self.llm_text)]
 
     def set_content(self, value: str) -> None:
-        """Replace the text; the LLM is then shown the new text, for the handle is of the old."""
+        """Replace the text. The LLM is then shown the new text, because a handle is of the old."""
         super().set_content(value)
         self.llm_text = escape_handles(value)
 
 
 def has_text_only(node: BaseNode) -> bool:
-    """Whether the node is text, and there is some."""
+    """Whether the node has text with words in it, and no image, audio or video."""
     if isinstance(node, Node):
         media = (node.image_resource, node.audio_resource, node.video_resource)
         is_text = not any(media)

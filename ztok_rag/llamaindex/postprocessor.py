@@ -1,9 +1,11 @@
-"""`ZTokenPostprocessor`: replaces retrieved text by Z-tokens on its way into the prompt."""
+"""`ZTokenPostprocessor`: the LLM reads retrieved nodes as Z-tokens."""
 
 from __future__ import annotations
 
 import threading
 import time
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,12 +14,14 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
 from ztok_rag.codec.sequence import ZSequence
-from ztok_rag.errors import ZtokError
+from ztok_rag.errors import ZtokError, check_rate
+from ztok_rag.llamaindex.arguments import refuse_unknown_fields
 from ztok_rag.llamaindex.events import ZTokenLookupEvent, dispatcher
 from ztok_rag.llamaindex.node import ZTokenNode, has_text_only
-from ztok_rag.llamaindex.token_counting import handles_are_counted
+from ztok_rag.llamaindex.settings import reads_z_tokens, user_embedding, user_llm
+from ztok_rag.llamaindex.token_counting import install_handle_tokenizer
 from ztok_rag.selection.budget import count_fitting, plan_rates
-from ztok_rag.selection.focus import QuestionFocus
+from ztok_rag.selection.query_aware import QueryAwareSelector
 from ztok_rag.storage.defaults import default_compressor, default_store
 from ztok_rag.storage.handle import encode_handles, escape_handles, has_handles
 from ztok_rag.storage.store import ZStore
@@ -28,6 +32,16 @@ if TYPE_CHECKING:
 
     from ztok_rag.codec.compressor import ZCompressor
 
+Content = ZSequence | str | None
+"""What is read of a node: its Z-tokens, its text as it is, or nothing for want of room."""
+
+ContextFormat = Literal["z-tokens", "text", "decompressed"]
+
+FORMER_NAMES = {"focus": "query_aware", "show": "context_format"}
+"""Arguments of `ZTokenPostprocessor` and `ZTokenTransform` that have another name now."""
+
+_SHOW_TEXT = 'give ZTokenPostprocessor context_format="text" or context_format="decompressed"'
+
 
 @dataclass(frozen=True)
 class PostprocessorStats:
@@ -35,9 +49,9 @@ class PostprocessorStats:
 
     Attributes:
         nodes: nodes replaced by Z-tokens.
-        compressed: texts that had to be compressed for that.
-        hits: nodes whose Z-tokens were there already.
-        ms: wall-clock milliseconds spent, loading of the model excluded.
+        compressed: nodes of these that had to be compressed.
+        hits: nodes of these whose Z-tokens the store held.
+        ms: wall-clock milliseconds, without loading of models.
     """
 
     nodes: int = 0
@@ -49,41 +63,42 @@ class PostprocessorStats:
 class ZTokenPostprocessor(BaseNodePostprocessor):
     """Shows the LLM each retrieved text as Z-tokens; for use with `ZTokenLLM`.
 
-    Texts already in the store are not compressed again, at whatever rate they are read. Ids,
-    scores, metadata and source text of the nodes stay available on a response's `source_nodes`.
-    Put it after every postprocessor that reads or edits text.
+    A text in the store is not compressed again, whatever the rate. A response's `source_nodes`
+    keep their ids, scores, metadata and source text. Put it after every postprocessor that reads
+    or edits text.
 
-    With `focus`, the Z-tokens of a query's nodes are spent by the question: on what may answer it
-    and little else, at most as many in all as the rate says. They are composed of what is
-    cached, by a small network that reads them, and an embedding model that runs on the question.
+    With `query_aware`, the nodes of a query share a budget, which is their source tokens divided
+    by the rate. It is spent on the pieces of text that are likely to contain the answer. Their
+    Z-tokens are selected from those in the store by a small network that reads them, and by an
+    embedding model that runs on the question.
 
-    With a `token_budget`, the nodes share that many positions, metadata included, by the
-    question too; without `focus` or a query, the better a node's score, the lower its rate, down
-    to raw text. What does not fit at rate 32 is left out.
+    With a `token_budget`, the nodes share that many input positions, metadata included. Without
+    `query_aware` or a query, a node with a better score gets a lower rate, down to raw text. A
+    node that does not fit at rate 32 is left out.
 
-    For an LLM that cannot read Z-tokens, `show` makes the nodes show text: the `"anchors"`, the
-    source tokens that the Z-tokens name, or the `"decompressed"` text. Name that LLM in `llm`,
-    and a postprocessor that would send it handles refuses to. Without a name it refuses as long
-    as no `ZTokenLLM` has been made, since there is none to read them.
+    For an LLM that cannot read Z-tokens, `context_format` makes the nodes show text: `"text"` is
+    the selected source tokens as they stand, `"decompressed"` is the text that the reader
+    reconstructs. No handle is made for an LLM that cannot read it. That LLM is the one in `llm`,
+    else `Settings.llm` where it was set.
 
-    Nodes without text, and image, audio and video nodes, stay as they are. Text they show
-    the LLM that would be taken for a handle is escaped.
+    Nodes without text, and image, audio and video nodes, stay as they are. Text that looks like a
+    handle is escaped in all nodes.
     """
 
-    rate: float = Field(default=4.0, ge=1.0, description="Source tokens per Z-token.")
+    rate: float = Field(default=4.0, description="Source tokens per Z-token.")
     token_budget: int | None = Field(
-        default=None, ge=1, description="Positions that all nodes share; replaces the rate."
+        default=None, ge=1, description="Input positions of all nodes; replaces the rate."
     )
-    focus: bool = Field(default=True, description="Spend the Z-tokens by the question.")
-    show: Literal["z-tokens", "anchors", "decompressed"] = Field(
-        default="z-tokens", description="What the LLM gets to read."
+    query_aware: bool = Field(default=True, description="Select by the question.")
+    context_format: ContextFormat = Field(
+        default="z-tokens", description="What the LLM reads in place of the text."
     )
 
-    _reader_known: bool = PrivateAttr(default=False)
+    _has_llm: bool = PrivateAttr(default=False)
     _compressor: ZCompressor | None = PrivateAttr(default=None)
     _store: ZStore | None = PrivateAttr(default=None)
     _embed_model: BaseEmbedding | None = PrivateAttr(default=None)
-    _question_focus: QuestionFocus | None = PrivateAttr(default=None)
+    _selector: QueryAwareSelector | None = PrivateAttr(default=None)
     _stats: PostprocessorStats = PrivateAttr(default_factory=PostprocessorStats)
     _stats_lock: Any = PrivateAttr(default_factory=threading.Lock)
 
@@ -92,8 +107,8 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         *,
         rate: float = 4.0,
         token_budget: int | None = None,
-        focus: bool = True,
-        show: Literal["z-tokens", "anchors", "decompressed"] = "z-tokens",
+        query_aware: bool = True,
+        context_format: ContextFormat = "z-tokens",
         llm: LLM | None = None,
         compressor: ZCompressor | None = None,
         store: ZStore | None = None,
@@ -103,31 +118,41 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         """Set up; nothing is loaded before the first nodes come.
 
         Args:
-            rate: source tokens per Z-token; without `focus`, one between 1 and 2 is 2.
-            token_budget: positions that all nodes share, in place of `rate`.
-            focus: spend the Z-tokens by the question.
-            show: what the LLM gets to read.
-            llm: the LLM that will read, to make sure that it can.
+            rate: source tokens per Z-token; without `query_aware`, one between 1 and 2 is 2.
+            token_budget: the most input positions of all nodes, in place of `rate`.
+            query_aware: select Z-tokens by the question.
+            context_format: what the LLM reads in place of the text.
+            llm: the LLM that will read, to make sure that it can; `None` is `Settings.llm` where
+                it was set, else any.
             compressor: `None` is the default one, shared with `ZTokenLLM`.
             store: `None` is the default one, shared with `ZTokenLLM`.
-            embed_model: finds what the question is about; `None` is the default one.
+            embed_model: embeds sentences and questions; `None` is `Settings.embed_model` where
+                it was set, else `ztok_rag.default_embedding()`.
             kwargs: fields of `BaseNodePostprocessor`.
 
         Raises:
-            ZtokError: `llm` cannot read Z-tokens, and `show` is `"z-tokens"`.
+            ZtokError: there is no argument of that name, the rate is below 1, or `llm` cannot read
+                Z-tokens and `context_format` is `"z-tokens"`.
         """
-        if llm is not None and show == "z-tokens" and not hasattr(llm, "reads_z_tokens"):
+        refuse_unknown_fields(type(self), kwargs, FORMER_NAMES)
+        check_rate(rate)
+        if llm is not None and context_format == "z-tokens" and not reads_z_tokens(llm):
             raise ZtokError(
-                f"{llm.class_name()} cannot read Z-tokens; answer with ZTokenLLM, or give "
-                'ZTokenPostprocessor show="anchors" or show="decompressed".'
+                f"{llm.class_name()} cannot read Z-tokens; answer with ZTokenLLM, or {_SHOW_TEXT}."
             )
         super().__init__(  # type: ignore[call-arg]
-            rate=rate, token_budget=token_budget, focus=focus, show=show, **kwargs
+            rate=rate,
+            token_budget=token_budget,
+            query_aware=query_aware,
+            context_format=context_format,
+            **kwargs,
         )
-        self._reader_known = llm is not None
+        self._has_llm = llm is not None
         self._compressor = compressor
         self._store = store
         self._embed_model = embed_model
+        if context_format == "z-tokens":
+            install_handle_tokenizer()
 
     @classmethod
     def class_name(cls) -> str:
@@ -148,13 +173,13 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         return self._store
 
     @property
-    def question_focus(self) -> QuestionFocus:
-        """What spends Z-tokens by a question; made when first asked for."""
-        if self._question_focus is None:
-            self._question_focus = QuestionFocus.over(
-                self.compressor, self.store, self._embed_model
+    def selector(self) -> QueryAwareSelector:
+        """Selects Z-tokens for a question; made when first asked for."""
+        if self._selector is None:
+            self._selector = QueryAwareSelector.over(
+                self.compressor, self.store, self._embed_model or user_embedding()
             )
-        return self._question_focus
+        return self._selector
 
     @property
     def stats(self) -> PostprocessorStats:
@@ -165,43 +190,31 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        if self.show == "z-tokens" and not (self._reader_known or handles_are_counted()):
-            raise ZtokError(
-                "no ZTokenLLM has been made, and no other LLM can read Z-tokens; make the one that "
-                "answers before nodes are retrieved for it, or name it in ZTokenPostprocessor's "
-                'llm; for other LLMs use show="anchors" or show="decompressed".'
-            )
-        # Loading is no part of the time.
+        check_rate(self.rate)  # which may have been assigned
+        self._check_reader()
+        # Load models before the clock starts.
         _ = self.compressor, self.store
         start = time.perf_counter()
-        texts = [item for item in nodes if has_text_only(item.node)]
-        replaced: dict[int, BaseNode | None] = {}
-        if self.focus and query_bundle is not None:
-            chosen, sequences, compressed = self._by_question(texts, query_bundle.query_str)
-            replaced |= {id(item): None for item in texts}
+        has_text = [has_text_only(item.node) for item in nodes]
+        items = [item for item, text in zip(nodes, has_text, strict=True) if text]
+        if self.query_aware and query_bundle is not None:
+            contents, compressed = self._for_question(items, query_bundle.query_str)
         else:
-            planned = list(zip(texts, self._plan(texts), strict=True))
-            for item, rate in planned:
-                if rate is None:
-                    replaced[id(item)] = None
-                elif rate == 1 and self.token_budget is not None:
-                    raw = escape_handles(item.node.get_content(MetadataMode.NONE))
-                    replaced[id(item)] = ZTokenNode.of(item.node, raw)
-            at_rates = [(i, r) for i, r in planned if r is not None and id(i) not in replaced]
-            chosen = [item for item, _ in at_rates]
-            sequences, compressed = self._resolve(at_rates)
-        for item, shown in zip(chosen, self._shown(sequences), strict=True):
-            replaced[id(item)] = ZTokenNode.of(item.node, shown)
-        processed = [
-            NodeWithScore(node=node, score=item.score)
-            for item in nodes
-            if (node := replaced.get(id(item), _escaped(item.node))) is not None
-        ]
+            contents, compressed = self._by_score(items)
+        shown = iter(self._shown(contents))
+        processed = []
+        for item, text in zip(nodes, has_text, strict=True):
+            if not text:
+                processed.append(NodeWithScore(node=_escaped(item.node), score=item.score))
+            elif (llm_text := next(shown)) is not None:
+                node = ZTokenNode.of(item.node, llm_text)
+                processed.append(NodeWithScore(node=node, score=item.score))
         ms = 1000 * (time.perf_counter() - start)
-        self._count(len(chosen), compressed, ms)
+        sequences = [z for z in contents if isinstance(z, ZSequence)]
+        self._count(len(sequences), compressed, ms)
         dispatcher.event(
             ZTokenLookupEvent(
-                hits=len(chosen) - compressed,
+                hits=len(sequences) - compressed,
                 misses=compressed,
                 source_tokens=sum(z.source_tokens for z in sequences),
                 z_tokens=sum(len(z) for z in sequences),
@@ -210,25 +223,71 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         )
         return processed
 
-    def _by_question(
-        self, items: list[NodeWithScore], question: str
-    ) -> tuple[list[NodeWithScore], list[ZSequence], int]:
-        """The nodes that fit, their Z-tokens for a question, and how many were compressed."""
-        budget = None
+    def _check_reader(self) -> None:
+        """Make sure that handles can be read, and that LlamaIndex counts them as Z-tokens."""
+        if self.context_format != "z-tokens":
+            return
+        llm = user_llm()
+        if not self._has_llm and llm is not None and not reads_z_tokens(llm):
+            raise ZtokError(
+                f"Settings.llm is {llm.class_name()}, which cannot read Z-tokens; if a ZTokenLLM "
+                f"answers, name it in ZTokenPostprocessor's llm, else {_SHOW_TEXT}."
+            )
+        if install_handle_tokenizer():
+            warnings.warn(
+                "LlamaIndex's global tokenizer was replaced after this ZTokenPostprocessor was "
+                "made; query engines made in between count handles as text and may cut them: "
+                "make those again.",
+                stacklevel=2,
+            )
+
+    def _for_question(self, items: list[NodeWithScore], question: str) -> tuple[list[Content], int]:
+        """What is read of each node for a question, and how many nodes were compressed."""
+        fitting, budget = list(range(len(items))), None
         if self.token_budget is not None:
             order, sizes, overheads = self._measure(items)
             window = self.compressor.model.config.window
-            fitting = count_fitting(sizes, overheads, self.token_budget, window=window)
-            items = [items[i] for i in sorted(order[:fitting])]
-            budget = self.token_budget - sum(overheads[:fitting])
+            count = count_fitting(sizes, overheads, self.token_budget, window=window)
+            fitting = sorted(order[:count])
+            budget = self.token_budget - sum(overheads[:count])
+        texts = [items[i].node.get_content(MetadataMode.NONE) for i in fitting]
+        sequences, compressed = self.selector.compose(question, texts, self.rate, budget=budget)
+        contents: list[Content] = [None] * len(items)
+        for i, z in zip(fitting, sequences, strict=True):
+            contents[i] = z
+        return contents, compressed
+
+    def _by_score(self, items: list[NodeWithScore]) -> tuple[list[Content], int]:
+        """What is read of each node without a question, and how many nodes were compressed."""
         texts = [item.node.get_content(MetadataMode.NONE) for item in items]
-        sequences, compressed = self.question_focus.compose(
-            question, texts, self.rate, budget=budget
-        )
-        return items, sequences, compressed
+        if self.token_budget is None:
+            if self.rate == 1:
+                return [*self.compressor.compress(texts, 1.0)], 0
+            nested, compressed = self.store.resolve(self.compressor, texts)
+            return [z.at(self.rate) for z in nested], compressed
+        rates = self._rates_within_budget(items)
+        contents: list[Content] = [
+            text if rate == 1 else None for text, rate in zip(texts, rates, strict=True)
+        ]
+        coarse = [(i, rate) for i, rate in enumerate(rates) if rate is not None and rate > 1]
+        nested, compressed = self.store.resolve(self.compressor, [texts[i] for i, _ in coarse])
+        for (i, rate), z in zip(coarse, nested, strict=True):
+            contents[i] = z.at(rate)
+        return contents, compressed
+
+    def _rates_within_budget(self, items: list[NodeWithScore]) -> list[float | None]:
+        """The rate of each node, 1 for its text; `None` where the budget has no room for it."""
+        assert self.token_budget is not None
+        order, sizes, overheads = self._measure(items)
+        window = self.compressor.model.config.window
+        rates: list[float | None] = [None] * len(items)
+        planned = plan_rates(sizes, overheads, self.token_budget, window=window)
+        for i, rate in zip(order, planned, strict=True):
+            rates[i] = rate
+        return rates
 
     def _measure(self, items: list[NodeWithScore]) -> tuple[list[int], list[int], list[int]]:
-        """The places of the nodes, the best first, with the tokens of their texts and the rest."""
+        """Places of the nodes, best score first; then tokens of their texts, and of the rest."""
         count = self.compressor.count_tokens
         best_first = sorted(range(len(items)), key=lambda i: -(items[i].score or 0.0))
         nodes = [items[i].node for i in best_first]
@@ -236,33 +295,18 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         overheads = [count(ZTokenNode.of(n, "").get_content(MetadataMode.LLM)) for n in nodes]
         return best_first, sizes, overheads
 
-    def _plan(self, items: list[NodeWithScore]) -> list[float | None]:
-        """The rate of each node, in their order; `None` where the budget has no room for it."""
-        if self.token_budget is None:
-            return [self.rate] * len(items)
-        best_first, sizes, overheads = self._measure(items)
-        window = self.compressor.model.config.window
-        planned = plan_rates(sizes, overheads, self.token_budget, window=window)
-        rates: list[float | None] = [None] * len(items)
-        for i, rate in zip(best_first, planned, strict=True):
-            rates[i] = rate
-        return rates
-
-    def _resolve(self, chosen: list[tuple[NodeWithScore, float]]) -> tuple[list[ZSequence], int]:
-        """The Z-tokens of each node at its rate, and how many had to be compressed."""
-        texts = [item.node.get_content(MetadataMode.NONE) for item, _ in chosen]
-        if all(rate == 1 for _, rate in chosen):
-            return self.compressor.compress(texts, 1.0), 0
-        nested, compressed = self.store.resolve(self.compressor, texts)
-        return [z.at(rate) for z, (_, rate) in zip(nested, chosen, strict=True)], compressed
-
-    def _shown(self, sequences: list[ZSequence]) -> list[str]:
-        """What the LLM reads in place of each text."""
-        if self.show == "z-tokens":
-            return [encode_handles(z, self.store.secret) for z in sequences]
-        if self.show == "anchors":
-            return [escape_handles(self.compressor.anchor_text(z)) for z in sequences]
-        return [escape_handles(text) for text in self.compressor.decompress(sequences)]
+    def _shown(self, contents: Sequence[Content]) -> list[str | None]:
+        """What the prompt holds of each node: handles, or text without anything like a handle."""
+        sequences = [z for z in contents if isinstance(z, ZSequence)]
+        if self.context_format == "z-tokens":
+            shown = iter([encode_handles(z, self.store.secret) for z in sequences])
+        elif self.context_format == "text":
+            shown = iter([escape_handles(self.compressor.anchor_text(z)) for z in sequences])
+        else:
+            shown = iter([escape_handles(t) for t in self.compressor.decompress(sequences)])
+        return [
+            next(shown) if isinstance(c, ZSequence) else c and escape_handles(c) for c in contents
+        ]
 
     def _count(self, nodes: int, compressed: int, ms: float) -> None:
         with self._stats_lock:
@@ -276,7 +320,7 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
 
 
 def _escaped(node: BaseNode) -> BaseNode:
-    """The node itself, unless what it shows the LLM would be taken for a handle."""
+    """The node itself, or if the LLM would see a handle in it, a copy with that escaped."""
     if not has_handles(node.get_content(MetadataMode.LLM)):
         return node
     return ZTokenNode.of(node, escape_handles(node.get_content(MetadataMode.NONE)))

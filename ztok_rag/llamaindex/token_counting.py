@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +10,11 @@ from llama_index.core.utils import get_tokenizer, set_global_tokenizer
 
 from ztok_rag.storage.handle import count_tokens
 
-_installed = threading.Event()
-
 
 class HandleTokenizer:
     """A LlamaIndex tokenizer that counts each handle as its Z-tokens and all else as before.
 
-    What it returns is good for its length only: the entries are not token ids.
+    Only the length of what it returns has a meaning: the entries are not token ids.
     """
 
     def __init__(self, inner: Callable[[str], list[Any]]) -> None:
@@ -27,18 +24,17 @@ class HandleTokenizer:
         return [0] * count_tokens(text, self.inner)
 
 
-def handles_are_counted() -> bool:
-    """Whether `install_handle_tokenizer` was ever called, as by every `ZTokenLLM` that is made."""
-    return _installed.is_set()
-
-
-def install_handle_tokenizer() -> None:
+def install_handle_tokenizer() -> bool:
     """Wrap LlamaIndex's global tokenizer in a `HandleTokenizer`, unless it is one already.
 
-    The prompt helper of every response synthesizer counts and cuts with the global tokenizer.
-    Without this a handle would count as its hundreds of characters, and a prompt that fits would
-    be cut inside one.
+    The prompt helper of a response synthesizer counts and cuts prompts with the tokenizer that is
+    global when the synthesizer is made. Without this, a handle would count as its hundreds of
+    characters, and a prompt that fits would be cut inside a handle.
+
+    Returns:
+        Whether it had to be wrapped.
     """
-    _installed.set()
-    if not isinstance(llama_index.core.global_tokenizer, HandleTokenizer):
-        set_global_tokenizer(HandleTokenizer(get_tokenizer()))
+    if isinstance(llama_index.core.global_tokenizer, HandleTokenizer):
+        return False
+    set_global_tokenizer(HandleTokenizer(get_tokenizer()))
+    return True

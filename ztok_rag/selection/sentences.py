@@ -1,4 +1,4 @@
-"""Which sentences of some texts a question is about, by its words and an embedding model."""
+"""Scores sentences of texts for a question, by its words and an embedding model."""
 
 from __future__ import annotations
 
@@ -24,21 +24,25 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 FloatArray = NDArray[np.float64]
 LEXICAL_WEIGHT = 0.5
-"""Worth of the question's words that a sentence holds, beside its cosine to the question."""
+"""Weight of the question's words that a sentence holds; its cosine to the question weighs 1."""
 
 TEXT_WEIGHT = 1.0
-"""Worth of the most relevant sentence of a text to all others in it."""
+"""Weight of the best sentence of a text in the scores of all sentences of that text."""
 
 TEMPERATURE = 0.15
-"""Of the relevance of sentences; `benchmarks/fit_focus.py` fits these three."""
+"""Temperature of the softmax over scores. `benchmarks/fit_focus.py` fits all three numbers."""
 
-_MEMORY = 4096
+_MEMORY = 4096  # texts whose sentences are kept in memory
 _NLTK_DATA = "llama_index/core/_static/nltk_cache"
 
 
 @lru_cache(maxsize=_MEMORY)
 def split_sentences(text: str) -> tuple[Span, ...]:
-    """Character ranges `[start, end)` of the text's sentences and lines; together the text."""
+    """Cut a text at the ends of its sentences and lines.
+
+    Returns:
+        Character ranges `[start, end)`, in order and without gaps.
+    """
     starts = [0]
     for a, b in _punkt().span_tokenize(text):
         starts.append(a)
@@ -48,11 +52,11 @@ def split_sentences(text: str) -> tuple[Span, ...]:
 
 
 class SentenceScorer:
-    """How likely each sentence of some texts is to hold what a question asks for.
+    """Gives each sentence of some texts a probability of holding what a question asks for.
 
-    A sentence's relevance is its cosine to the question in an embedding space, of which one bit
-    per dimension is kept, plus the share of the question's words that it holds, rare words
-    weighing more, plus that of the most relevant sentence of its text.
+    A sentence scores by its cosine to the question in an embedding space, and by the weight of the
+    question's words that it holds. The best score of a text is added to all its sentences. Of a
+    sentence's embedding, one bit per dimension is kept: the sign.
     """
 
     def __init__(
@@ -66,7 +70,7 @@ class SentenceScorer:
         Args:
             tokenizer: of the base LLM.
             embed_model: `None` is the default one.
-            store: keeps the bits of sentences between runs.
+            store: keeps the embeddings of sentences; `None` keeps them in memory only.
         """
         self._tokenizer = tokenizer
         self._embed_model = embed_model
@@ -83,7 +87,7 @@ class SentenceScorer:
         return self._embed_model
 
     def prepare(self, texts: Sequence[str]) -> None:
-        """Embed the sentences of texts that are not known yet."""
+        """Embed the sentences of texts that are neither in memory nor in the store."""
         kind, width = self._kind()
         missing = []
         for text in dict.fromkeys(texts):
@@ -107,11 +111,20 @@ class SentenceScorer:
                 self._store.put_bytes(kind, text, own.tobytes())
 
     def probabilities(self, question: str, texts: Sequence[str]) -> list[FloatArray]:
-        """For each text, of each sentence, how likely the question is about it; all sum to 1."""
+        """Probability that each sentence holds what is asked for.
+
+        Returns:
+            `[n_sentences]` for each text. The sum over all texts is 1.
+        """
         return probabilities(self.evidence(question, texts))
 
     def evidence(self, question: str, texts: Sequence[str]) -> list[FloatArray]:
-        """For each text, `[sentences, 2]`: cosine to the question, and share of its words held."""
+        """What sentences are scored by.
+
+        Returns:
+            `[n_sentences, 2]` for each text: cosine to the question, and weight of the question's
+            words that the sentence holds, 0 to 1.
+        """
         self.prepare(texts)
         query = np.asarray(self.embed_model.get_query_embedding(question))
         query = query / max(float(np.linalg.norm(query)), 1e-12)
@@ -120,7 +133,7 @@ class SentenceScorer:
         for text in texts:
             with self._lock:
                 signs = self._signs.get(text)
-            if signs is None:  # so many texts that the first are forgotten already
+            if signs is None:  # more than `_MEMORY` texts
                 self.prepare([text])
                 signs = self._signs[text]
             bits = np.unpackbits(signs, axis=1, count=len(query))
@@ -133,11 +146,11 @@ class SentenceScorer:
         return found
 
     def stored_bytes(self, texts: Sequence[str]) -> int:
-        """Bytes that are kept of the sentences of texts."""
+        """Bytes of the kept embeddings of the sentences of texts."""
         return sum(self._kind()[1] * len(split_sentences(text)) for text in texts)
 
     def _kind(self) -> tuple[str, int]:
-        """What the store calls sentences of this embedding model, and bytes per sentence."""
+        """Name of this model's embeddings in the store, and bytes per sentence."""
         if self._dimension is None:
             self._dimension = len(self.embed_model.get_query_embedding("?"))
         name = Path(self.embed_model.model_name).name.replace(":", "-")
@@ -156,7 +169,17 @@ def probabilities(
     text_weight: float = TEXT_WEIGHT,
     temperature: float = TEMPERATURE,
 ) -> list[FloatArray]:
-    """Probabilities of sentences, from what `SentenceScorer.evidence` found of some texts."""
+    """Softmax of the scores of sentences.
+
+    Args:
+        evidence: as from `SentenceScorer.evidence`.
+        lexical_weight: as `LEXICAL_WEIGHT`.
+        text_weight: as `TEXT_WEIGHT`.
+        temperature: as `TEMPERATURE`.
+
+    Returns:
+        `[n_sentences]` for each text. The sum over all texts is 1.
+    """
     own = [found @ np.array([1.0, lexical_weight]) for found in evidence]
     scores = [s + text_weight * s.max() for s in own]
     top = max(float(s.max()) for s in scores)
@@ -173,6 +196,6 @@ def _punkt() -> Any:
     try:
         return PunktTokenizer("english")
     except LookupError:
-        # llama-index-core ships the model; its files are read and nothing of it is imported.
+        # llama-index-core ships the model's files; none of its code is imported.
         nltk.data.path.append(str(distribution("llama-index-core").locate_file(_NLTK_DATA)))
         return PunktTokenizer("english")

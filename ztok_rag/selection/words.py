@@ -1,29 +1,31 @@
-"""Words of questions: how much each says, and what it has in common with its inflections."""
+"""Words of questions and texts: their stems, and the weight of each word of a question."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 _WORD = re.compile(r"\w+")
-_COMMON_IDS = 200
+_COMMON_IDS = 200  # token ids below this weigh nothing
 
 
 def find_words(text: str) -> Iterator[tuple[str, int, int]]:
-    """The stem of each word of a text, and its characters `[start, end)`."""
+    """Each word of a text: its stem, and its character range `[start, end)`."""
     for match in _WORD.finditer(text):
         yield stem(match.group().lower()), match.start(), match.end()
 
 
-def question_words(question: str, tokenizer: Any) -> dict[str, float]:
-    """Stems of a question's words, each with its share of them all: rare words have more.
+@lru_cache(maxsize=64)
+def question_words(question: str, tokenizer: Any) -> Mapping[str, float]:
+    """Weights of a question's words, by their stems; they sum to 1, and rare words weigh more.
 
     Args:
         question: the question.
-        tokenizer: of the base LLM; token ids of byte-pair vocabularies rise with rarity.
+        tokenizer: of the base LLM. A byte-pair vocabulary lists frequent tokens first, so the
+            logarithm of a token's id stands for its rarity.
     """
     words = _WORD.findall(question.lower())
     if not words:
@@ -40,7 +42,7 @@ def question_words(question: str, tokenizer: Any) -> dict[str, float]:
 
 @lru_cache(maxsize=50_000)
 def stem(word: str) -> str:
-    """What a word and its inflections have in common (Porter 1980)."""
+    """The stem of a word (Porter 1980), which its inflections share."""
     return str(_stemmer().stem(word))
 
 

@@ -1,5 +1,5 @@
-"""Z-tokens are kept here, and travel as text.
+"""Z-tokens on disk, and Z-tokens inside a prompt.
 
-The store that keeps codes on disk, the secret of an installation, the handles that stand for
-Z-tokens inside a prompt, and the default compressor and store that a process shares.
+A `ZStore` keeps codes on disk, and the secret of its folder. Handles stand for Z-tokens inside a
+prompt string. A process shares one default compressor and one default store.
 """

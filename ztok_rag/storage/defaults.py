@@ -1,4 +1,4 @@
-"""The model and the store that objects made without arguments share, one each per process."""
+"""The compressor and the store of objects made without arguments, one each per process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ztok_rag.storage.store import ZStore
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
 
-# lru_cache alone may build twice when two threads ask at once.
+# lru_cache alone may load twice when two threads call at once.
 _lock = threading.RLock()
 
 

@@ -1,4 +1,4 @@
-"""The database of a store: keys are text, values are bytes, nothing is unpickled."""
+"""Serialization of a store's database: keys are text, values are bytes, nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from diskcache.core import MODE_BINARY, MODE_RAW, UNKNOWN
 
 
 class BytesDisk(diskcache.Disk):  # type: ignore[misc]
-    """Keys are `str`, values are `bytes`, and every other kind is refused both ways.
+    """A diskcache `Disk` that writes and reads `str` keys and `bytes` values only.
 
-    diskcache's own `Disk` pickles other kinds and unpickles rows that say they are pickled.
+    diskcache's own `Disk` pickles other types, and unpickles each row that is marked as pickled.
     """
 
     def put(self, key: object) -> tuple[str, bool]:

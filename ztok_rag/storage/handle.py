@@ -1,14 +1,13 @@
 """Handles: the text form of a `ZSequence` that travels inside an ordinary prompt string.
 
-A handle is `⟦ztok:N:DATA⟧`. `N` is its number of Z-tokens in decimal, so that it can be counted
-without being decoded. `DATA` is base64url of 4 bytes that name the signing secret, a 16-byte keyed
-hash, and `ZSequence.to_bytes()`. It has no white space and no sentence punctuation, so text
-splitters find no place to cut it.
+A handle is `⟦ztok:N:DATA⟧`. `N` is the number of its Z-tokens in decimal, so that they can be
+counted without decoding. `DATA` is the base64url of 4 bytes that identify the secret, a 16-byte
+keyed hash, and `ZSequence.to_bytes()`. It has no white space and no sentence punctuation, so text
+splitters do not cut it.
 
-The keyed hash makes a handle unforgeable without the store's secret. It does not make one
-single-use: a whole handle copied out of one prompt into another, a user's question say, is still
-an authentic sequence of this store and is read as such. It reveals nothing that its holder did
-not have already, because a handle carries its codes.
+Without the store's secret, nobody can make a valid handle. A handle can be used more than once:
+copied from one prompt into another, it is still valid. This reveals nothing new to whoever copies
+it, because a handle contains its codes.
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ def encode_handle(z: ZSequence, secret: bytes) -> str:
 
 
 def encode_handles(z: ZSequence, secret: bytes, *, longest: int = 512) -> str:
-    """`z` as handles of at most about `longest` Z-tokens, with spaces between.
+    """Handles of parts of `z`, of about `longest` Z-tokens at most, with spaces between them.
 
-    A text splitter finds its cuts there and not inside a handle that is longer than a prompt.
+    A text splitter then cuts at a space, and not inside a handle that is longer than a prompt.
     """
     return " ".join(encode_handle(part, secret) for part in z.parts(longest))
 
@@ -105,8 +104,8 @@ def split_prompt(
         The non-empty pieces of text and the sequences, in order.
 
     Raises:
-        HandleError: something in the prompt opens like a handle but is not one that this secret
-            signed, or is one that another checkpoint made.
+        HandleError: the prompt holds the beginning of a handle that this secret did not sign, or
+            a handle that another checkpoint made.
     """
     segments: list[str | ZSequence] = []
     for piece, is_handle in _pieces(prompt):
@@ -124,17 +123,17 @@ def split_prompt(
 
 
 def has_handles(text: str) -> bool:
-    """Whether anything in `text` would be taken for a handle, genuine or not."""
+    """Whether `text` holds the beginning of a handle, valid or not."""
     return _OPEN in text
 
 
 def escape_handles(text: str) -> str:
-    """`text` with every handle-like opening made harmless; other text is returned as it is."""
+    """`text` with the beginning of each handle changed, so that none is read as a handle."""
     return text.replace(_OPEN, _ESCAPED_OPEN)
 
 
 def escape_handles_in_stream(deltas: Iterable[str]) -> Iterator[str]:
-    """`escape_handles` over a text that arrives in pieces, an opening split over several too."""
+    """`escape_handles` for a text in pieces; a handle may begin in one and go on in the next."""
     held = ""
     for delta in deltas:
         text = escape_handles(held + delta)
@@ -147,9 +146,9 @@ def escape_handles_in_stream(deltas: Iterable[str]) -> Iterator[str]:
 
 
 def count_tokens(text: str, tokenize: Callable[[str], list[int]]) -> int:
-    """Input positions of `text`: a handle counts as its Z-tokens, other text as `tokenize` does.
+    """Input positions of `text`, where a handle counts as its Z-tokens.
 
-    Handles are counted by what they state; whether they are genuine is not checked.
+    A handle is not decoded: its number of Z-tokens is the one that it states.
     """
     return sum(
         _stated_count(piece) if is_handle and _HANDLE.fullmatch(piece) else len(tokenize(piece))
@@ -158,7 +157,10 @@ def count_tokens(text: str, tokenize: Callable[[str], list[int]]) -> int:
 
 
 def _pieces(text: str) -> Iterator[tuple[str, bool]]:
-    """`text` cut into (piece, opens like a handle); what never closes runs to the next opening."""
+    """Cut `text` into pieces, each with whether it begins like a handle.
+
+    An incomplete handle reaches to the beginning of the next one, or to the end.
+    """
     position = 0
     while (start := text.find(_OPEN, position)) >= 0:
         if start > position:
@@ -180,7 +182,7 @@ def _base64(data: bytes) -> str:
 
 
 def _key_id(secret: bytes) -> bytes:
-    """A name for the secret that does not reveal it: tells a foreign handle from an edited one."""
+    """An id of the secret that does not reveal it, to tell a foreign handle from an edited one."""
     return hashlib.blake2b(key=secret, digest_size=_KEY_ID_BYTES, person=b"ztok-key-id").digest()
 
 

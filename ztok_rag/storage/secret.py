@@ -1,4 +1,4 @@
-"""The secret that signs the handles of an installation, in a file of its own."""
+"""The secret that signs the handles of a store, in a file of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from ztok_rag.storage.handle import SECRET_BYTES
 
 
 def load_secret(path: Path) -> bytes:
-    """The secret in `path`, made at first use; of several processes that make one, one wins."""
+    """The secret in `path`, which is made at first use.
+
+    Where several processes make one at once, all of them get the same one.
+    """
     if path.exists():
         secret = path.read_bytes()
         if len(secret) == SECRET_BYTES:

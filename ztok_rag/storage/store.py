@@ -1,4 +1,4 @@
-"""`ZStore`: compressed texts on disk, keyed by what they hold and by what compressed them."""
+"""`ZStore`: compressed texts on disk, keyed by the text and by the checkpoint."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import diskcache
 
 from ztok_rag.codec.base import cache_dir
-from ztok_rag.codec.compressor import check_rate
 from ztok_rag.codec.sequence import CompressedText
-from ztok_rag.errors import ZtokError
+from ztok_rag.errors import ZtokError, check_rate
 from ztok_rag.storage.disk import BytesDisk
 from ztok_rag.storage.secret import load_secret
 
@@ -39,9 +38,9 @@ class StoreStats:
     """What a `ZStore` object has done since it was opened.
 
     Attributes:
-        hits: look-ups answered from disk.
-        misses: look-ups that were not, corrupt entries included.
-        compressed: texts given to a compressor.
+        hits: look-ups that found an entry.
+        misses: look-ups that found none, or one that could not be read.
+        compressed: texts that were compressed.
         corrupt: entries that could not be read.
     """
 
@@ -67,10 +66,9 @@ class Closing(ABC):
 class ZStore(Closing):
     """A folder of Z-token sequences, with the secret that signs this installation's handles.
 
-    Entries are raw bytes; nothing read from the folder is ever unpickled. One object may be used
-    by many threads, and one folder by many processes. An entry that cannot be read is reported
-    with a warning and compressed again, and a store that cannot be written is a warning too:
-    caching never makes a query fail.
+    Entries are raw bytes, and nothing read from the folder is unpickled. Threads may share an
+    object, and processes may share a folder. Caching never makes a query fail: an entry that
+    cannot be read is compressed again, with a warning, and so is a text that cannot be written.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
@@ -100,7 +98,7 @@ class ZStore(Closing):
         return len(self._cache)
 
     def close(self) -> None:
-        """Close the database connection. A closed store opens again by itself when used."""
+        """Close the database connection. It opens again when the store is used."""
         self._cache.close()
 
     @property
@@ -136,19 +134,19 @@ class ZStore(Closing):
         self._write(_key(compressed.fingerprint, text), compressed.to_bytes())
 
     def get_bytes(self, kind: str, text: str) -> bytes | None:
-        """What `put_bytes` keeps of `text`, or `None`."""
+        """The bytes that `put_bytes` wrote for `text`, or `None`."""
         return self._read(f"{kind}:{_content_hash(text)}", bytes)
 
     def put_bytes(self, kind: str, text: str, data: bytes) -> None:
-        """Keep bytes of another `kind` that belong to `text` and are deleted with it."""
+        """Keep further bytes of `text` under the name `kind`. They are deleted with the text."""
         self._write(f"{kind}:{_content_hash(text)}", data)
 
     def _read(self, key: str, parse: Callable[[bytes], Value]) -> Value | None:
-        """An entry, or `None` if it is absent; one that cannot be read is removed."""
+        """An entry, or `None` if there is none. An entry that cannot be read is removed."""
         try:
             data = self._cache.get(key, retry=True)
             return None if data is None else parse(data)
-        except Exception as error:  # whatever a damaged entry raises, compressing again cures it
+        except Exception as error:  # a damaged entry may raise anything
             self._count(corrupt=1)
             with suppress(OSError, sqlite3.Error, diskcache.Timeout):
                 self._cache.delete(key, retry=True)
@@ -170,9 +168,9 @@ class ZStore(Closing):
             )
 
     def delete(self, texts: Sequence[str]) -> int:
-        """Remove the entries of `texts`, of every checkpoint.
+        """Remove the entries of `texts`, for every checkpoint.
 
-        What they held is overwritten on disk, in the database's log too.
+        Their bytes are overwritten on disk, in the write-ahead log, too.
 
         Returns:
             Number of entries removed.
@@ -184,9 +182,9 @@ class ZStore(Closing):
         return self._remove(lambda key: key.rpartition(":")[2] in gone)
 
     def prune(self, fingerprint: str, texts: Sequence[str]) -> int:
-        """Remove all Z-tokens but those of `texts` by checkpoint `fingerprint`.
+        """Remove all Z-tokens except those of `texts` by checkpoint `fingerprint`.
 
-        Other bytes stay if they belong to one of the texts.
+        Entries of `put_bytes` stay if they belong to one of the texts.
 
         Returns:
             Number of entries removed.
@@ -205,7 +203,7 @@ class ZStore(Closing):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all values, without keys and what the database adds.
+        """Bytes of all values, without keys and without the database's own bytes.
 
         Raises:
             ZtokError: the store cannot be read.
@@ -221,7 +219,7 @@ class ZStore(Closing):
     def get_or_compress(
         self, compressor: ZCompressor, texts: Sequence[str], rate: float = 4.0
     ) -> list[ZSequence]:
-        """The sequences of `texts`, in order; only absent ones are compressed, in one batch.
+        """The sequences of `texts`, in order. Absent ones are compressed in one batch.
 
         Args:
             compressor: makes what is absent.
@@ -231,9 +229,9 @@ class ZStore(Closing):
         Raises:
             ZtokError: a text is empty, or the rate is out of range.
         """
+        check_rate(rate)
         if rate == 1:
             return compressor.compress(texts, rate)
-        check_rate(rate)
         return [text.at(rate, compressor.slots) for text in self.resolve(compressor, texts)[0]]
 
     def resolve(
@@ -258,7 +256,7 @@ class ZStore(Closing):
         return [found for text in texts if (found := known[text]) is not None], compressed
 
     def _remove(self, doomed: Callable[[str], bool]) -> int:
-        """Remove the entries whose key is `doomed`; their number."""
+        """Remove the entries whose key is `doomed`, and return their number."""
         try:
             rows = self._cache._sql("SELECT key FROM Cache").fetchall()
             keys = [key for (key,) in rows if isinstance(key, str) and doomed(key)]
@@ -275,7 +273,7 @@ class ZStore(Closing):
         return len(keys)
 
     def _empty_log(self) -> None:
-        """Move the write-ahead log into the database and cut it to nothing."""
+        """Move the write-ahead log into the database and truncate it."""
         ((busy, _, _),) = self._cache._sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         if busy:
             warnings.warn(
@@ -291,9 +289,9 @@ class ZStore(Closing):
             return False
 
     def _open(self) -> diskcache.Cache:
-        """The database; a damaged one is set aside and replaced by an empty one."""
-        # Entries are small and cost compute to make: none is evicted, all live in the database.
-        # What is deleted is overwritten: codes name words of their text.
+        """Open the database. A damaged one is renamed and replaced by an empty one."""
+        # Entries are small and costly to make, so none is evicted, and all are in the database.
+        # Deleted entries are overwritten, because codes name words of their text.
         settings: dict[str, Any] = {
             "eviction_policy": "none",
             "disk_min_file_size": 2**20,

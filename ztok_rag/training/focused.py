@@ -1,4 +1,4 @@
-"""Batches of what `QuestionFocus` composes, for the reader to learn to answer from."""
+"""Batches of what `QueryAwareSelector` composes, for the reader to learn to answer from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ztok_rag.codec.compressor import ZCompressor
 from ztok_rag.codec.model import ZModel
-from ztok_rag.selection.focus import QuestionFocus, resolve_in_memory
+from ztok_rag.selection.query_aware import QueryAwareSelector, resolve_in_memory
 from ztok_rag.selection.sentences import SentenceScorer
 from ztok_rag.training.batches import BatchSettings, PackedBatches, near
 from ztok_rag.training.examples import Composed, Example
@@ -63,7 +63,7 @@ class FocusedBatches(PackedBatches):
         self.with_questions = np.array(sorted({i for i, _ in self.asked}), dtype=np.int64)
         compressor = ZCompressor(model)
         scorer = SentenceScorer(model.base.tokenizer)
-        self.focus = QuestionFocus(compressor, scorer, resolve_in_memory(compressor))
+        self.focus = QueryAwareSelector(compressor, scorer, resolve_in_memory(compressor))
         texts = [self.passages[i].text for i in self.with_questions.tolist()]
         bar = tqdm(total=len(texts), desc="compressing", unit="passage", disable=not progress)
         for start in range(0, len(texts), _COMPRESSED_AT_ONCE):

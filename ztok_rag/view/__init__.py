@@ -1,4 +1,4 @@
-"""An HTML page of a text, its Z-tokens and what the reader reconstructs from them.
+"""An HTML page that shows a text, its Z-tokens, and the text reconstructed from them.
 
-The page, its style and its script are files beside the module that fills them in.
+`page.html`, `page.css` and `page.js` are the template; `page.py` fills it in.
 """

@@ -1,4 +1,4 @@
-"""A reconstruction beside its source, word by word, as HTML."""
+"""The differences between a text and its reconstruction, by words, as HTML."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ _WORD = re.compile(r"(\w+|[^\w\s])(\s*)")
 
 @dataclass(frozen=True)
 class Difference:
-    """A reconstruction as HTML with its differences marked, and how many words differ."""
+    """A reconstruction with its differences marked.
+
+    Attributes:
+        page: the reconstruction as HTML.
+        kept: number of words in both texts.
+        lost: number of words in the source only.
+        invented: number of words in the reconstruction only.
+    """
 
     page: str
     kept: int
@@ -22,7 +29,7 @@ class Difference:
 
 
 def difference(source: str, back: str) -> Difference:
-    """The reconstruction of `source`, with the words of either text that the other lacks."""
+    """Compare a reconstruction with its source, word by word."""
     ours, theirs = _WORD.findall(source), _WORD.findall(back)
     matcher = difflib.SequenceMatcher(
         None, [word for word, _ in ours], [word for word, _ in theirs], autojunk=False
@@ -43,7 +50,7 @@ def difference(source: str, back: str) -> Difference:
 
 
 def _change(tag: str, words: Sequence[tuple[str, str]], gap: str = "") -> str:
-    """Words that one text has alone, in an element, then their white space, at least `gap`."""
+    """An element of words that only one text has, then their white space, or `gap` if none."""
     if not words:
         return ""
     run = "".join(word + space for word, space in words)
@@ -52,5 +59,5 @@ def _change(tag: str, words: Sequence[tuple[str, str]], gap: str = "") -> str:
 
 
 def escape(text: str) -> str:
-    """`text` as HTML; a carriage return, which parsers make a line feed, as a reference."""
+    """Escape a text for HTML, carriage returns included: parsers turn them into line feeds."""
     return html.escape(text).replace("\r", "&#13;")

@@ -1,4 +1,4 @@
-"""A text, its Z-tokens and what came back of it, as one HTML page that needs nothing else."""
+"""Render a text, its Z-tokens and its reconstruction as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ztok_rag.evaluation.metrics import bleu4, characters_lost
 from ztok_rag.view.difference import Difference, difference, escape
 
 _LEVELS = ((1, "1"), (2, "2"), (4, "3 to 4"), (8, "5 to 8"), (16, "9 to 16"))
-"""Most source tokens of a density, densest first, and its label."""
+"""Levels of source tokens per Z-token: the most of each level, and its label."""
 
 _REST = "17 or more"
 
@@ -29,7 +29,7 @@ _PAGE, _STYLE, _SCRIPT = (
 
 @dataclass(frozen=True)
 class _Token:
-    """A source token and the characters it covers."""
+    """A source token and its character span `[start, end)`."""
 
     id: int
     start: int
@@ -38,7 +38,10 @@ class _Token:
 
 @dataclass(frozen=True)
 class _Span:
-    """One Z-token and the source text it stands for; `number` and `window` count from 1."""
+    """A Z-token and its source text, the characters `[start, end)`.
+
+    `number` and `window` count from 1.
+    """
 
     number: int
     window: int
@@ -49,7 +52,7 @@ class _Span:
 
 
 def first_windows(z: ZSequence, tokens: int) -> list[ZSequence]:
-    """The windows that begin within the first `tokens` source tokens, a sequence each."""
+    """The windows that begin within the first `tokens` source tokens, each as a sequence."""
     parts = z.parts(1)
     begins = itertools.accumulate((part.source_tokens for part in parts), initial=0)
     return [part for part, begin in zip(parts, begins, strict=False) if begin < tokens]
@@ -64,20 +67,20 @@ def render(
     title: str = "text",
     anchors: int = 1,
 ) -> str:
-    """The page.
+    """Render the page.
 
     Args:
         text: the source text.
         z: its Z-tokens.
-        reconstruction: what the reader wrote for the first windows of `z`, in order; it may
-            be empty.
-        tokenizer: the Hugging Face tokenizer of the base that made `z`.
+        reconstruction: the text reconstructed for each of the first windows of `z`, in order;
+            may be empty.
+        tokenizer: the tokenizer of the base LLM that made `z`.
         title: name of the text.
-        anchors: how many codes of a Z-token are token ids.
+        anchors: number of codes of a Z-token that are token ids.
 
     Raises:
-        SequenceError: `z` was not made from this text, or has fewer windows than there are
-            reconstructions.
+        SequenceError: `z` was made from another text, or has fewer windows than
+            `reconstruction`.
     """
     if z.spans[0, 0] != 0 or z.spans[-1, 1] != len(text):
         raise SequenceError(
@@ -111,7 +114,7 @@ def render(
 
 
 def _spans(text: str, z: ZSequence, tokenizer: Any) -> list[_Span]:
-    """The Z-tokens with the source tokens of each."""
+    """The Z-tokens, each with its source tokens."""
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     tokens = [
         _Token(id_, start, end)
@@ -124,8 +127,8 @@ def _spans(text: str, z: ZSequence, tokenizer: Any) -> list[_Span]:
         first = taken
         while taken < len(tokens) and tokens[taken].start < end:
             taken += 1
-        # Tokens that are parts of one character begin at the same place; a span that ends
-        # there covers no characters, and one of those tokens is its.
+        # The tokens of one character all have its span. A Z-token for some of them may have an
+        # empty span; it takes one of these tokens.
         if start == end and taken < len(tokens):
             taken += 1
         spans.append(
@@ -142,7 +145,7 @@ def _spans(text: str, z: ZSequence, tokenizer: Any) -> list[_Span]:
 
 
 def _facts(text: str, z: ZSequence) -> list[tuple[str, str]]:
-    """Names and values, as HTML, of what compression did."""
+    """Names and values of the compression, as HTML."""
     stored, raw = len(z.to_bytes()), len(text.encode())
     per_token, raw_per_token = stored / z.source_tokens, raw / z.source_tokens
     return [
@@ -158,7 +161,7 @@ def _facts(text: str, z: ZSequence) -> list[tuple[str, str]]:
 def _returned(
     sources: Sequence[str], reconstruction: Sequence[str], diffs: Sequence[Difference]
 ) -> list[tuple[str, str]]:
-    """Names and values, as HTML, of how much of the reconstructed windows came back."""
+    """Names and values of the reconstruction, as HTML."""
     if not diffs:
         return [("Came back", "not reconstructed")]
     source = "".join(sources[: len(diffs)])
@@ -182,7 +185,7 @@ def _returned(
 
 
 def _shown(reconstructed: int, windows: int) -> str:
-    """What part of the text the reconstruction covers."""
+    """A sentence on which part of the text was reconstructed."""
     if reconstructed == windows:
         return "All of the text was reconstructed."
     if not reconstructed:
@@ -194,7 +197,7 @@ def _shown(reconstructed: int, windows: int) -> str:
 
 
 def _legend(spans: Sequence[_Span]) -> str:
-    """Rows of the legend, which is also a histogram of source tokens per Z-token."""
+    """The rows of the legend, which is also a histogram of source tokens per Z-token."""
     labels = [label for _, label in _LEVELS] + [_REST]
     counts, tokens = [0] * len(labels), [0] * len(labels)
     for span in spans:
@@ -213,13 +216,13 @@ def _legend(spans: Sequence[_Span]) -> str:
 
 
 def _density(span: _Span) -> int:
-    """6 where the Z-token stands for one source token, down to 1."""
+    """The level of shading: 6 for one source token per Z-token, down to 1 for 17 or more."""
     above = sum(len(span.tokens) > most for most, _ in _LEVELS)
     return len(_LEVELS) + 1 - above
 
 
 def _window(spans: Sequence[_Span], source: str, diff: Difference | None) -> str:
-    """One window: its source text and, if there is one, the reconstruction beside it."""
+    """A window: its source text and, if there is one, the reconstruction beside it."""
     number = spans[0].window
     tokens = sum(len(span.tokens) for span in spans)
     head = f"{tokens} source tokens, {len(spans)} Z-tokens"
@@ -242,7 +245,7 @@ def _window(spans: Sequence[_Span], source: str, diff: Difference | None) -> str
 
 @dataclass(frozen=True)
 class _Marker:
-    """Writes the source text of spans as HTML, each with its colour, anchors and detail."""
+    """Renders the source text of a Z-token as HTML, with its shading, anchors and detail."""
 
     text: str
     tokenizer: Any
@@ -252,7 +255,7 @@ class _Marker:
 
     def __call__(self, span: _Span) -> str:
         own = self.text[span.start : span.end]
-        # Outside the box, the space before a word leaves no stub of a box at a line's end.
+        # Leading space is put outside the box; inside, it could be left alone at a line's end.
         space = own[: len(own) - len(own.lstrip())] if own.strip() else ""
         out, at = [], span.start + len(space)
         for start, end in self._anchored(span):
@@ -264,7 +267,7 @@ class _Marker:
         return escape(space) + box
 
     def _anchored(self, span: _Span) -> Iterator[tuple[int, int]]:
-        """Characters `[a, b)` of the first source token that each anchor names, in order."""
+        """The character span of the first source token that each anchor names, in text order."""
         named = {code for code in span.codes[: self.anchors] if code != EMPTY}
         at = span.start
         for token in span.tokens:
@@ -293,7 +296,7 @@ class _Marker:
         )
 
     def _name(self, token: int) -> str:
-        """A token as text, with its white space visible."""
+        """A token as text, with its white space made visible."""
         if token not in self.names:
             name = str(self.tokenizer.decode([token]))
             for character, sign in ((" ", "␣"), ("\n", "⏎"), ("\r", "␍"), ("\t", "⇥")):
@@ -303,7 +306,7 @@ class _Marker:
 
 
 def _policy() -> str:
-    """A content security policy: the page's own style and script, and nothing else."""
+    """A content security policy that allows only the page's own style and script."""
     style, script = (
         base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()
         for part in (_STYLE, _SCRIPT)

@@ -1,4 +1,9 @@
-"""Spending Z-tokens by the question: on what may answer it, and little else."""
+"""Query-aware selection: spend the budget on pieces likely to contain the answer.
+
+Texts are cut into pieces of a few words. Each piece gets a score for the question, and the best
+are read at the lowest rates until the budget is spent. The Z-tokens come out of those that a text
+has at all rates, so nothing is compressed again for a question.
+"""
 
 from __future__ import annotations
 
@@ -23,26 +28,27 @@ if TYPE_CHECKING:
     from ztok_rag.storage.store import ZStore
 
 Resolve = Callable[[Sequence[str]], tuple[list[NestedSequence], int]]
-"""Takes texts; returns their Z-tokens, and how many of them were compressed."""
+"""Maps texts to their Z-tokens at all rates, and to the number of texts that were compressed."""
 
-COMPOSED_RATES = (1.0, *RATES[::4], math.inf)
-"""Rates to choose from for a piece; at the last it is left out."""
+PIECE_RATES = (1.0, *RATES[::4], math.inf)
+"""Rates that a piece may be read at; a piece at the last one is left out."""
 
 PIECE_WORDS = 6
-"""Words in a piece, about."""
+"""Average number of words in a piece."""
 
 ENOUGH = 0.98
-"""Likelihood that the answer is in what is read, at which no more is read."""
+"""Once the chosen pieces have this share of all scores, no other piece is read."""
 
 NEIGHBOUR_SHARE = 0.12
-"""Share of a piece's worth that goes to each of the two beside it, as the answer's context."""
+"""Share of a piece's score that goes to each of its two neighbours: an answer needs context."""
 
 
 @lru_cache(maxsize=4096)
 def split_pieces(text: str) -> tuple[Span, ...]:
-    """Character ranges `[start, end)` of about `PIECE_WORDS` words; together the text.
+    """Cut a text into pieces of about `PIECE_WORDS` words, within sentences and lines.
 
-    None reaches over the end of a sentence or a line.
+    Returns:
+        Character ranges `[start, end)`, in order and without gaps.
     """
     starts = []
     for a, b in split_sentences(text):
@@ -53,7 +59,7 @@ def split_pieces(text: str) -> tuple[Span, ...]:
 
 
 def resolve_in_memory(compressor: ZCompressor) -> Resolve:
-    """One that compresses each text once and keeps its Z-tokens in memory."""
+    """A `Resolve` that compresses each text once and keeps its Z-tokens in memory."""
     known: dict[str, NestedSequence] = {}
 
     def resolve(texts: Sequence[str]) -> tuple[list[NestedSequence], int]:
@@ -64,16 +70,16 @@ def resolve_in_memory(compressor: ZCompressor) -> Resolve:
     return resolve
 
 
-class QuestionFocus:
-    """Composes the Z-tokens of texts for a question, out of those they have at all rates."""
+class QueryAwareSelector:
+    """Selects the Z-tokens of retrieved texts that a question needs, within a budget."""
 
     def __init__(self, compressor: ZCompressor, scorer: SentenceScorer, resolve: Resolve) -> None:
-        """See the class.
+        """Set up.
 
         Args:
-            compressor: of the sequences.
-            scorer: finds the sentences that the question is about.
-            resolve: gives texts' Z-tokens.
+            compressor: its model scores tokens, and it gives texts at rate 1.
+            scorer: scores sentences.
+            resolve: gives the Z-tokens of texts at all other rates.
         """
         self.compressor = compressor
         self.scorer = scorer
@@ -82,34 +88,44 @@ class QuestionFocus:
     @classmethod
     def over(
         cls, compressor: ZCompressor, store: ZStore, embed_model: Embedder | None = None
-    ) -> QuestionFocus:
-        """One whose sequences, and the bits of whose sentences, are kept in a store."""
+    ) -> QueryAwareSelector:
+        """A selector that keeps Z-tokens and sentence embeddings in a store.
+
+        Args:
+            compressor: compresses what the store does not hold.
+            store: where they are kept.
+            embed_model: embeds sentences and questions; `None` is the default model.
+        """
         scorer = SentenceScorer(compressor.tokenizer, embed_model, store)
         return cls(compressor, scorer, partial(store.resolve, compressor))
 
     def prepare(self, texts: Sequence[str]) -> int:
-        """Make what `compose` needs beside the question; the number of texts compressed."""
+        """Compress texts and embed their sentences, ahead of any question.
+
+        Returns:
+            The number of texts that had to be compressed.
+        """
         self.scorer.prepare(texts)
         return self._resolve(texts)[1]
 
     def stored_bytes(self, texts: Sequence[str]) -> int:
-        """Bytes that are kept of texts for `compose`: Z-tokens, and the bits of sentences."""
+        """Bytes kept for texts: their Z-tokens and the embeddings of their sentences."""
         nested, _ = self._resolve(texts)
         return sum(len(z.to_bytes()) for z in nested) + self.scorer.stored_bytes(texts)
 
     def compose(
         self, question: str, texts: Sequence[str], rate: float, *, budget: int | None = None
     ) -> tuple[list[ZSequence], int]:
-        """Z-tokens of texts for a question.
+        """Select the Z-tokens of texts for a question.
 
         Args:
-            question: what will be asked.
-            texts: retrieved for it; they share the Z-tokens.
-            rate: source tokens per Z-token, over all texts, at least.
-            budget: Z-tokens in all, at most, in place of the rate.
+            question: the question.
+            texts: the texts retrieved for it, which share the budget.
+            rate: source tokens of all texts, divided by this, are the budget.
+            budget: the most Z-tokens in all, in place of the rate.
 
         Returns:
-            The sequences, and how many of the texts had to be compressed.
+            One sequence per text, and the number of texts that had to be compressed.
         """
         if not texts:
             return [], 0
@@ -121,22 +137,24 @@ class QuestionFocus:
         nested, compressed = self._resolve(texts)
         parts = self._parts(texts, whole, nested)
         costs = {
-            rate: np.concatenate([part.counts(rate) for part in parts]) for rate in COMPOSED_RATES
+            rate: np.concatenate([part.counts(rate) for part in parts]) for rate in PIECE_RATES
         }
-        worth = np.concatenate(self._worth(question, texts, parts))
-        sequences = _join(parts, allocate(worth, costs, budget, ENOUGH))
-        # Texts without a piece are read as one Z-token, which the pieces of others then pay for.
+        scores = np.concatenate(self._scores(question, texts, parts))
+        sequences = _join(parts, allocate(scores, costs, budget, ENOUGH))
+        # A text of which no piece is read takes one Z-token, which the others have to save.
         if (excess := sum(map(len, sequences)) - budget) > 0:
-            sequences = _join(parts, allocate(worth, costs, budget - excess, ENOUGH))
+            sequences = _join(parts, allocate(scores, costs, budget - excess, ENOUGH))
         return sequences, compressed
 
-    def worth(self, question: str, texts: Sequence[str]) -> list[FloatArray]:
-        """For each text, of each of its pieces, how likely it answers the question.
+    def scores(self, question: str, texts: Sequence[str]) -> list[FloatArray]:
+        """Probability that each piece of each text holds the answer.
 
-        Pieces are those of `split_pieces`; all sum to 1, about.
+        Returns:
+            For each text `[n_pieces]`, with the pieces of `split_pieces`. The sum over all texts
+            is about 1.
         """
         whole, (nested, _) = self.compressor.compress(texts, 1.0), self._resolve(texts)
-        return self._worth(question, texts, self._parts(texts, whole, nested))
+        return self._scores(question, texts, self._parts(texts, whole, nested))
 
     @staticmethod
     def _parts(
@@ -145,7 +163,7 @@ class QuestionFocus:
         pieces = [split_pieces(text) for text in texts]
         return [_Parts(*own) for own in zip(pieces, whole, nested, strict=True)]
 
-    def _worth(
+    def _scores(
         self, question: str, texts: Sequence[str], parts: Sequence[_Parts]
     ) -> list[FloatArray]:
         model = self.compressor.model
@@ -158,7 +176,7 @@ class QuestionFocus:
             self.scorer.probabilities(question, texts),
             [owners(s.spans, split_sentences(t)) for t, s in zip(texts, sources, strict=True)],
         )
-        return [part.worth(own) for part, own in zip(parts, likely, strict=True)]
+        return [part.scores(own) for part, own in zip(parts, likely, strict=True)]
 
 
 def combine(
@@ -166,15 +184,18 @@ def combine(
     by_sentence: Sequence[FloatArray],
     sentences: Sequence[IntArray],
 ) -> list[FloatArray]:
-    """For each text, of each token, how likely it answers the question; all sum to 1.
+    """Probability that each token of each text is part of the answer.
 
-    The product of two opinions: the relevance model's, and that of the embedding model and the
-    question's words, which knows sentences only; `benchmarks/fit_focus.py` compares them.
+    It is the product of the relevance model's probability and that of the token's sentence.
+    `benchmarks/fit_focus.py` compares it with either alone.
 
     Args:
-        by_token: what the relevance model says, `[tokens]` of each text.
-        by_sentence: how likely the question is about each sentence, `[sentences]` of each text.
-        sentences: the sentence of each token.
+        by_token: of the relevance model, `[n_tokens]` for each text.
+        by_sentence: of `SentenceScorer`, `[n_sentences]` for each text.
+        sentences: the sentence of each token, `[n_tokens]` for each text.
+
+    Returns:
+        `[n_tokens]` for each text. The sum over all texts is 1.
     """
     found = []
     for token, sentence, own in zip(by_token, by_sentence, sentences, strict=True):
@@ -185,13 +206,13 @@ def combine(
 
 
 class _Parts:
-    """The Z-tokens of one text's pieces at each rate."""
+    """A text's pieces, and the Z-tokens of each piece at each rate."""
 
     def __init__(self, pieces: Sequence[Span], whole: ZSequence, nested: NestedSequence) -> None:
-        """See the class.
+        """Find the piece of every Z-token.
 
         Args:
-            pieces: of the text.
+            pieces: character ranges `[start, end)`.
             whole: the text at rate 1.
             nested: the text at the other rates.
         """
@@ -201,15 +222,15 @@ class _Parts:
         self._owners_in_whole = owners(whole.spans, pieces)
         self._owners_in_finest = owners(nested.finest.spans, pieces)
 
-    def worth(self, likely: FloatArray) -> FloatArray:
-        """Of each piece, from how likely each token is to answer the question."""
+    def scores(self, likely: FloatArray) -> FloatArray:
+        """Scores `[n_pieces]` from the probabilities `[n_tokens]` of tokens."""
         own = np.bincount(self._owners_in_whole, weights=likely, minlength=len(self.pieces))
         beside = np.convolve(own, [1.0, 0.0, 1.0], "same") if len(own) > 2 else own[::-1]
-        worth: FloatArray = (1 - 2 * NEIGHBOUR_SHARE) * own + NEIGHBOUR_SHARE * beside
-        return worth
+        scores: FloatArray = (1 - 2 * NEIGHBOUR_SHARE) * own + NEIGHBOUR_SHARE * beside
+        return scores
 
     def _at(self, rate: float) -> tuple[ZSequence, IntArray]:
-        """A sequence, and the piece of each of its Z-tokens that are there at a rate, or -1."""
+        """A sequence, and for each of its Z-tokens the piece, or -1 if the rate has it not."""
         if rate == 1:
             return self.whole, self._owners_in_whole
         if math.isinf(rate):
@@ -218,11 +239,14 @@ class _Parts:
         return self.nested.finest, np.where(kept, self._owners_in_finest, -1)
 
     def counts(self, rate: float) -> IntArray:
-        """`[n]` Z-tokens of each piece at a rate."""
+        """Number of Z-tokens of each piece at a rate, `[n_pieces]`."""
         return np.bincount(self._at(rate)[1] + 1, minlength=1 + len(self.pieces))[1:]
 
     def joined(self, rates: Sequence[float]) -> ZSequence:
-        """The text's sequence with a rate of its own for each piece; one Z-token at least."""
+        """The text's sequence, each piece at its own rate.
+
+        Where all pieces are left out, the Z-token that the highest rate keeps stands for the text.
+        """
         there = {rate: self._at(rate) for rate in set(rates)}
         codes, spans = [], []
         for number, ((start, end), rate) in enumerate(zip(self.pieces, rates, strict=True)):
@@ -250,40 +274,46 @@ class _Parts:
 
 
 def _join(parts: Sequence[_Parts], rates: Sequence[float]) -> list[ZSequence]:
-    """The sequence of each text, from the rates of all their pieces."""
+    """The sequence of each text; `rates` has the pieces of all texts, one text after another."""
     chosen = iter(rates)
     return [part.joined([next(chosen) for _ in part.pieces]) for part in parts]
 
 
 def allocate(
-    worth: FloatArray,
+    scores: FloatArray,
     costs: Mapping[float, NDArray[np.int64]],
     budget: int,
     enough: float = 1.0,
 ) -> list[float]:
-    """A rate for each of `n` pieces: the likeliest whole, one after the other.
+    """A rate for each of `n` pieces.
 
-    Each gets the finest rate that what is left of the budget pays for. A reader does better on
-    a few whole pieces than on something of many, and is misled by those that are of no use.
+    In order of their scores, each piece gets the lowest rate that the rest of the budget pays for.
+    A reader answers better from a few pieces at full length than from a little of many, and pieces
+    of no use mislead it.
 
     Args:
-        worth: `[n]` how likely each piece answers the question.
-        costs: `[n]` Z-tokens of each piece, at each rate; one of them costs nothing.
-        budget: Z-tokens in all.
-        enough: share of all worth at which no other piece is read.
+        scores: `[n]` probability that a piece holds the answer.
+        costs: for each rate `[n]` Z-tokens of the pieces; one of the rates costs nothing.
+        budget: the most Z-tokens in all.
+        enough: share of the sum of scores after which all other pieces are left out.
     """
     rates = sorted(costs)
-    chosen = rates[-1:] * len(worth)
-    order = np.argsort(-worth, kind="stable")
-    before = np.cumsum(worth[order]) - worth[order]
-    for piece in order[before < enough * worth.sum()].tolist():
+    chosen = rates[-1:] * len(scores)
+    order = np.argsort(-scores, kind="stable")
+    before = np.cumsum(scores[order]) - scores[order]
+    for piece in order[before < enough * scores.sum()].tolist():
         chosen[piece] = next(rate for rate in rates if costs[rate][piece] <= budget)
         budget -= int(costs[chosen[piece]][piece])
     return chosen
 
 
 def owners(spans: NDArray[np.int64], parts: Sequence[Span]) -> IntArray:
-    """The part of a text that the middle of each span `[n, 2]` lies in."""
+    """The part in which the middle of each span lies, `[n]`.
+
+    Args:
+        spans: character ranges, `[n, 2]`.
+        parts: character ranges that cover the text without gaps.
+    """
     ends = np.array([end for _, end in parts])
     found: IntArray = np.searchsorted(ends[:-1], spans.mean(axis=1), side="right")
     return found

@@ -1,4 +1,4 @@
-"""Spending Z-tokens by the question."""
+"""Query-aware selection."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from ztok_rag import ZCompressor, ZStore
 from ztok_rag.codec.sequence import ZSequence
-from ztok_rag.selection.focus import QuestionFocus, allocate, split_pieces
+from ztok_rag.selection.query_aware import QueryAwareSelector, allocate, split_pieces
 from ztok_rag.selection.sentences import SentenceScorer, probabilities, split_sentences
 
 
 @pytest.fixture
-def focus(compressor: ZCompressor, store: ZStore) -> QuestionFocus:
-    return QuestionFocus.over(compressor, store)
+def selector(compressor: ZCompressor, store: ZStore) -> QueryAwareSelector:
+    return QueryAwareSelector.over(compressor, store)
 
 
 def in_range(z: ZSequence, text: str, words: str) -> int:
@@ -57,9 +57,9 @@ def test_pieces_cover_the_text_within_sentences() -> None:
     ],
 )
 def test_scorer_finds_the_sentence(
-    question: str, text: int, number: int, focus: QuestionFocus
+    question: str, text: int, number: int, selector: QueryAwareSelector
 ) -> None:
-    probabilities = focus.scorer.probabilities(question, [LIGHTHOUSE, BAKERY])
+    probabilities = selector.scorer.probabilities(question, [LIGHTHOUSE, BAKERY])
     assert sum(p.sum() for p in probabilities) == pytest.approx(1.0)
     best = max((float(p), t, s) for t, row in enumerate(probabilities) for s, p in enumerate(row))
     assert best[1:] == (text, number)
@@ -72,20 +72,20 @@ def test_sentences_gain_by_a_relevant_one_in_their_text() -> None:
 
 
 def test_question_decides_where_the_z_tokens_go(
-    focus: QuestionFocus, monkeypatch: pytest.MonkeyPatch
+    selector: QueryAwareSelector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [LIGHTHOUSE, BAKERY]
     keeper, lamp, oven = (
-        focus.compose(question, texts, 4)[0]
+        selector.compose(question, texts, 4)[0]
         for question in ("Who was the last keeper?", "What did the lamp burn?", "Whence the oven?")
     )
     tokens = sum(z.source_tokens for z in keeper)
     for composed in (keeper, lamp, oven):
         assert sum(map(len, composed)) <= round(tokens / 4)
     # Where nothing is enough, all that the rate allows is spent.
-    monkeypatch.setattr("ztok_rag.selection.focus.ENOUGH", 2.0)
+    monkeypatch.setattr("ztok_rag.selection.query_aware.ENOUGH", 2.0)
     for question in ("Who was the last keeper?", "What did the lamp burn?", "Whence the oven?"):
-        filled, _ = focus.compose(question, texts, 4)
+        filled, _ = selector.compose(question, texts, 4)
         assert sum(map(len, filled)) == pytest.approx(tokens / 4, abs=2)
     sentence = "The last keeper, Tomas Berg, left the island in 1968"
     assert in_range(keeper[0], LIGHTHOUSE, sentence) > in_range(lamp[0], LIGHTHOUSE, sentence)
@@ -94,10 +94,10 @@ def test_question_decides_where_the_z_tokens_go(
 
 
 def test_composed_sequence_is_one_like_others(
-    focus: QuestionFocus, compressor: ZCompressor
+    selector: QueryAwareSelector, compressor: ZCompressor
 ) -> None:
     long = " ".join([LIGHTHOUSE, BAKERY] * 5)
-    (z,), compressed = focus.compose("Who was the last keeper?", [long], 6)
+    (z,), compressed = selector.compose("Who was the last keeper?", [long], 6)
     assert compressed == 1
     assert len(z.windows) == len(compressor.compress([long], 8)[0].windows) > 1
     assert ZSequence.from_bytes(z.to_bytes()) == z
@@ -106,32 +106,34 @@ def test_composed_sequence_is_one_like_others(
     assert isinstance(compressor.decompress([z])[0], str)
 
 
-def test_a_text_that_does_not_answer_is_read_as_one_z_token(focus: QuestionFocus) -> None:
-    sequences, _ = focus.compose("Who built the lighthouse?", [LIGHTHOUSE, BAKERY], 32)
+def test_a_text_that_does_not_answer_is_read_as_one_z_token(selector: QueryAwareSelector) -> None:
+    sequences, _ = selector.compose("Who built the lighthouse?", [LIGHTHOUSE, BAKERY], 32)
     assert [len(z) for z in sequences] == [3, 1]
     assert sequences[1].spans.tolist() == [[0, len(BAKERY)]]
 
 
-def test_pieces_that_do_not_answer_are_left_out(focus: QuestionFocus) -> None:
-    (z,), _ = focus.compose("Who was the last keeper?", [LIGHTHOUSE], 8)
-    read = focus.compressor.anchor_text(z)
+def test_pieces_that_do_not_answer_are_left_out(selector: QueryAwareSelector) -> None:
+    (z,), _ = selector.compose("Who was the last keeper?", [LIGHTHOUSE], 8)
+    read = selector.compressor.anchor_text(z)
     assert "Tomas Berg" in read
     assert in_range(z, LIGHTHOUSE, "burned whale oil until 1901") == 0
 
 
-def test_rate_one_is_the_text(focus: QuestionFocus, compressor: ZCompressor, store: ZStore) -> None:
-    (z,), compressed = focus.compose("Who?", [BAKERY], 1)
+def test_rate_one_is_the_text(
+    selector: QueryAwareSelector, compressor: ZCompressor, store: ZStore
+) -> None:
+    (z,), compressed = selector.compose("Who?", [BAKERY], 1)
     assert compressed == 0
     assert len(store) == 0
     assert compressor.anchor_text(z) == BAKERY
 
 
 def test_one_pass_serves_all_rates_and_questions(
-    focus: QuestionFocus, compressor: ZCompressor, store: ZStore
+    selector: QueryAwareSelector, compressor: ZCompressor, store: ZStore
 ) -> None:
-    assert focus.prepare([LIGHTHOUSE]) == 1
-    assert focus.prepare([LIGHTHOUSE]) == 0
-    again = QuestionFocus.over(compressor, store)
+    assert selector.prepare([LIGHTHOUSE]) == 1
+    assert selector.prepare([LIGHTHOUSE]) == 0
+    again = QueryAwareSelector.over(compressor, store)
     for rate in (2, 3, 4, 10, 32):
         (z,), compressed = again.compose("Who built it?", [LIGHTHOUSE], rate)
         assert compressed == 0
@@ -156,11 +158,11 @@ def test_sentences_are_embedded_once(
 
 def test_allocation_keeps_the_budget_and_prefers_what_is_asked_for() -> None:
     costs = {1.0: np.full(3, 20), 4.0: np.full(3, 5), math.inf: np.zeros(3, dtype=int)}
-    worth = np.array([0.1, 0.8, 0.1])
-    assert allocate(worth, costs, 4) == [math.inf, math.inf, math.inf]
-    assert allocate(worth, costs, 15) == [4.0, 4.0, 4.0]
-    assert allocate(worth, costs, 8) == [math.inf, 4.0, math.inf]
-    assert allocate(worth, costs, 25) == [4.0, 1.0, math.inf]
-    assert allocate(worth, costs, 60) == [1.0, 1.0, 1.0]
-    assert allocate(worth, costs, 60, 0.85) == [1.0, 1.0, math.inf]
-    assert allocate(worth, costs, 60, 0.75) == [math.inf, 1.0, math.inf]
+    scores = np.array([0.1, 0.8, 0.1])
+    assert allocate(scores, costs, 4) == [math.inf, math.inf, math.inf]
+    assert allocate(scores, costs, 15) == [4.0, 4.0, 4.0]
+    assert allocate(scores, costs, 8) == [math.inf, 4.0, math.inf]
+    assert allocate(scores, costs, 25) == [4.0, 1.0, math.inf]
+    assert allocate(scores, costs, 60) == [1.0, 1.0, 1.0]
+    assert allocate(scores, costs, 60, 0.85) == [1.0, 1.0, math.inf]
+    assert allocate(scores, costs, 60, 0.75) == [math.inf, 1.0, math.inf]

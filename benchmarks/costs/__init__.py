@@ -1,0 +1,1 @@
+"""The parts of `latency.py`: a file for each measurement."""

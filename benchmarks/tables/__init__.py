@@ -1,0 +1,1 @@
+"""The sections that `figures.py` writes into documents: a file per kind of results."""

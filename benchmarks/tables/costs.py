@@ -1,0 +1,147 @@
+"""Time and bytes: throughput, queries, context length and storage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from plots import draw_bytes, draw_context, draw_queries, draw_throughput
+from result_rows import (
+    PHASES,
+    Json,
+    Results,
+    latency_rows,
+    pick,
+    query_arms,
+    query_name,
+    stored_name,
+    throughput_name,
+)
+from tables.markdown import NOT_RUN, Place, bold, mib, number, score, table
+
+
+def latency_section(results: Results, place: Place) -> str:
+    """Compression throughput, query time and context length, each as a picture and a table."""
+    parts = []
+    for title, part, function in (
+        ("Compression throughput", "compress", _throughput_part),
+        ("Time to answer", "query", _query_part),
+        ("First token and KV cache against context length", "context", _context_part),
+    ):
+        rows = latency_rows(results, part)
+        body = f"{function(rows, place)}\n\n{results.source(rows)}" if rows else NOT_RUN
+        parts.append(f"### {title}\n\n{body}")
+    return "\n\n".join(parts)
+
+
+def _throughput_part(rows: Sequence[Json], place: Place) -> str:
+    file = draw_throughput(rows, place.pictures / "throughput.png")
+    lines = []
+    for row in rows:
+        if not row["metric"].endswith("tokens_per_second"):
+            continue
+        same = {"arm": row["arm"], "rate": row["rate"]}
+        share = pick(rows, metric="share_of_prefill", **same)
+        cells = [
+            throughput_name(row),
+            number(row["score"]),
+            f"{row['p10']:,.0f} to {row['p90']:,.0f}",
+            f"{share['score']:.0f}%" if share else "",
+        ]
+        lines.append(bold(cells, row["arm"].startswith("ztok")))
+    header = ("", "source tokens per second, median", "p10 to p90", "share of the base's prefill")
+    return f"{place.image('Compression throughput', file)}\n\n{table(header, lines)}"
+
+
+def _query_part(rows: Sequence[Json], place: Place) -> str:
+    file = draw_queries(rows, place.pictures / "query_time.png")
+    lines = []
+    for k in sorted({row["k"] for row in rows}):
+        raw = pick(rows, task="query raw", k=k, metric="answer_ms")
+        for task, arm, rate in query_arms(rows):
+            same = {"task": task, "arm": arm, "rate": rate, "k": k}
+            total = pick(rows, metric="answer_ms", **same)
+            if total is None:
+                continue
+            phases = [pick(rows, metric=f"{phase}_ms", **same) for phase in PHASES]
+            cells = [
+                str(k),
+                query_name(task, arm, rate),
+                number(total["context_tokens"]),
+                *(number(phase["score"]) if phase else "" for phase in phases),
+                f"{total['score']:,.0f} ({total['p10']:,.0f} to {total['p90']:,.0f})",
+                f"{raw['score'] / total['score']:.1f} times" if raw and arm == "ztok" else "",
+            ]
+            lines.append(bold(cells, arm == "ztok" and task == "query warm"))
+    header = (
+        "chunks", "context", "prompt tokens", *(f"{phase}, ms" for phase in PHASES),
+        "time to answer, ms: p50 (p10 to p90)", "faster than raw",
+    )  # fmt: skip
+    return f"{place.image('Time to answer by phase', file)}\n\n{table(header, lines)}"
+
+
+def _context_part(rows: Sequence[Json], place: Place) -> str:
+    file = draw_context(rows, place.pictures / "context_length.png")
+    lines = []
+    for length in sorted({row["source_tokens"] for row in rows}):
+        here = [row for row in rows if row["source_tokens"] == length]
+        raw = pick(here, metric="ttft_ms", rate=1.0)
+        for arm, rate in sorted({(r["arm"], r["rate"]) for r in here}, key=lambda arm: arm[1]):
+            same = {"arm": arm, "rate": rate}
+            row = pick(here, metric="ttft_ms", **same)
+            cells = [f"{length:,}", "raw text" if arm != "ztok" else f"rate {rate:g}"]
+            if row is None:
+                tokens = pick(here, metric="readable", **same)
+                cells += [number(tokens["context_tokens"] if tokens else None), *[""] * 5]
+                cells[3] = "not readable"
+            else:
+                faster = arm == "ztok" and raw
+                cells += [
+                    number(row["context_tokens"]),
+                    f"{row['score']:,.0f} ({row['p10']:,.0f} to {row['p90']:,.0f})",
+                    f"{raw['score'] / row['score']:.1f} times" if faster and raw else "",
+                    mib(row["kv_bytes"]),
+                    f"{raw['kv_bytes'] / row['kv_bytes']:.1f} times" if faster and raw else "",
+                    _answered(here, same),
+                ]
+            lines.append(bold(cells, arm == "ztok"))
+    header = (
+        "source tokens", "context", "prompt tokens", "first token, ms: p50 (p10 to p90)", "faster",
+        "KV cache, MiB", "smaller", "questions answered, and token F1",
+    )  # fmt: skip
+    note = "Not readable: the prompt is longer than the base reads. Compression is not counted."
+    return f"{place.image('First token and KV cache', file)}\n\n{table(header, lines)}\n\n{note}"
+
+
+def _answered(rows: Sequence[Json], same: Mapping[str, Any]) -> str:
+    answered, f1 = (pick(rows, metric=metric, **same) for metric in ("answered", "f1"))
+    if answered is None:
+        return ""
+    count = f"{round(answered['score'] * answered['n'] / 100)} of {answered['n']}"
+    return count + (f", F1 {f1['score']:.0f}" if f1 else "")
+
+
+def _answered(rows: Sequence[Json], same: Mapping[str, Any]) -> str:
+    answered, f1 = (pick(rows, metric=metric, **same) for metric in ("answered", "f1"))
+    if answered is None:
+        return ""
+    count = f"{round(answered['score'] * answered['n'] / 100)} of {answered['n']}"
+    return count + (f", F1 {f1['score']:.0f}" if f1 else "")
+
+
+def bytes_section(results: Results, place: Place) -> str:
+    """A picture and a table of bytes per source token."""
+    rows = latency_rows(results, "bytes")
+    if not rows:
+        return NOT_RUN
+    file = draw_bytes(rows, place.pictures / "bytes.png")
+    lines = [
+        bold(
+            [stored_name(row), score(row, 2), f"{row['p10']:,.2f} to {row['p90']:,.2f}"],
+            row["arm"].startswith("ztok"),
+        )
+        for row in sorted(rows, key=lambda r: r["score"])
+    ]
+    header = ("of a chunk", "bytes per source token (95% interval)", "p10 to p90 over chunks")
+    image = place.image("Bytes per source token", file)
+    return f"{image}\n\n{table(header, lines)}\n\n{results.source(rows)}"

@@ -1,0 +1,1 @@
+"""The tasks of `longbench.py`: their records, prompts and metrics."""
