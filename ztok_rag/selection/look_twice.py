@@ -64,14 +64,11 @@ class LookTwice:
         budget = self.budget(segments)
         if not budget or reader.model.pointer is None:
             return list(segments)
-        coarse = [
-            s.at(self.first_rate) if isinstance(s, ZSequence) else s for s in segments
-        ]
+        coarse = [s.at(self.first_rate) if isinstance(s, ZSequence) else s for s in segments]
         sequences = [s for s in coarse if isinstance(s, ZSequence)]
         shares = reader.point(coarse)
         likely = [
-            np.repeat(share / z.sizes, z.sizes)
-            for share, z in zip(shares, sequences, strict=True)
+            np.repeat(share / z.sizes, z.sizes) for share, z in zip(shares, sequences, strict=True)
         ]
         fine = choose_windows(
             likely, budget - 2 * sum(map(len, sequences)), self.half_window, self.first_rate

@@ -1,8 +1,8 @@
 """Query-aware selection: spend the budget on pieces likely to contain the answer.
 
 Texts are cut into pieces of a few words. Each piece gets a score for the question, and the best
-are read at the lowest rates until the budget is spent. The Z-tokens come out of those that a text
-has at all rates, so nothing is compressed again for a question.
+are read at the lowest rates until the budget is spent. A text is compressed for all rates at once,
+so nothing is compressed again for a question.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ztok_rag.codec.nested import RATES, NestedSequence
-from ztok_rag.codec.segment import IntArray
-from ztok_rag.codec.sequence import ZSequence, spans_from
-from ztok_rag.selection.relevance import Source, find_answers
+from ztok_rag.codec.allocation import count_z_tokens
+from ztok_rag.codec.sequence import CompressedText, IntArray, ZSequence, join_sequences
+from ztok_rag.selection.relevance import PassageFeatures, find_answers
 from ztok_rag.selection.sentences import FloatArray, SentenceScorer, Span, split_sentences
 
 if TYPE_CHECKING:
@@ -27,10 +26,10 @@ if TYPE_CHECKING:
     from ztok_rag.selection.embedding import Embedder
     from ztok_rag.storage.store import ZStore
 
-Resolve = Callable[[Sequence[str]], tuple[list[NestedSequence], int]]
-"""Maps texts to their Z-tokens at all rates, and to the number of texts that were compressed."""
+Resolve = Callable[[Sequence[str]], tuple[list[CompressedText], int]]
+"""Maps texts to their compressed form, and to the number of texts that were compressed for it."""
 
-PIECE_RATES = (1.0, *RATES[::4], math.inf)
+PIECE_RATES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, math.inf)
 """Rates that a piece may be read at; a piece at the last one is left out."""
 
 PIECE_WORDS = 6
@@ -38,6 +37,8 @@ PIECE_WORDS = 6
 
 ENOUGH = 0.98
 """Once the chosen pieces have this share of all scores, no other piece is read."""
+
+_TRIES = 4
 
 NEIGHBOUR_SHARE = 0.12
 """Share of a piece's score that goes to each of its two neighbours: an answer needs context."""
@@ -59,12 +60,12 @@ def split_pieces(text: str) -> tuple[Span, ...]:
 
 
 def resolve_in_memory(compressor: ZCompressor) -> Resolve:
-    """A `Resolve` that compresses each text once and keeps its Z-tokens in memory."""
-    known: dict[str, NestedSequence] = {}
+    """A `Resolve` that compresses each text once and keeps it in memory."""
+    known: dict[str, CompressedText] = {}
 
-    def resolve(texts: Sequence[str]) -> tuple[list[NestedSequence], int]:
+    def resolve(texts: Sequence[str]) -> tuple[list[CompressedText], int]:
         new = [text for text in dict.fromkeys(texts) if text not in known]
-        known.update(zip(new, compressor.compress_nested(new), strict=True))
+        known.update(zip(new, compressor.compress_all_rates(new), strict=True))
         return [known[text] for text in texts], len(new)
 
     return resolve
@@ -77,9 +78,9 @@ class QueryAwareSelector:
         """Set up.
 
         Args:
-            compressor: its model scores tokens, and it gives texts at rate 1.
+            compressor: its model scores tokens.
             scorer: scores sentences.
-            resolve: gives the Z-tokens of texts at all other rates.
+            resolve: gives compressed texts.
         """
         self.compressor = compressor
         self.scorer = scorer
@@ -110,8 +111,8 @@ class QueryAwareSelector:
 
     def stored_bytes(self, texts: Sequence[str]) -> int:
         """Bytes kept for texts: their Z-tokens and the embeddings of their sentences."""
-        nested, _ = self._resolve(texts)
-        return sum(len(z.to_bytes()) for z in nested) + self.scorer.stored_bytes(texts)
+        compressed, _ = self._resolve(texts)
+        return sum(len(own.to_bytes()) for own in compressed) + self.scorer.stored_bytes(texts)
 
     def compose(
         self, question: str, texts: Sequence[str], rate: float, *, budget: int | None = None
@@ -129,22 +130,30 @@ class QueryAwareSelector:
         """
         if not texts:
             return [], 0
-        whole = self.compressor.compress(texts, 1.0)
+        compressed, made = self._resolve(texts)
+        total = sum(map(len, compressed))
         if budget is None:
-            budget = round(sum(map(len, whole)) / rate)
-        if budget >= sum(map(len, whole)):
-            return whole, 0
-        nested, compressed = self._resolve(texts)
-        parts = self._parts(texts, whole, nested)
+            budget = round(total / rate)
+        slots = self.compressor.slots
+        if budget >= total:
+            return [own.at(1.0, slots) for own in compressed], made
+        parts = [_Parts(split_pieces(t), own) for t, own in zip(texts, compressed, strict=True)]
         costs = {
-            rate: np.concatenate([part.counts(rate) for part in parts]) for rate in PIECE_RATES
+            rate: np.concatenate([part.counts(rate, slots) for part in parts])
+            for rate in PIECE_RATES
         }
         scores = np.concatenate(self._scores(question, texts, parts))
-        sequences = _join(parts, allocate(scores, costs, budget, ENOUGH))
-        # A text of which no piece is read takes one Z-token, which the others have to save.
-        if (excess := sum(map(len, sequences)) - budget) > 0:
-            sequences = _join(parts, allocate(scores, costs, budget - excess, ENOUGH))
-        return sequences, compressed
+        # A text of which no piece is read takes one Z-token, which the others have to save; and
+        # pieces that are read together round to fewer or more Z-tokens than each alone.
+        spare, sequences = 0, []
+        for _ in range(_TRIES):
+            rates = allocate(scores, costs, max(0, budget - spare), ENOUGH)
+            sequences = _join(parts, rates, slots)
+            excess = sum(map(len, sequences)) - budget
+            if excess <= 0:
+                break
+            spare += excess
+        return sequences, made
 
     def scores(self, question: str, texts: Sequence[str]) -> list[FloatArray]:
         """Probability that each piece of each text holds the answer.
@@ -153,28 +162,20 @@ class QueryAwareSelector:
             For each text `[n_pieces]`, with the pieces of `split_pieces`. The sum over all texts
             is about 1.
         """
-        whole, (nested, _) = self.compressor.compress(texts, 1.0), self._resolve(texts)
-        return self._scores(question, texts, self._parts(texts, whole, nested))
-
-    @staticmethod
-    def _parts(
-        texts: Sequence[str], whole: Sequence[ZSequence], nested: Sequence[NestedSequence]
-    ) -> list[_Parts]:
-        pieces = [split_pieces(text) for text in texts]
-        return [_Parts(*own) for own in zip(pieces, whole, nested, strict=True)]
+        compressed, _ = self._resolve(texts)
+        parts = [_Parts(split_pieces(t), own) for t, own in zip(texts, compressed, strict=True)]
+        return self._scores(question, texts, parts)
 
     def _scores(
         self, question: str, texts: Sequence[str], parts: Sequence[_Parts]
     ) -> list[FloatArray]:
-        model = self.compressor.model
-        sources = [
-            Source.of(text, part.whole, part.nested, model.quantizer)
-            for text, part in zip(texts, parts, strict=True)
+        features = [
+            PassageFeatures.of(text, part.text) for text, part in zip(texts, parts, strict=True)
         ]
         likely = combine(
-            find_answers(model, question, sources),
+            find_answers(self.compressor.model, question, features),
             self.scorer.probabilities(question, texts),
-            [owners(s.spans, split_sentences(t)) for t, s in zip(texts, sources, strict=True)],
+            [owners(f.spans, split_sentences(t)) for t, f in zip(texts, features, strict=True)],
         )
         return [part.scores(own) for part, own in zip(parts, likely, strict=True)]
 
@@ -186,8 +187,7 @@ def combine(
 ) -> list[FloatArray]:
     """Probability that each token of each text is part of the answer.
 
-    It is the product of the relevance model's probability and that of the token's sentence.
-    `benchmarks/fit_focus.py` compares it with either alone.
+    It is the product of the selector's probability and that of the token's sentence.
 
     Args:
         by_token: of the relevance model, `[n_tokens]` for each text.
@@ -206,77 +206,58 @@ def combine(
 
 
 class _Parts:
-    """A text's pieces, and the Z-tokens of each piece at each rate."""
+    """A compressed text, and the piece that each of its tokens is in."""
 
-    def __init__(self, pieces: Sequence[Span], whole: ZSequence, nested: NestedSequence) -> None:
-        """Find the piece of every Z-token.
+    def __init__(self, pieces: Sequence[Span], text: CompressedText) -> None:
+        """Find the piece of every token.
 
         Args:
             pieces: character ranges `[start, end)`.
-            whole: the text at rate 1.
-            nested: the text at the other rates.
+            text: the text.
         """
         self.pieces = pieces
-        self.whole = whole
-        self.nested = nested
-        self._owners_in_whole = owners(whole.spans, pieces)
-        self._owners_in_finest = owners(nested.finest.spans, pieces)
+        self.text = text
+        self._owners = owners(token_spans(text), pieces)
 
     def scores(self, likely: FloatArray) -> FloatArray:
         """Scores `[n_pieces]` from the probabilities `[n_tokens]` of tokens."""
-        own = np.bincount(self._owners_in_whole, weights=likely, minlength=len(self.pieces))
+        own = np.bincount(self._owners, weights=likely, minlength=len(self.pieces))
         beside = np.convolve(own, [1.0, 0.0, 1.0], "same") if len(own) > 2 else own[::-1]
         scores: FloatArray = (1 - 2 * NEIGHBOUR_SHARE) * own + NEIGHBOUR_SHARE * beside
         return scores
 
-    def _at(self, rate: float) -> tuple[ZSequence, IntArray]:
-        """A sequence, and for each of its Z-tokens the piece, or -1 if the rate has it not."""
-        if rate == 1:
-            return self.whole, self._owners_in_whole
-        if math.isinf(rate):
-            return self.nested.finest, np.full_like(self._owners_in_finest, -1)
-        kept = self.nested.kept(rate)
-        return self.nested.finest, np.where(kept, self._owners_in_finest, -1)
-
-    def counts(self, rate: float) -> IntArray:
+    def counts(self, rate: float, slots: int) -> IntArray:
         """Number of Z-tokens of each piece at a rate, `[n_pieces]`."""
-        return np.bincount(self._at(rate)[1] + 1, minlength=1 + len(self.pieces))[1:]
+        sizes = np.bincount(self._owners, minlength=len(self.pieces))
+        if math.isinf(rate):
+            return np.zeros_like(sizes)
+        return np.array([count_z_tokens(int(n), rate, slots) if n else 0 for n in sizes])
 
-    def joined(self, rates: Sequence[float]) -> ZSequence:
+    def joined(self, rates: Sequence[float], slots: int) -> ZSequence:
         """The text's sequence, each piece at its own rate.
 
-        Where all pieces are left out, the Z-token that the highest rate keeps stands for the text.
+        Neighbours at the same rate are read together. Where all pieces are left out, one Z-token
+        of the weightiest tokens stands for the text.
         """
-        there = {rate: self._at(rate) for rate in set(rates)}
-        codes, spans = [], []
-        for number, ((start, end), rate) in enumerate(zip(self.pieces, rates, strict=True)):
-            z, owners = there[rate]
-            own = owners == number
-            firsts = z.spans[own, 0].clip(start, end)
-            firsts[:1] = start
-            codes.append(z.codes[own])
-            spans.append(spans_from(firsts, end))
-        finest = self.nested.finest
-        if not sum(map(len, codes)):
-            best = int(self.nested.lasts.argmax())
-            codes = [finest.codes[best : best + 1]]
-            spans = [np.array([[finest.spans[0, 0], finest.spans[-1, 1]]])]
-        joined = np.concatenate(spans)
-        edges = finest.spans[np.cumsum([0, *finest.windows[:-1]]), 0]
-        window = np.searchsorted(edges, joined[:, 0], side="right")
-        return ZSequence(
-            codes=np.concatenate(codes),
-            spans=joined,
-            windows=tuple(np.unique(window, return_counts=True)[1].tolist()),
-            source_tokens=finest.source_tokens,
-            fingerprint=finest.fingerprint,
-        )
+        of_token = np.array(rates)[self._owners]
+        runs = np.split(np.arange(len(of_token)), np.flatnonzero(of_token[1:] != of_token[:-1]) + 1)
+        read = [run for run in runs if math.isfinite(of_token[run[0]])]
+        if not read:
+            return self.text.at(float(max(1, len(self.text))), slots)
+        if len(read) == 1 and len(read[0]) == len(self.text):
+            return self.text.at(float(of_token[0]), slots)
+        return join_sequences([self.text.view(run, float(of_token[run[0]]), slots) for run in read])
 
 
-def _join(parts: Sequence[_Parts], rates: Sequence[float]) -> list[ZSequence]:
+def token_spans(text: CompressedText) -> IntArray:
+    """Character ranges `[n, 2]` of a text's tokens, each reaching to the next."""
+    return np.stack([text.starts, np.append(text.starts[1:], text.characters)], axis=1)
+
+
+def _join(parts: Sequence[_Parts], rates: Sequence[float], slots: int) -> list[ZSequence]:
     """The sequence of each text; `rates` has the pieces of all texts, one text after another."""
     chosen = iter(rates)
-    return [part.joined([next(chosen) for _ in part.pieces]) for part in parts]
+    return [part.joined([next(chosen) for _ in part.pieces], slots) for part in parts]
 
 
 def allocate(
