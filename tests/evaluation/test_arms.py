@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 
 from ztok_rag.errors import DataError
-from ztok_rag.evaluation import Arm, make_arms
+from ztok_rag.evaluation import make_arms
 
 
-def test_arms(caplog: pytest.LogCaptureFixture) -> None:
-    arms = make_arms(["none", "text", "text-reader", "ztok"], [4, 8], ["read", "text"])
-    assert [arm.label for arm in arms] == ["none", "text", "text-reader", "ztok 4x", "ztok 8x"]
-    assert [arm.adapter for arm in arms] == ["read", None, "text", "read", "read"]
-    assert make_arms(["text-reader", "text"], [4], ["read"]) == [Arm("text", 1.0, None)]
-    assert "text-reader is left out" in caplog.text
+def test_arms() -> None:
+    arms = make_arms(["none", "text", "text-reader", "ztok", "ztok-twice"], [4, 8])
+    labels = ["none", "text", "text-reader", "ztok 4x", "ztok 8x", "ztok-twice 4x", "ztok-twice 8x"]
+    assert [arm.label for arm in arms] == labels
+    assert [arm.adapter for arm in arms] == ["read", None, *["read"] * 5]
+    assert [arm.reads_z_tokens for arm in arms] == [False] * 3 + [True] * 4
     short = {"peer": lambda question, chunks, budget: ""}
-    arms = make_arms(["peer"], [4, 8, 4.0], ["read", "text"], short)
-    assert [(arm.label, arm.adapter) for arm in arms] == [("peer 4x", "text"), ("peer 8x", "text")]
-    with pytest.raises(DataError, match=r"'zip'; the arms are none, .*, ztok-focus, peer"):
-        make_arms(["zip"], [4], ["read"], short)
+    arms = make_arms(["peer"], [4, 8, 4.0], short)
+    assert [(arm.label, arm.adapter) for arm in arms] == [("peer 4x", "read"), ("peer 8x", "read")]
+    with pytest.raises(DataError, match=r"'zip'; the arms are none, .*, ztok-twice, peer"):
+        make_arms(["zip"], [4], short)
     with pytest.raises(DataError, match=r"at least 1 .* not 0\.5"):
-        make_arms(["ztok"], [0.5], ["read"])
+        make_arms(["ztok"], [0.5])

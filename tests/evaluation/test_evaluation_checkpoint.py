@@ -59,13 +59,13 @@ def forbid_model_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was run again")
 
-    for name in ("generate", "decompress", "measure"):
+    for name in ("generate", "repeat", "fill", "measure"):
         monkeypatch.setattr(ZReader, name, fail)
     monkeypatch.setattr(ZCompressor, "compress", fail)
 
 
 def test_results_have_the_shape_of_every_evaluation(
-    reader: ZReader, data: list[Path], finished: Path
+    data: list[Path], finished: Path
 ) -> None:
     results = json.loads((finished / "results.json").read_text())
     assert {"command", "commit", "machine", "seed", "checkpoint", "rows"} <= results.keys()
@@ -81,14 +81,18 @@ def test_results_have_the_shape_of_every_evaluation(
             assert row["n"] == 3 and row["k"] == 1 and 0 <= row["score"] <= 100
             assert row["ci95"][0] <= row["score"] <= row["ci95"][1]
             assert row["prefill_ms"] > 0 and row["ttft_ms"] > 0 and row["kv_bytes"] > 0
-        for metric in ("bleu4", "rouge_l", "exact_match", "characters_lost"):
-            row = rows[repeated, "ztok", rate, metric]
-            assert row["n"] == 2 and 0 <= row["score"] <= 100
-            assert 0 < row["context_tokens"] < row["source_tokens"]
-            assert row["bytes_per_source_token"] > 0
+        assert row["real_rate"] == pytest.approx(rate, rel=0.1)
+        assert rows[repeated, "ztok", rate, "exact_match"]["score"] == 100
+        for arm in ("ztok", "repeat"):
+            for metric in ("bleu4", "rouge_l", "exact_match", "characters_lost"):
+                row = rows[repeated, arm, rate, metric]
+                assert row["n"] == 2 and 0 <= row["score"] <= 100
+                assert 0 < row["context_tokens"] < row["source_tokens"]
+                assert row["bytes_per_source_token"] > 0
+                assert row["real_rate"] == pytest.approx(rate, rel=0.1)
     assert rows[qa, "none", None, "f1"]["context_tokens"] == 0
     shares = [key[1:3] for key in rows if key[3] == "share_of_text_reader"]
-    if "text" in reader.adapters and rows[qa, "text-reader", 1.0, "f1"]["score"] > 0:
+    if rows[qa, "text-reader", 1.0, "f1"]["score"] > 0:
         assert shares == [(arm, rate) for arm in ("ztok", "ztok-focus") for rate in (2.0, 4.0)]
     else:
         assert not shares
@@ -125,16 +129,18 @@ def test_known_predictions_get_the_right_scores(
         asked = ["".join(s for s in prompt if isinstance(s, str)) for prompt in prompts]
         return [next((a for q, a in ANSWERS.items() if q in text), "a pond") for text in asked]
 
-    def forget_the_end(reader: ZReader, zs: Sequence[Any], **_: Any) -> list[str]:
+    def forget_the_end(_: Any, zs: Sequence[Any], **__: Any) -> list[str]:
         return [MILL if z.spans[-1, 1] == len(MILL) else "The ferry" for z in zs]
 
     monkeypatch.setattr(ZReader, "generate", answer)
-    monkeypatch.setattr(ZReader, "decompress", forget_the_end)
+    monkeypatch.setattr(ZCompressor, "decompress", forget_the_end)
+    monkeypatch.setattr(ZReader, "repeat", lambda _, zs, **__: [FERRY] * len(zs))
     results = run(compressor, read_datasets(data[:1]), tmp_path)
     scores = {(r["benchmark"], r["arm"], r["metric"]): r["score"] for r in results["rows"]}
     assert scores["qa", "ztok", "f1"] == pytest.approx(200 / 3, abs=1e-3)
     assert scores["qa", "none", "exact_match"] == pytest.approx(200 / 3, abs=1e-3)
     assert scores["reconstruction", "ztok", "exact_match"] == 50
+    assert scores["reconstruction", "repeat", "exact_match"] == 50
     lost = 100 * (len(FERRY) - len("The ferry")) / len(FERRY)
     assert scores["reconstruction", "ztok", "characters_lost"] == pytest.approx(lost / 2, abs=1e-3)
     # Two of the ferry's eight words: precision 1, recall a quarter.
@@ -148,13 +154,14 @@ def test_an_interrupted_reconstruction_goes_on(
     calls: list[int] = []
     stop_at = 2
 
-    def decompress(reader: ZReader, zs: Sequence[Any], **_: Any) -> list[str]:
+    def bring_back(_: Any, zs: Sequence[Any], **__: Any) -> list[str]:
         if len(calls) == stop_at:
             raise KeyboardInterrupt
         calls.append(len(zs))
         return ["The mill"] * len(zs)
 
-    monkeypatch.setattr(ZReader, "decompress", decompress)
+    monkeypatch.setattr(ZCompressor, "decompress", bring_back)
+    monkeypatch.setattr(ZReader, "repeat", bring_back)
     datasets = read_datasets(data, ["reconstruction"])
     with pytest.raises(KeyboardInterrupt):
         run(compressor, datasets, tmp_path)
@@ -163,7 +170,7 @@ def test_an_interrupted_reconstruction_goes_on(
     assert not (tmp_path / "results.json").exists()
     stop_at = 100
     run(compressor, datasets, tmp_path)
-    assert sum(calls) == 8
+    assert sum(calls) == 16
     assert (tmp_path / "predictions.jsonl").read_text().startswith(done)
 
 

@@ -17,7 +17,7 @@ RECORDS = [
 
 def test_share_is_the_ratio_of_the_means(tmp_path: Path) -> None:
     predictions = {"text-reader": ["1902", "Reed Lane", "noon"], "ztok": ["1902", "a hill", "noon"]}
-    arms = {"text-reader": Arm("text-reader", 1.0, "text"), "ztok": Arm("ztok", 4.0, "read")}
+    arms = {"text-reader": Arm("text-reader", 1.0, "read"), "ztok": Arm("ztok", 4.0, "read")}
     questions = [make_question("t", i, record, 4) for i, record in enumerate(RECORDS)]
     log = PredictionLog(tmp_path, {})
     costs = {"context_tokens": 1, "source_tokens": 4, "stored_bytes": 8, "truncated": False}

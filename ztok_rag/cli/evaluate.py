@@ -21,7 +21,7 @@ def evaluate(
     output: Annotated[
         Path, typer.Option(help="Folder of the results; an interrupted evaluation resumes.")
     ],
-    rates: Annotated[str, typer.Option(help="Source tokens per Z-token.")] = "4,8,16",
+    rates: Annotated[str, typer.Option(help="Source tokens per Z-token.")] = "2,4,8,16",
     limit: Annotated[
         int | None, typer.Option(help="Records per file, drawn by --seed; default: all.")
     ] = None,
@@ -30,7 +30,8 @@ def evaluate(
         typer.Option(help="Of qa,reconstruction; default: all that the records allow."),
     ] = None,
     arms: Annotated[
-        str, typer.Option(help="Of none,text,text-reader,ztok,ztok-focus: who reads what.")
+        str,
+        typer.Option(help="Of none,text,text-reader,ztok,ztok-focus,ztok-twice: who reads what."),
     ] = "none,text-reader,ztok,ztok-focus",
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
     base: Annotated[str | None, typer.Option(help="Base LLM: Hugging Face id or folder.")] = None,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ztok_rag.errors import DataError
 
-logger = logging.getLogger(__name__)
-
-ARM_NAMES = ("none", "text", "text-reader", "ztok", "ztok-focus")
+ARM_NAMES = ("none", "text", "text-reader", "ztok", "ztok-focus", "ztok-twice")
 """The arms that need only a checkpoint."""
+
+Z_TOKEN_ARMS = ("ztok", "ztok-focus", "ztok-twice")
+"""Those that read Z-tokens: by content alone, by the question, and in two looks."""
 
 _WITHOUT_RATE = ("none", "text", "text-reader")
 
@@ -39,7 +39,7 @@ class Arm:
     Attributes:
         name: one of `ARM_NAMES`, or the name of a method that shortens text.
         rate: source tokens per context position; 1 for raw text, `None` without context.
-        adapter: the LoRA adapter that reads; `None` is the plain base LLM.
+        adapter: `"read"` is the trained reader; `None` the plain base LLM.
         shorten: the method that shortens the chunks to the token budget of the rate, if any.
     """
 
@@ -51,7 +51,7 @@ class Arm:
     @property
     def reads_z_tokens(self) -> bool:
         """Whether the context is Z-tokens."""
-        return self.name in ("ztok", "ztok-focus")
+        return self.name in Z_TOKEN_ARMS
 
     @property
     def label(self) -> str:
@@ -64,18 +64,14 @@ class Arm:
 def make_arms(
     names: Sequence[str],
     rates: Sequence[float],
-    adapters: Sequence[str],
     shorteners: Mapping[str, Shorten] | None = None,
 ) -> list[Arm]:
     """Make the arms of the given names; Z-tokens and shortened text once per rate.
 
-    An arm whose adapter the checkpoint lacks is left out, with a warning.
-
     Args:
         names: of the arms.
         rates: source tokens per context position.
-        adapters: names of the checkpoint's adapters.
-        shorteners: methods that shorten text, by name. The text reader reads their output.
+        shorteners: methods that shorten text, by name. The trained reader reads their output.
 
     Raises:
         DataError: an unknown arm, a rate below 1, or no arm left.
@@ -89,20 +85,14 @@ def make_arms(
             arms.append(Arm(name, None, "read"))
         elif name == "text":
             arms.append(Arm(name, 1.0, None))
-        elif name in ("ztok", "ztok-focus"):
-            arms += [Arm(name, rate, "read") for rate in distinct]
-        elif name != "text-reader" and name not in shorteners:
-            raise DataError(f"unknown arm {name!r}; the arms are {known}.")
-        elif "text" not in adapters:
-            logger.warning(
-                "warning: the arm %s is left out: "
-                "this checkpoint has no adapter trained on raw text.",
-                name,
-            )
         elif name == "text-reader":
-            arms.append(Arm(name, 1.0, "text"))
+            arms.append(Arm(name, 1.0, "read"))
+        elif name in Z_TOKEN_ARMS:
+            arms += [Arm(name, rate, "read") for rate in distinct]
+        elif name in shorteners:
+            arms += [Arm(name, rate, "read", shorteners[name]) for rate in distinct]
         else:
-            arms += [Arm(name, rate, "text", shorteners[name]) for rate in distinct]
+            raise DataError(f"unknown arm {name!r}; the arms are {known}.")
     if bad := [rate for rate in rates if not rate >= 1]:
         raise DataError(f"a rate is at least 1 source token per Z-token, not {bad[0]:g}.")
     if not arms:

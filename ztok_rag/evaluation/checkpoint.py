@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ztok_rag.codec.prompts import QA_TEMPLATE, REPEAT_PROMPT
 from ztok_rag.errors import ZtokError, check_rate
-from ztok_rag.evaluation.arms import Arm, make_arms
+from ztok_rag.evaluation.arms import Z_TOKEN_ARMS, Arm, make_arms
 from ztok_rag.evaluation.datasets import QA, RECONSTRUCTION, Dataset
 from ztok_rag.evaluation.log import PredictionLog, digest, weights_digest
 from ztok_rag.evaluation.metrics import (
@@ -26,7 +26,7 @@ from ztok_rag.evaluation.prompts import cut_end
 from ztok_rag.evaluation.questions import Question, make_question, sample
 from ztok_rag.evaluation.results import write_results
 from ztok_rag.evaluation.rows import Row
-from ztok_rag.evaluation.run import evaluate, reconstruct
+from ztok_rag.evaluation.run import evaluate, reconstruct, reconstruction_arms
 from ztok_rag.evaluation.summary import paired_share, summarize
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class EvalSettings:
         ZtokError: a number is out of range.
     """
 
-    rates: tuple[float, ...] = (4.0, 8.0, 16.0)
+    rates: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
     arms: tuple[str, ...] = ("none", "text-reader", "ztok", "ztok-focus")
     limit: int | None = None
     seed: int = 0
@@ -119,7 +119,7 @@ def evaluate_checkpoint(
     }
     if repeated:
         require_bench()
-    arms = make_arms(settings.arms, settings.rates, compressor.reader.adapters) if asked else []
+    arms = make_arms(settings.arms, settings.rates) if asked else []
     log = PredictionLog(output, _log_settings(compressor, datasets, settings))
     try:
         rows = _score_answers(asked, arms, compressor, log, settings, progress)
@@ -250,7 +250,7 @@ def _shares(
     shares = [
         paired_share(questions, arm, text_reader, log, "f1", benchmark=QA, k=1, seed=seed)
         for arm in arms
-        if arm.name in ("ztok", "ztok-focus")
+        if arm.name in Z_TOKEN_ARMS
     ]
     if None in shares:
         logger.warning(
@@ -267,9 +267,9 @@ def _score_reconstructions(
     settings: EvalSettings,
     progress: bool,
 ) -> list[Row]:
-    """Reconstruct the texts at all rates, and score them."""
+    """Reconstruct the texts at all rates, by decompression and by the reader, and score them."""
     rates = list(dict.fromkeys(map(float, settings.rates)))
-    arms = make_arms(["ztok"], rates, compressor.reader.adapters)
+    arms = reconstruction_arms(rates)
     keys = [(text, arm) for texts in repeated.values() for text in texts for arm in arms]
     done = sum(log.get(text, arm) is not None for text, arm in keys)
     with tqdm(

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ztok_rag.codec.sequence import ZSequence
+from ztok_rag.codec.sequence import CompressedText, ZSequence
 from ztok_rag.evaluation.arms import Arm, utf8_bytes
 from ztok_rag.evaluation.questions import Question
+from ztok_rag.selection.look_twice import LookTwice
 from ztok_rag.selection.query_aware import QueryAwareSelector, resolve_in_memory
 from ztok_rag.selection.sentences import SentenceScorer
 
@@ -29,10 +30,11 @@ class Prompt:
 
     Attributes:
         segments: the prompt, text and Z-tokens in turn.
-        context_tokens: positions of LLM input that the context takes.
+        context_tokens: positions of LLM input that the context takes, in all looks together.
         source_tokens: tokens of the text that the context stands for.
         stored_bytes: bytes stored for the context.
         truncated: whether the prompt was cut.
+        z_tokens: those of `context_tokens` that are Z-tokens of a compressed text.
         times: milliseconds of each step that made the context, by name.
     """
 
@@ -41,24 +43,21 @@ class Prompt:
     source_tokens: int
     stored_bytes: int
     truncated: bool
+    z_tokens: int = 0
     times: Mapping[str, float] = field(default_factory=dict)
 
 
 class Compressed:
-    """The Z-tokens of chunks, computed once for all arms, as in a store."""
+    """Chunks compressed once for all arms and rates, as in a store."""
 
     def __init__(self, compressor: ZCompressor) -> None:
         self.compressor = compressor
+        self._resolve = resolve_in_memory(compressor)
         scorer = SentenceScorer(compressor.tokenizer)
-        self.focus = QueryAwareSelector(compressor, scorer, resolve_in_memory(compressor))
-        self._known: dict[tuple[str, float], ZSequence] = {}
+        self.focus = QueryAwareSelector(compressor, scorer, self._resolve)
 
-    def _resolve(self, texts: Sequence[str], rate: float) -> list[ZSequence]:
-        """The Z-tokens of texts at one rate."""
-        new = [text for text in dict.fromkeys(texts) if (text, rate) not in self._known]
-        for text, z in zip(new, self.compressor.compress(new, rate), strict=True):
-            self._known[text, rate] = z
-        return [self._known[text, rate] for text in texts]
+    def _texts(self, chunks: Sequence[str]) -> list[CompressedText]:
+        return self._resolve(chunks)[0]
 
     def prepare(self, texts: Sequence[str], arm: Arm) -> None:
         """Compute what an arm needs of texts and what does not depend on the question."""
@@ -66,23 +65,21 @@ class Compressed:
             arm.shorten.prepare(texts)
         elif arm.name == "ztok-focus":
             self.focus.prepare(texts)
-        elif arm.name == "ztok":
-            assert arm.rate is not None
-            self._resolve(texts, arm.rate)
+        elif arm.reads_z_tokens:
+            self._texts(texts)
 
     def read(self, question: str, chunks: Sequence[str], arm: Arm) -> list[ZSequence]:
-        """The Z-tokens of the chunks that an arm reads."""
+        """The Z-tokens of the chunks that an arm reads, or looks at first."""
         assert arm.rate is not None
-        if arm.name == "ztok":
-            return self._resolve(chunks, arm.rate)
-        return self.focus.compose(question, chunks, arm.rate)[0]
+        if arm.name == "ztok-focus":
+            return self.focus.compose(question, chunks, arm.rate)[0]
+        return [text.at(arm.rate, self.compressor.slots) for text in self._texts(chunks)]
 
     def stored_bytes(self, chunks: Sequence[str], arm: Arm) -> int:
         """Bytes of the chunks that are stored for an arm."""
-        assert arm.rate is not None
-        if arm.name == "ztok":
-            return sum(len(z.to_bytes()) for z in self._resolve(chunks, arm.rate))
-        return self.focus.stored_bytes(chunks)
+        if arm.name == "ztok-focus":
+            return self.focus.stored_bytes(chunks)
+        return sum(len(text.to_bytes()) for text in self._texts(chunks))
 
 
 def build_prompt(
@@ -93,47 +90,116 @@ def build_prompt(
     compressor: ZCompressor,
 ) -> Prompt:
     """The prompt of an arm. If it is too long, the middle of the context is left out."""
-    reader = compressor.reader
     # Eight positions are reserved: pieces of a text may take more tokens than the whole.
-    room = reader.max_positions - question.max_new_tokens - 8
+    room = compressor.reader.max_positions - question.max_new_tokens - 8
     before, after = question.before, question.after
     if question.chat and arm.adapter is None:
         head, tail = chat_frame(compressor.tokenizer)
         before, after = head + before, after + tail
     whole = before, after
-    if reader.count_tokens(before + after) > room:
+    if _frame_positions(before, after, arm, compressor) > room:
         before, _ = cut_middle(before, room // 4, compressor.tokenizer)
         after, _ = cut_middle(after, room - room // 4 - 8, compressor.tokenizer)
     cut = (before, after) != whole
-    room = max(0, room - reader.count_tokens(before + after))
+    room = max(0, room - _frame_positions(before, after, arm, compressor))
 
     if arm.rate is None:
         return Prompt([before + after], 0, 0, 0, cut)
+    if arm.reads_z_tokens:
+        return _build_spliced(question, arm, chunks, (before, after), room, cut, compressed)
     if arm.shorten is not None:
         return _build_shortened(question, arm, chunks, (before, after), room, cut, compressor)
-    if not arm.reads_z_tokens:
-        text, text_cut = cut_middle(JOIN.join(chunks), room, compressor.tokenizer)
-        tokens = reader.count_tokens(text) if text else 0
-        return Prompt([before + text + after], tokens, tokens, utf8_bytes(text), cut or text_cut)
+    text, text_cut = cut_middle(JOIN.join(chunks), room, compressor.tokenizer)
+    tokens = compressor.count_tokens(text)
+    return Prompt(
+        _around(text, (before, after), arm, compressor),
+        tokens,
+        tokens,
+        utf8_bytes(text),
+        cut or text_cut,
+    )
 
+
+def _frame_positions(before: str, after: str, arm: Arm, compressor: ZCompressor) -> int:
+    """Positions of a prompt without its context, those of the question that comes first too."""
+    frame = _around("." if arm.rate is not None else "", (before, after), arm, compressor)
+    return compressor.reader.count_tokens(frame, adapter=arm.adapter)
+
+
+def _around(text: str, around: tuple[str, str], arm: Arm, compressor: ZCompressor) -> Segments:
+    """A prompt of text between `around`.
+
+    The trained reader gets the text as Z-tokens at rate 1, which are its tokens, so that it knows
+    the question when it comes to the text, as it does with other Z-tokens.
+    """
+    before, after = around
+    if arm.adapter is None or not text:
+        return [before + text + after]
+    return [before, *compressor.compress([text], 1.0), after]
+
+
+def _build_spliced(
+    question: Question,
+    arm: Arm,
+    chunks: Sequence[str],
+    around: tuple[str, str],
+    room: int,
+    cut: bool,
+    compressed: Compressed,
+) -> Prompt:
+    """The prompt of an arm that reads Z-tokens.
+
+    Args:
+        around: prompt text before and after the context.
+        room: most positions of the context.
+        cut: whether `around` was cut.
+    """
+    compressor = compressed.compressor
     started = time.perf_counter()
     kept = list(zip(chunks, compressed.read(question.text, chunks, arm), strict=True))
-    took = 1e3 * (time.perf_counter() - started)
-    joint = reader.count_tokens(JOIN)
+    times = {"postprocess_ms": 1e3 * (time.perf_counter() - started)}
+    joint = compressor.count_tokens(JOIN)
     while kept and sum(len(z) + joint for _, z in kept) > room:
         del kept[len(kept) // 2]
         cut = True
-    segments: Segments = []
+    context: Segments = []
     for _, z in kept:
-        segments += [JOIN, z] if segments else [z]
+        context += [JOIN, z] if context else [z]
+    segments: Segments = [around[0], *context, around[1]]
+    looks = [context]
+    if arm.name == "ztok-twice":
+        segments, first, times["look_ms"] = _look_twice(segments, arm, compressor)
+        looks = [segments[1:-1], *first]
+    z_tokens = sum(len(s) for look in looks for s in look if isinstance(s, ZSequence))
     return Prompt(
-        [before, *segments, after],
-        reader.count_tokens(segments) if segments else 0,
+        segments,
+        z_tokens + joint * sum(isinstance(s, str) for look in looks for s in look),
         sum(z.source_tokens for _, z in kept),
         compressed.stored_bytes([chunk for chunk, _ in kept], arm),
         cut,
-        {"postprocess_ms": took},
+        z_tokens,
+        times,
     )
+
+
+def _look_twice(
+    segments: Segments, arm: Arm, compressor: ZCompressor
+) -> tuple[Segments, list[Segments], float]:
+    """The prompt of the second look, the context of the first if there is one, and its time.
+
+    Both looks together have the positions of the arm's rate, where that is possible.
+    """
+    assert arm.rate is not None
+    reader = compressor.reader
+    coarse = max(LookTwice.first_rate, min(3 * arm.rate, compressor.slots))
+    look = LookTwice(share=1 / arm.rate, first_rate=coarse)
+    started = time.perf_counter()
+    again = look.apply(reader, segments)
+    took = 1e3 * (time.perf_counter() - started)
+    if not look.budget(segments) or reader.model.pointer is None:
+        return again, [], took
+    first = [s.at(coarse) if isinstance(s, ZSequence) else s for s in segments[1:-1]]
+    return again, [first], took
 
 
 def _build_shortened(
@@ -145,17 +211,9 @@ def _build_shortened(
     cut: bool,
     compressor: ZCompressor,
 ) -> Prompt:
-    """The prompt of an arm that shortens the chunks.
-
-    Args:
-        around: prompt text before and after the context.
-        room: most positions of the context.
-        cut: whether `around` was cut.
-    """
+    """The prompt of an arm that shortens the chunks; arguments as `_build_spliced`."""
     assert arm.shorten is not None and arm.rate is not None
-    reader = compressor.reader
-    before, after = around
-    source = sum(reader.count_tokens(chunk) for chunk in chunks)
+    source = sum(map(compressor.count_tokens, chunks))
     text = ""
     started = time.perf_counter()
     if source:
@@ -163,12 +221,12 @@ def _build_shortened(
     took = 1e3 * (time.perf_counter() - started)
     text, text_cut = cut_middle(text, room, compressor.tokenizer)
     return Prompt(
-        [before + text + after],
-        reader.count_tokens(text) if text else 0,
+        _around(text, around, arm, compressor),
+        compressor.count_tokens(text),
         source,
         arm.shorten.stored_bytes(chunks),
         cut or text_cut,
-        {"shorten_ms": took},
+        times={"shorten_ms": took},
     )
 
 

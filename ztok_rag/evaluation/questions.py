@@ -30,8 +30,9 @@ class Question:
         max_new_tokens: longest answer, in tokens.
         score: takes a prediction; returns scores, 0 to 1, by metric.
         gold: the paragraph that is known to contain the answer, if any.
-        chat: ask the plain base LLM in its chat format, if it has one. Adapters are never asked
-            in it.
+        chat: ask the plain base LLM in its chat format, if it has one. The trained reader is
+            never asked in it.
+        summary: a summary is asked for, which is not copied from the context.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Question:
     score: Callable[[str], Mapping[str, float]] = field(repr=False)
     gold: str | None = field(default=None, repr=False)
     chat: bool = True
+    summary: bool = False
 
 
 def make_question(

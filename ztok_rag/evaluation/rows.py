@@ -20,7 +20,7 @@ class Row:
         benchmark: what was run, such as `rag_qa`.
         task: the data set, or what was measured.
         arm: the way in which the context was given.
-        rate: source tokens per Z-token; 1 for raw text, `None` without context.
+        rate: source tokens per Z-token asked for; 1 for raw text, `None` without context.
         k: number of retrieved chunks; 0 where nothing was retrieved.
         metric: name of the score.
         score: 0 to 100, unless the metric names another unit.
@@ -33,11 +33,13 @@ class Row:
         kv_bytes: mean bytes of the KV cache after the prompt.
         source_tokens: mean tokens of the context's text.
         source_tokens_per_position: source tokens per position of the context.
+        real_rate: source tokens per Z-token that is read, in all looks together.
         truncated: number of prompts that were cut to what the base LLM can read.
         measured: number of questions whose prefill was timed.
         gold_retrieved: share, 0 to 1, of the questions whose gold paragraph was retrieved.
         shorten_ms: mean milliseconds to shorten the chunks as text.
         postprocess_ms: mean milliseconds to look up or make the Z-tokens that are read.
+        look_ms: mean milliseconds of a first look, which prefill and first token include.
         p10: 10th percentile of the measurements.
         p90: 90th percentile of the measurements.
         windows: windows compressed in one measurement.
@@ -73,11 +75,13 @@ class Row:
     # Of questions.
     source_tokens: float | None = None
     source_tokens_per_position: float | None = None
+    real_rate: float | None = None
     truncated: int | None = None
     measured: int | None = None
     gold_retrieved: float | None = None
     shorten_ms: float | None = None
     postprocess_ms: float | None = None
+    look_ms: float | None = None
     # Of timings.
     p10: float | None = None
     p90: float | None = None

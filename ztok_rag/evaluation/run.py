@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from ztok_rag.codec.compressor import ZCompressor
 
+
+RECONSTRUCTION_ARMS = ("ztok", "repeat")
+"""Ways to a text from its Z-tokens: decompression, and the reader repeating what it reads."""
 
 _SHORTEN_AT_ONCE = 4
 """Batches whose contexts are shortened together, before the first of them is answered."""
@@ -79,12 +83,13 @@ def evaluate(
                     question, arm, found_chunks, compressed, compressor
                 )
             show(arm.label)
-            for batch in _batches(group, prompts, reader, batch_size):
+            for batch in _batches(group, prompts, arm, reader, batch_size):
                 outputs = reader.generate(
                     [prompts[q.id].segments for q in batch],
                     max_new_tokens=batch[0].max_new_tokens,
                     adapter=arm.adapter,
                     batch_size=batch_size,
+                    copy=_copy(arm, batch[0]),
                 )
                 records = []
                 for question, output in zip(batch, outputs, strict=True):
@@ -97,15 +102,21 @@ def evaluate(
                             reader.measure(segments, adapter=arm.adapter)
                             measured_before = True
                         cost = reader.measure(segments, adapter=arm.adapter)
+                        first_look = record.get("look_ms", 0.0)
                         record |= {
-                            "prefill_ms": round(cost.prefill_ms, 3),
-                            "ttft_ms": round(cost.ttft_ms, 3),
+                            "prefill_ms": round(cost.prefill_ms + first_look, 3),
+                            "ttft_ms": round(cost.ttft_ms + first_look, 3),
                             "kv_bytes": cost.kv_bytes,
                         }
                     records.append(record)
                 log.append(records)
                 if bar is not None:
                     bar.update(len(batch))
+
+
+def _copy(arm: Arm, question: Question) -> bool | None:
+    """Whether an answer copies; `None` leaves it to the reader."""
+    return None if arm.reads_z_tokens and not question.summary else False
 
 
 def reconstruct(
@@ -117,7 +128,7 @@ def reconstruct(
     batch_size: int = 8,
     bar: tqdm[Any] | None = None,
 ) -> None:
-    """Compress and decompress every text, into `log`, as the arm `ztok`.
+    """Compress every text and bring it back by each of `RECONSTRUCTION_ARMS`, into `log`.
 
     Texts already in `log` are not run again.
 
@@ -126,18 +137,23 @@ def reconstruct(
             `text`.
         rates: source tokens per Z-token.
         batch_size: most texts in a batch.
-        bar: progress bar, advanced by one per text and rate, without those already in `log`.
+        bar: progress bar, advanced by one per text, rate and arm, without those already in `log`.
     """
-    for rate in rates:
-        arm = Arm("ztok", rate, "read")
+    for arm in reconstruction_arms(rates):
+        assert arm.rate is not None
         todo = [text for text in texts if log.get(text, arm) is None]
         todo.sort(key=lambda text: -len(text.answers[0]))
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
             if bar is not None:
                 bar.set_postfix_str(f"{batch[0].task}: {arm.label}")
-            zs = compressor.compress([text.answers[0] for text in batch], rate=rate)
-            outputs = compressor.decompress(zs, batch_size=batch_size)
+            zs = compressor.compress([text.answers[0] for text in batch], rate=arm.rate)
+            if arm.name == "repeat":
+                outputs = compressor.reader.repeat(zs, batch_size=batch_size)
+            else:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # the scores say which are not exact
+                    outputs = compressor.decompress(zs)
             log.append(
                 _record(text, arm, _whole(text, z), output)
                 for text, z, output in zip(batch, zs, outputs, strict=True)
@@ -146,9 +162,15 @@ def reconstruct(
                 bar.update(len(batch))
 
 
+def reconstruction_arms(rates: Sequence[float]) -> list[Arm]:
+    """The arms of `reconstruct`, each at every rate."""
+    return [Arm(name, float(rate), "read") for name in RECONSTRUCTION_ARMS for rate in rates]
+
+
 def _whole(text: Question, z: ZSequence) -> Prompt:
     """A prompt of the Z-tokens of a text and nothing else."""
-    return Prompt([z], len(z), z.source_tokens, len(z.to_bytes()), text.answers[0] != text.text)
+    cut = text.answers[0] != text.text
+    return Prompt([z], len(z), z.source_tokens, len(z.to_bytes()), cut, len(z))
 
 
 def _record(question: Question, arm: Arm, prompt: Prompt, output: str) -> dict[str, Any]:
@@ -164,6 +186,7 @@ def _record(question: Question, arm: Arm, prompt: Prompt, output: str) -> dict[s
         "source_tokens": prompt.source_tokens,
         "stored_bytes": prompt.stored_bytes,
         "truncated": prompt.truncated,
+        **({"z_tokens": prompt.z_tokens} if prompt.z_tokens else {}),
         **{name: round(value, 3) for name, value in prompt.times.items()},
     }
 
@@ -178,11 +201,17 @@ def _groups(
 
 
 def _batches(
-    questions: Sequence[Question], prompts: Mapping[str, Prompt], reader: Any, batch_size: int
+    questions: Sequence[Question],
+    prompts: Mapping[str, Prompt],
+    arm: Arm,
+    reader: Any,
+    batch_size: int,
 ) -> list[list[Question]]:
     """Batches by falling prompt length, so that padding is small and the longest come first."""
     most_positions = 2 * int(reader.max_positions)
-    lengths = {q.id: reader.count_tokens(prompts[q.id].segments) for q in questions}
+    lengths = {
+        q.id: reader.count_tokens(prompts[q.id].segments, adapter=arm.adapter) for q in questions
+    }
     batches: list[list[Question]] = []
     for question in sorted(questions, key=lambda q: -lengths[q.id]):
         batch = batches[-1] if batches else []

@@ -179,7 +179,7 @@ def _scores(
     return scores
 
 
-_OPTIONAL_COSTS = ("gold_retrieved", "shorten_ms", "postprocess_ms")
+_OPTIONAL_COSTS = ("gold_retrieved", "shorten_ms", "postprocess_ms", "look_ms")
 """Fields that the records of some arms have; a row holds their mean."""
 
 
@@ -193,6 +193,7 @@ def _costs(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     positions = sum(record["context_tokens"] for record in records)
     tokens = sum(record["source_tokens"] for record in records)
     stored = sum(record["stored_bytes"] for record in records)
+    z_tokens = sum(record.get("z_tokens", 0) for record in records)
     return {
         "context_tokens": mean("context_tokens"),
         "bytes_per_source_token": stored / tokens if tokens else None,
@@ -201,6 +202,7 @@ def _costs(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "kv_bytes": mean("kv_bytes"),
         "source_tokens": mean("source_tokens"),
         "source_tokens_per_position": tokens / positions if positions else None,
+        "real_rate": tokens / z_tokens if z_tokens else None,
         "truncated": sum(record["truncated"] for record in records),
         "measured": sum("prefill_ms" in record for record in records),
         **{name: mean(name) for name in _OPTIONAL_COSTS},
@@ -215,7 +217,9 @@ def _mean_row(rows: Sequence[Row], interval: tuple[float, float]) -> Row:
         return None if None in values else float(np.mean(values))
 
     first = rows[0]
-    costs: dict[str, Any] = {name: mean(name) for name in (*COST_FIELDS, *_OPTIONAL_COSTS)}
+    costs: dict[str, Any] = {
+        name: mean(name) for name in (*COST_FIELDS, "real_rate", *_OPTIONAL_COSTS)
+    }
     return Row(
         benchmark=first.benchmark,
         task="average",

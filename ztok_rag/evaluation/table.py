@@ -11,7 +11,7 @@ from ztok_rag.evaluation.rows import Row
 def format_table(rows: Sequence[Row]) -> str:
     """The rows as a table of aligned text."""
     header = (
-        "task", "arm", "metric", "k", "score", "95% interval", "n", "context tokens",
+        "task", "arm", "metric", "k", "score", "95% interval", "n", "real rate", "context tokens",
         "bytes/source token", "prefill ms", "first token ms", "KV MiB", "shorten ms",
     )  # fmt: skip
     lines = [header, *(_cells(row) for row in rows)]
@@ -40,6 +40,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         number(row.score, 1),
         f"{row.ci95[0]:.1f} to {row.ci95[1]:.1f}",
         str(row.n),
+        number(row.real_rate, 2),
         number(row.context_tokens, 0),
         number(row.bytes_per_source_token, 2),
         number(row.prefill_ms, 0),
