@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+
+from ztok_rag.codec.allocation import count_z_tokens
 
 BUDGET_RATES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Rates that a text may be read at; 1 is the raw text."""
 
-_TOLERANCE = 1.1  # a window may have this many times `tokens / rate` Z-tokens
 
-
-def cost(source_tokens: int, rate: float, window: int = 256) -> int:
-    """The most input positions that a text takes at a rate.
+def cost(source_tokens: int, rate: float, slots: int) -> int:
+    """Input positions that a text takes at a rate.
 
     Args:
         source_tokens: tokens of the text.
         rate: source tokens per Z-token.
-        window: source tokens per window of the compressor.
+        slots: most tokens that a Z-token holds.
     """
-    if rate <= 1:
-        return source_tokens
-    windows = math.ceil(source_tokens / window)
-    return min(source_tokens, math.ceil(_TOLERANCE * source_tokens / rate) + windows)
+    return source_tokens if rate <= 1 else count_z_tokens(source_tokens, rate, slots)
 
 
 def plan_rates(
-    sizes: Sequence[int],
-    overheads: Sequence[int],
-    budget: int,
-    *,
-    window: int = 256,
+    sizes: Sequence[int], overheads: Sequence[int], budget: int, slots: int
 ) -> list[float | None]:
     """Choose a rate for each of some texts within a budget.
 
@@ -42,7 +34,7 @@ def plan_rates(
         sizes: source tokens of each text, best text first.
         overheads: further positions of each text, such as its metadata.
         budget: the most positions in all.
-        window: source tokens per window of the compressor.
+        slots: most tokens that a Z-token holds.
 
     Returns:
         A rate of `BUDGET_RATES` for each text; `None` for a text that is left out.
@@ -52,7 +44,7 @@ def plan_rates(
     left = budget
     for place, (size, overhead) in enumerate(zip(sizes, overheads, strict=True)):
         share = left * weights[place] / sum(weights[place:])
-        prices = {rate: overhead + cost(size, rate, window) for rate in BUDGET_RATES}
+        prices = {rate: overhead + cost(size, rate, slots) for rate in BUDGET_RATES}
         chosen = next((rate for rate in BUDGET_RATES if prices[rate] <= share), None)
         if chosen is None:
             chosen = next((rate for rate in reversed(BUDGET_RATES) if prices[rate] <= left), None)
@@ -61,9 +53,9 @@ def plan_rates(
     for place, rate in enumerate(rates):
         if rate is None:
             continue
-        now = cost(sizes[place], rate, window)
+        now = cost(sizes[place], rate, slots)
         for better in BUDGET_RATES:
-            more = cost(sizes[place], better, window) - now
+            more = cost(sizes[place], better, slots) - now
             if better < rate and more <= left:
                 rates[place] = better
                 left -= more
@@ -71,20 +63,18 @@ def plan_rates(
     return rates
 
 
-def count_fitting(
-    sizes: Sequence[int], overheads: Sequence[int], budget: int, *, window: int = 256
-) -> int:
+def count_fitting(sizes: Sequence[int], overheads: Sequence[int], budget: int, slots: int) -> int:
     """The number of texts that fit into a budget together at the highest rate.
 
     Args:
         sizes: source tokens of each text, best text first.
         overheads: further positions of each text.
         budget: the most positions in all.
-        window: source tokens per window of the compressor.
+        slots: most tokens that a Z-token holds.
     """
     left = budget
     for place, (size, overhead) in enumerate(zip(sizes, overheads, strict=True)):
-        left -= overhead + cost(size, BUDGET_RATES[-1], window)
+        left -= overhead + cost(size, BUDGET_RATES[-1], slots)
         if left < 0:
             return place
     return len(sizes)

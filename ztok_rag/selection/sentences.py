@@ -32,7 +32,12 @@ TEXT_WEIGHT = 1.0
 TEMPERATURE = 0.15
 """Temperature of the softmax over scores. `benchmarks/fit_focus.py` fits all three numbers."""
 
+BITS = 64
+"""Bits that are kept of a sentence's embedding: signs of projections onto random directions
+(Charikar 2002), the same on every machine."""
+
 _MEMORY = 4096  # texts whose sentences are kept in memory
+_SHRINK = 0.8  # signs overstate a cosine by about this
 _NLTK_DATA = "llama_index/core/_static/nltk_cache"
 
 
@@ -56,7 +61,7 @@ class SentenceScorer:
 
     A sentence scores by its cosine to the question in an embedding space, and by the weight of the
     question's words that it holds. The best score of a text is added to all its sentences. Of a
-    sentence's embedding, one bit per dimension is kept: the sign.
+    sentence's embedding, `BITS` bits are kept.
     """
 
     def __init__(
@@ -102,7 +107,7 @@ class SentenceScorer:
         if not pieces:
             return
         vectors = np.asarray(self.embed_model.get_text_embedding_batch(pieces))
-        signs, at = np.packbits(vectors > 0, axis=1), 0
+        signs, at = np.packbits(vectors @ _directions(vectors.shape[1]) > 0, axis=1), 0
         for text in missing:
             own = signs[at : at + len(split_sentences(text))]
             at += len(own)
@@ -128,6 +133,7 @@ class SentenceScorer:
         self.prepare(texts)
         query = np.asarray(self.embed_model.get_query_embedding(question))
         query = query / max(float(np.linalg.norm(query)), 1e-12)
+        asked = query @ _directions(len(query))
         wanted = question_words(question, self._tokenizer)
         found = []
         for text in texts:
@@ -136,8 +142,8 @@ class SentenceScorer:
             if signs is None:  # more than `_MEMORY` texts
                 self.prepare([text])
                 signs = self._signs[text]
-            bits = np.unpackbits(signs, axis=1, count=len(query))
-            cosine = (2.0 * bits - 1.0) @ query / math.sqrt(len(query))
+            bits = np.unpackbits(signs, axis=1, count=BITS)
+            cosine = (2.0 * bits - 1.0) @ asked / math.sqrt(BITS)
             held = [
                 sum(wanted.get(stem, 0.0) for stem in {word[0] for word in find_words(text[a:b])})
                 for a, b in split_sentences(text)
@@ -154,7 +160,7 @@ class SentenceScorer:
         if self._dimension is None:
             self._dimension = len(self.embed_model.get_query_embedding("?"))
         name = Path(self.embed_model.model_name).name.replace(":", "-")
-        return f"sentences-{name}-{self._dimension}", (self._dimension + 7) // 8
+        return f"sentences-{name}-{self._dimension}-{BITS}", BITS // 8
 
     def _remember(self, text: str, signs: NDArray[np.uint8]) -> None:
         with self._lock:
@@ -186,6 +192,19 @@ def probabilities(
     weights = [np.exp((s - top) / temperature) for s in scores]
     mass = sum(float(w.sum()) for w in weights)
     return [w / mass for w in weights]
+
+
+@lru_cache(maxsize=8)
+def _directions(dimension: int) -> FloatArray:
+    """`[dimension, BITS]` random directions; orthogonal where there are not more than dimensions.
+
+    Their lengths keep the scale of a cosine.
+    """
+    drawn = np.random.default_rng(0).standard_normal((dimension, BITS))
+    if dimension >= BITS:
+        drawn = np.linalg.qr(drawn)[0]
+    directions: FloatArray = drawn * math.sqrt(dimension / BITS) * _SHRINK
+    return directions
 
 
 @lru_cache(maxsize=1)
