@@ -352,6 +352,16 @@ class CompressedText:
         return cls(ids, levels, starts, characters, fingerprint, digest, code=code)
 
 
+def stored_length(data: bytes) -> int:
+    """Source tokens of the text whose `CompressedText.to_bytes` this is.
+
+    Raises:
+        SequenceError: the bytes are not a compressed text, or are truncated or altered.
+    """
+    _, body = _unseal(_TEXT_MAGIC, data)
+    return int(_parse_varints(body, 1)[0][0])
+
+
 def pack_codes(ids: IntArray, spans: IntArray, slots: int) -> NDArray[np.int32]:
     """Codes `[n_z, slots]` of tokens `[n]` that are in spans `[n]`."""
     new = np.flatnonzero(np.diff(spans, prepend=-1))
@@ -402,6 +412,11 @@ def _unseal(magic: bytes, data: bytes) -> tuple[str, bytes]:
             "compress the source text again."
         )
     return fingerprint.hex(), body
+
+
+def stored_fingerprint(data: bytes) -> str:
+    """Whose codes the bytes of a `ZSequence` hold; they are checked, and no ids are decoded."""
+    return _unseal(_SEQUENCE_MAGIC, data)[0]
 
 
 def read_sequence_file(path: str | Path, parse: Callable[[bytes], T]) -> T:

@@ -21,9 +21,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.codec.token_code import TokenCode
-from ztok_rag.errors import HandleError
+from ztok_rag.errors import HandleError, SequenceError
 
 SECRET_BYTES = 32
+LONGEST = 512
+"""Most Z-tokens of a handle, unless told otherwise."""
 
 _OPEN = "⟦ztok:"
 _CLOSE = "⟧"
@@ -41,8 +43,8 @@ def encode_handle(z: ZSequence, secret: bytes) -> str:
     return f"{_OPEN}{len(z)}:{data}{_CLOSE}"
 
 
-def encode_handles(z: ZSequence, secret: bytes, *, longest: int = 512) -> str:
-    """Handles of parts of `z`, of about `longest` Z-tokens at most, with spaces between them.
+def encode_handles(z: ZSequence, secret: bytes, *, longest: int = LONGEST) -> str:
+    """Handles of parts of `z`, of `longest` Z-tokens at most, with spaces between them.
 
     A text splitter then cuts at a space, and not inside a handle that is longer than a prompt.
     """
@@ -58,7 +60,8 @@ def decode_handle(handle: str, secret: bytes, code: TokenCode) -> ZSequence:
         code: the entropy code of the checkpoint that made it.
 
     Raises:
-        HandleError: the handle is malformed or edited, or another secret signed it.
+        HandleError: the handle is malformed or edited, another secret signed it, or another
+            version made it.
     """
     match = _HANDLE.fullmatch(handle)
     if match is None:
@@ -86,7 +89,12 @@ def decode_handle(handle: str, secret: bytes, code: TokenCode) -> ZSequence:
         )
     if not hmac.compare_digest(mac, _mac(int(count), body, secret)):
         raise _edited(handle)
-    return ZSequence.from_bytes(body, code)
+    try:
+        return ZSequence.from_bytes(body, code)
+    except SequenceError as error:
+        raise HandleError(
+            f"the handle {_excerpt(handle)} cannot be read ({error}); {_RETRY}."
+        ) from error
 
 
 def split_prompt(

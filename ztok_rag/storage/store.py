@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import diskcache
 
 from ztok_rag.codec.base import cache_dir
-from ztok_rag.codec.sequence import CompressedText
+from ztok_rag.codec.sequence import CompressedText, stored_length
 from ztok_rag.errors import ZtokError, check_rate
 from ztok_rag.storage.disk import BytesDisk
 from ztok_rag.storage.secret import load_secret
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 _TEXT = "text-"  # begins the keys of compressed texts; the fingerprint follows
+_FORMER = "nested-"  # begins the keys of compressed texts of earlier versions, which nobody reads
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,10 @@ class ZStore(Closing):
         self._count(**({"misses": 1} if found is None else {"hits": 1}))
         return found
 
+    def length(self, fingerprint: str, text: str) -> int | None:
+        """Source tokens of `text` as checkpoint `fingerprint` has compressed it; needs no model."""
+        return self._read(_key(fingerprint, text), stored_length)
+
     def put(self, text: str, compressed: CompressedText) -> None:
         """Keep `text` as compressed. A failure to write is a warning."""
         self._write(_key(compressed.fingerprint, text), compressed.to_bytes())
@@ -184,7 +189,8 @@ class ZStore(Closing):
     def prune(self, fingerprint: str, texts: Sequence[str]) -> int:
         """Remove all Z-tokens except those of `texts` by checkpoint `fingerprint`.
 
-        Entries of `put_bytes` stay if they belong to one of the texts.
+        Z-tokens that an earlier version made go in any case. Entries of `put_bytes` stay if they
+        belong to one of the texts.
 
         Returns:
             Number of entries removed.
@@ -197,7 +203,7 @@ class ZStore(Closing):
         def doomed(key: str) -> bool:
             start, _, content = key.rpartition(":")
             foreign = start.startswith(_TEXT) and start != _TEXT + fingerprint
-            return content not in hashes or foreign
+            return content not in hashes or foreign or start.startswith(_FORMER)
 
         return self._remove(doomed)
 
