@@ -25,6 +25,14 @@ def index_folder(
         int | None, typer.Option(help="Longest chunk, in tokens; default: 256, or as it is.")
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild",
+            help="Compress and embed all again, as after a new version; the index that is there "
+            "is kept until the new one is whole.",
+        ),
+    ] = False,
 ) -> None:
     """Index a folder's text files as Z-tokens; the second time, only what has changed."""
     texts, skipped = _read_folder(folder, store)
@@ -50,7 +58,7 @@ def index_folder(
     ]
     compressor = _compressor(checkpoint)
     bars = sys.stderr.isatty()
-    if IndexFolder(store).exists():
+    if IndexFolder(store).exists() and not rebuild:
         index = ZTokenIndex.load(store, compressor=compressor)
         if chunk_size not in (None, index.chunk_size):
             raise DataError(
@@ -61,11 +69,13 @@ def index_folder(
         if rate not in (None, index.rate) or index.outdated:
             index.recompress(rate=rate, show_progress=bars)
     else:
+        settings = {"rate": 4.0, "chunk_size": 256, **IndexFolder(store).settings()}
+        given = {"rate": rate, "chunk_size": chunk_size}
+        settings |= {name: value for name, value in given.items() if value is not None}
         index = ZTokenIndex.build(
             documents,
             store,
-            rate=4.0 if rate is None else rate,
-            chunk_size=256 if chunk_size is None else chunk_size,
+            **settings,
             compressor=compressor,
             show_progress=bars,
         )

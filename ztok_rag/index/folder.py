@@ -13,7 +13,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from ztok_rag.errors import ZtokError
 
-FORMAT = 1
+FORMAT = 2
 _MANIFEST = "ztok.json"
 _INDEX = "index"
 _STORE = "store"
@@ -30,6 +30,10 @@ _LOCK = ".lock"
 _COMMITTED = ".committed"
 _STAGING = ".staging-"
 _LOCK_SECONDS = 60.0
+
+
+class FormerIndexError(ZtokError):
+    """An index that another version of this package made."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Manifest:
         chunk_size: longest chunk, in tokens of the base LLM.
         chunk_overlap: tokens that neighbouring chunks share.
         fingerprint: fingerprint of the checkpoint that compressed the chunks.
+        slots: most tokens that a Z-token of that checkpoint holds.
         embed_model: name of the embedding model.
         embed_dimension: dimension of its vectors.
         vector_store: class name of the caller's vector store; empty if the vectors are in the
@@ -52,6 +57,7 @@ class Manifest:
     chunk_size: int
     chunk_overlap: int
     fingerprint: str
+    slots: int
     embed_model: str
     embed_dimension: int
     vector_store: str = ""
@@ -69,14 +75,16 @@ class Manifest:
         """Read what `to_json` wrote.
 
         Raises:
-            ZtokError: the file is damaged, or of another format.
+            FormerIndexError: the file is of another format.
+            ZtokError: it is damaged.
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             if values.pop("format") != FORMAT:
-                raise ZtokError(
-                    f"{path} was written by another version of ztok-rag; build the index again "
-                    "in a new folder."
+                raise FormerIndexError(
+                    f"the index {path.parent} was made by another version of ztok-rag, and its "
+                    f"Z-tokens cannot be read; compress its documents again with `ztok index "
+                    f"FOLDER --store {path.parent} --rebuild` or ZTokenIndex.build()."
                 )
             types: dict[str, Callable[[Any], Any]] = {"float": float, "int": int, "str": str}
             return cls(**{f.name: types[str(f.type)](values[f.name]) for f in fields(cls)})
@@ -110,6 +118,8 @@ class IndexFolder:
     def claim(self) -> None:
         """Make the folder, or check that an index may be built in the existing one.
 
+        An index of another version may be replaced.
+
         Raises:
             ZtokError: it holds other files, or cannot be made or read.
         """
@@ -122,7 +132,8 @@ class IndexFolder:
                 "can be written."
             ) from error
         if self.exists():
-            self.read()
+            with suppress(FormerIndexError):
+                self.read()
         elif names and not _is_unfinished_build(names):
             raise ZtokError(
                 f"{self.path} holds files that are no ztok index; give a new or empty folder."
@@ -137,6 +148,14 @@ class IndexFolder:
         self._require()
         with self.locked():
             return Manifest.load(self.path / _MANIFEST)
+
+    def settings(self) -> dict[str, Any]:
+        """Rate and chunk size of the index, of another version too; empty where there is none."""
+        try:
+            values = json.loads((self.path / _MANIFEST).read_text(encoding="utf-8"))
+            return {"rate": float(values["rate"]), "chunk_size": int(values["chunk_size"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
 
     @contextmanager
     def locked(self) -> Iterator[None]:

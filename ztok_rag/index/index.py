@@ -103,6 +103,7 @@ class ZTokenIndex(Closing):
     ) -> ZTokenIndex:
         """Index documents. An index in the folder is replaced; a folder of other files is refused.
 
+        The new index is whole on disk before anything of the one it replaces is deleted.
         A build that was killed can be repeated, and does not compress the same chunks again.
 
         Args:
@@ -134,6 +135,7 @@ class ZTokenIndex(Closing):
             chunk_size=chunk_size,
             chunk_overlap=chunk_overlap,
             fingerprint=compressor.fingerprint,
+            slots=compressor.slots,
             embed_model=embedding_name(embed_model),
             embed_dimension=dimension,
             vector_store="" if vector_store is None else vector_store.class_name(),
@@ -245,7 +247,7 @@ class ZTokenIndex(Closing):
         return self.compressor.fingerprint != self.contents.manifest.fingerprint
 
     def stats(self) -> IndexStats:
-        """Counts of what the index holds. Every stored sequence is read; no model is loaded."""
+        """Counts of what the index holds. No model is loaded."""
         with self._model_lock:
             loaded = self._compressor
         return count(self.contents, None if loaded is None else loaded.fingerprint)
@@ -423,11 +425,11 @@ class ZTokenIndex(Closing):
         with self._change_lock:
             rate = self.rate if rate is None else rate
             check_settings(rate, self.chunk_size, self.contents.manifest.chunk_overlap)
-            fingerprint = self.compressor.fingerprint
+            fingerprint, slots = self.compressor.fingerprint, self.compressor.slots
             texts = self.contents.texts()
             compressed = self._compress(texts, show_progress)
             self.contents.commit(
-                replace(self.contents.manifest, rate=rate, fingerprint=fingerprint)
+                replace(self.contents.manifest, rate=rate, fingerprint=fingerprint, slots=slots)
             )
             self.store.prune(fingerprint, texts)
             return compressed

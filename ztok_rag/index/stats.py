@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ztok_rag.codec.allocation import count_z_tokens
 from ztok_rag.index.contents import Contents
 
 
@@ -37,7 +38,7 @@ class IndexStats:
 
 
 def count(contents: Contents, fingerprint: str | None = None) -> IndexStats:
-    """Count what an index holds; every stored sequence is read.
+    """Count what an index holds; no model is loaded.
 
     Args:
         contents: the contents of the index.
@@ -46,10 +47,10 @@ def count(contents: Contents, fingerprint: str | None = None) -> IndexStats:
     rate = contents.manifest.rate
     fingerprint = fingerprint or contents.manifest.fingerprint
     texts = contents.texts()
-    sequences = {text: contents.store.get(fingerprint, text) for text in dict.fromkeys(texts)}
-    chunks = [z for text in texts if (z := sequences[text]) is not None]
-    source_tokens = sum(z.finest.source_tokens for z in chunks)
-    z_tokens = sum(len(z.at(rate)) for z in chunks)
+    lengths = {text: contents.store.length(fingerprint, text) for text in dict.fromkeys(texts)}
+    chunks = [n for text in texts if (n := lengths[text]) is not None]
+    source_tokens = sum(chunks)
+    z_tokens = sum(count_z_tokens(n, rate, contents.manifest.slots) for n in chunks)
     stored_bytes = contents.store.size_bytes
     return IndexStats(
         documents=len(contents.document_ids),

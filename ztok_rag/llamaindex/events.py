@@ -35,8 +35,8 @@ class ZTokenSpliceEvent(BaseEvent):
 
     Attributes:
         handles: number of handles in the prompt.
-        z_tokens: number of Z-tokens that they stand for.
-        prompt_tokens: input positions of the whole prompt.
+        z_tokens: number of Z-tokens that are read for them, of both looks where there are two.
+        prompt_tokens: input positions of the whole prompt, likewise.
         ms: wall-clock milliseconds to check and decode the handles.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama_index.core.base.llms.generic_utils import (
@@ -24,21 +25,40 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
 
+from ztok_rag.codec.citations import locate
+from ztok_rag.codec.model import READ
+from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.errors import ZtokError
 from ztok_rag.llamaindex.arguments import refuse_unknown_fields
 from ztok_rag.llamaindex.events import ZTokenSpliceEvent, dispatcher
 from ztok_rag.llamaindex.token_counting import install_handle_tokenizer
+from ztok_rag.selection.look_twice import LookTwice
 from ztok_rag.storage.defaults import default_compressor, default_store
 from ztok_rag.storage.handle import escape_handles, escape_handles_in_stream, split_prompt
 from ztok_rag.storage.store import ZStore
 
 if TYPE_CHECKING:
-    from ztok_rag.codec.reader import Prompt, Segment, ZReader
+    from ztok_rag.codec.reader import Segment, ZReader
 
 
 T = TypeVar("T")
 
 _GENERATION_ARGUMENTS = ("max_new_tokens", "max_tokens", "stop")
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A prompt cut at its handles.
+
+    Attributes:
+        segments: what the answer is read from, in reading order.
+        sequences: of the handles, as they were before a second look.
+        positions: input positions of all looks.
+    """
+
+    segments: list[Segment]
+    sequences: list[ZSequence]
+    positions: int
 
 
 class ZTokenLLM(CustomLLM):
@@ -49,12 +69,27 @@ class ZTokenLLM(CustomLLM):
     such text in documents; use `escape_handles` for your own text.
     Decoding is greedy: `stop`, `max_new_tokens` and `max_tokens` are the only generation
     arguments, and every other is refused.
+
+    A response has in `additional_kwargs["sources"]` where its text stands in the texts of the
+    handles, as `locate` returns it: a list of `{"handle", "start", "end"}`. `handle` counts the
+    handles of the prompt from 0, `start` and `end` are characters of the text that was compressed.
     """
 
     max_new_tokens: int = Field(default=64, gt=0, description="Longest answer, in tokens.")
     adapter: str | None = Field(
-        default="read",
+        default=READ,
         description="Reader adapter to answer with; None is the plain base LLM.",
+    )
+    copying: bool | None = Field(
+        default=None,
+        description="Draw answers towards what the Z-tokens hold; None where they hold several.",
+    )
+    ask_first: bool = Field(
+        default=True, description="Read what follows the last handle before everything, too."
+    )
+    look_twice: bool | LookTwice = Field(
+        default=True,
+        description="Read long context coarsely, then likely places finely; or how to do so.",
     )
 
     _reader: ZReader | None = PrivateAttr(default=None)
@@ -66,7 +101,10 @@ class ZTokenLLM(CustomLLM):
         reader: ZReader | None = None,
         store: ZStore | None = None,
         max_new_tokens: int = 64,
-        adapter: str | None = "read",
+        adapter: str | None = READ,
+        copying: bool | None = None,
+        ask_first: bool = True,
+        look_twice: bool | LookTwice = True,
         **kwargs: Any,
     ) -> None:
         """Set up; a default reader is loaded when first needed.
@@ -79,13 +117,26 @@ class ZTokenLLM(CustomLLM):
             store: whose handles are accepted; `None` is the default one, shared likewise.
             max_new_tokens: longest answer, in tokens.
             adapter: reader adapter to answer with; `None` is the plain base LLM.
+            copying: draw answers towards what the Z-tokens hold; `None` does so where Z-tokens
+                hold more than one token.
+            ask_first: read what follows the last handle, such as the question, before everything,
+                too.
+            look_twice: read long context coarsely, and then the places where the answer may stand
+                finely; a `LookTwice` says how, `False` reads it once, as it is.
             kwargs: fields of LlamaIndex's `LLM`, such as `system_prompt`.
 
         Raises:
             ZtokError: there is no argument of that name.
         """
         refuse_unknown_fields(type(self), kwargs)
-        super().__init__(max_new_tokens=max_new_tokens, adapter=adapter, **kwargs)
+        super().__init__(
+            max_new_tokens=max_new_tokens,
+            adapter=adapter,
+            copying=copying,
+            ask_first=ask_first,
+            look_twice=look_twice,
+            **kwargs,
+        )
         self._reader = reader
         self._store = store
         install_handle_tokenizer()
@@ -150,7 +201,10 @@ class ZTokenLLM(CustomLLM):
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
-        """As `complete`, piece by piece; each response has the text so far and the new piece."""
+        """As `complete`, piece by piece; each response has the text so far and the new piece.
+
+        The last one has an empty piece, and the sources.
+        """
         return self._stream(prompt, formatted, kwargs)
 
     @llm_completion_callback()
@@ -179,49 +233,85 @@ class ZTokenLLM(CustomLLM):
         return _in_threads(stream_completion_response_to_chat_response(stream))
 
     def _complete(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> CompletionResponse:
-        limits = self._limits(kwargs)
-        segments, prompt_tokens = self._segments(prompt, formatted)
-        (answer,) = self.reader.generate([segments], adapter=self.adapter, **limits)
+        arguments = self._arguments(kwargs)
+        read = self._read(prompt, formatted)
+        (answer,) = self.reader.generate([read.segments], **arguments)
         text = escape_handles(answer.strip())
-        return CompletionResponse(text=text, raw=self._usage(prompt_tokens, text))
+        return self._response(read, text, final=True)
 
     def _stream(
         self, prompt: str, formatted: bool, kwargs: dict[str, Any]
     ) -> CompletionResponseGen:
-        limits = self._limits(kwargs)
-        segments, prompt_tokens = self._segments(prompt, formatted)
-        deltas = self.reader.stream(segments, adapter=self.adapter, **limits)
+        arguments = self._arguments(kwargs)
+        read = self._read(prompt, formatted)
+        deltas = self.reader.stream(read.segments, **arguments)
 
         def respond() -> CompletionResponseGen:
             text = ""
             for delta in escape_handles_in_stream(_stripped(deltas)):
                 text += delta
-                yield CompletionResponse(
-                    text=text, delta=delta, raw=self._usage(prompt_tokens, text)
-                )
+                yield self._response(read, text, delta=delta)
+            yield self._response(read, text, delta="", final=True)
 
         return respond()
 
-    def _segments(self, prompt: str, formatted: bool) -> tuple[list[Segment], int]:
-        """The prompt cut at its handles, and its number of input positions."""
+    def _response(
+        self, read: _Prompt, text: str, *, delta: str | None = None, final: bool = False
+    ) -> CompletionResponse:
+        """A response with the answer so far; with its sources once it is whole."""
+        sources = {}
+        if final:
+            sources["sources"] = locate(text, read.sequences, self.reader.tokenizer)
+        # Token counts are where LlamaIndex's token counter looks for them.
+        usage = {
+            "prompt_tokens": read.positions,
+            "completion_tokens": self.reader.count_tokens(text, adapter=None) if text else 0,
+        }
+        return CompletionResponse(
+            text=text, delta=delta, additional_kwargs=sources, raw={"usage": usage}
+        )
+
+    def _read(self, prompt: str, formatted: bool) -> _Prompt:
+        """The prompt cut at its handles, after a first look where it is looked at twice."""
         started = time.perf_counter()
         if not formatted and self.completion_to_prompt is not None:
             prompt = self.completion_to_prompt(prompt)
-        segments = split_prompt(prompt, self.store.secret, self.reader.fingerprint)
-        sequences = [s for s in segments if not isinstance(s, str)]
-        positions = self._count(segments)
+        reader = self.reader
+        segments = split_prompt(
+            prompt, self.store.secret, reader.fingerprint, reader.model.token_code
+        )
+        sequences = [s for s in segments if isinstance(s, ZSequence)]
+        ms = 1000 * (time.perf_counter() - started)
+        looks = self._looks(segments)
+        positions = sum(map(self._positions, looks))
         if sequences:
             dispatcher.event(
                 ZTokenSpliceEvent(
                     handles=len(sequences),
-                    z_tokens=sum(map(len, sequences)),
+                    z_tokens=sum(
+                        len(s) for look in looks for s in look if isinstance(s, ZSequence)
+                    ),
                     prompt_tokens=positions,
-                    ms=1000 * (time.perf_counter() - started),
+                    ms=ms,
                 )
             )
-        return segments, positions
+        return _Prompt(looks[-1], sequences, positions)
 
-    def _limits(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _looks(self, segments: list[Segment]) -> list[list[Segment]]:
+        """What is read, one list of segments for each look; the answer is read from the last."""
+        if self.adapter != READ or not self.look_twice:
+            return [segments]
+        look = LookTwice() if isinstance(self.look_twice, bool) else self.look_twice
+        if not look.budget(segments) or self.reader.model.pointer is None:
+            return [segments]
+        first = [s.at(look.first_rate) if isinstance(s, ZSequence) else s for s in segments]
+        return [first, look.apply(self.reader, segments)]
+
+    def _positions(self, segments: list[Segment]) -> int:
+        return self.reader.count_tokens(segments, adapter=self.adapter, ask_first=self.ask_first)
+
+    def _arguments(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of the reader."""
         for name in kwargs:
             if name not in _GENERATION_ARGUMENTS:
                 raise ZtokError(
@@ -230,19 +320,14 @@ class ZTokenLLM(CustomLLM):
                 )
         stop = kwargs.get("stop") or ()
         return {
+            "adapter": self.adapter,
+            "copy": self.copying,
+            "ask_first": self.ask_first,
             "stop": (stop,) if isinstance(stop, str) else tuple(stop),
             "max_new_tokens": kwargs.get("max_new_tokens")
             or kwargs.get("max_tokens")
             or self.max_new_tokens,
         }
-
-    def _count(self, prompt: Prompt) -> int:
-        return self.reader.count_tokens(prompt) if prompt else 0
-
-    def _usage(self, prompt_tokens: int, text: str) -> dict[str, dict[str, int]]:
-        """Token counts where LlamaIndex's token counter looks for them."""
-        counts = {"prompt_tokens": prompt_tokens, "completion_tokens": self._count(text)}
-        return {"usage": counts}
 
 
 def _stripped(deltas: Iterator[str]) -> Iterator[str]:

@@ -22,8 +22,9 @@ from ztok_rag.llamaindex.settings import reads_z_tokens, user_embedding, user_ll
 from ztok_rag.llamaindex.token_counting import install_handle_tokenizer
 from ztok_rag.selection.budget import count_fitting, plan_rates
 from ztok_rag.selection.query_aware import QueryAwareSelector
+from ztok_rag.selection.selected_text import selected_text
 from ztok_rag.storage.defaults import default_compressor, default_store
-from ztok_rag.storage.handle import encode_handles, escape_handles, has_handles
+from ztok_rag.storage.handle import LONGEST, encode_handles, escape_handles, has_handles
 from ztok_rag.storage.store import ZStore
 
 if TYPE_CHECKING:
@@ -77,9 +78,11 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
     node that does not fit at rate 32 is left out.
 
     For an LLM that cannot read Z-tokens, `context_format` makes the nodes show text: `"text"` is
-    the selected source tokens as they stand, `"decompressed"` is the text that the reader
-    reconstructs. No handle is made for an LLM that cannot read it. That LLM is the one in `llm`,
-    else `Settings.llm` where it was set.
+    the selected words of the source in reading order, in about as many tokens as there would be
+    Z-tokens, with an ellipsis wherever words were left out; `"decompressed"` is the text out of
+    the Z-tokens, which up to rate 16 is all that was not left out for the question. No handle is
+    made for an LLM that cannot read it. That LLM is the one in `llm`, else `Settings.llm` where it
+    was set.
 
     Nodes without text, and image, audio and video nodes, stay as they are. Text that looks like a
     handle is escaped in all nodes.
@@ -118,7 +121,7 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         """Set up; nothing is loaded before the first nodes come.
 
         Args:
-            rate: source tokens per Z-token; without `query_aware`, one between 1 and 2 is 2.
+            rate: source tokens per Z-token, at least 1.
             token_budget: the most input positions of all nodes, in place of `rate`.
             query_aware: select Z-tokens by the question.
             context_format: what the LLM reads in place of the text.
@@ -201,7 +204,8 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
             contents, compressed = self._for_question(items, query_bundle.query_str)
         else:
             contents, compressed = self._by_score(items)
-        shown = iter(self._shown(contents))
+        texts = [item.node.get_content(MetadataMode.NONE) for item in items]
+        shown = iter(self._shown(texts, contents))
         processed = []
         for item, text in zip(nodes, has_text, strict=True):
             if not text:
@@ -246,10 +250,10 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         fitting, budget = list(range(len(items))), None
         if self.token_budget is not None:
             order, sizes, overheads = self._measure(items)
-            window = self.compressor.model.config.window
-            count = count_fitting(sizes, overheads, self.token_budget, window=window)
+            count = count_fitting(sizes, overheads, self.token_budget, self.compressor.slots)
             fitting = sorted(order[:count])
             budget = self.token_budget - sum(overheads[:count])
+            budget -= budget // (LONGEST + 1)  # spaces between the handles of one text
         texts = [items[i].node.get_content(MetadataMode.NONE) for i in fitting]
         sequences, compressed = self.selector.compose(question, texts, self.rate, budget=budget)
         contents: list[Content] = [None] * len(items)
@@ -263,25 +267,25 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         if self.token_budget is None:
             if self.rate == 1:
                 return [*self.compressor.compress(texts, 1.0)], 0
-            nested, compressed = self.store.resolve(self.compressor, texts)
-            return [z.at(self.rate) for z in nested], compressed
+            resolved, compressed = self.store.resolve(self.compressor, texts)
+            return [own.at(self.rate, self.compressor.slots) for own in resolved], compressed
         rates = self._rates_within_budget(items)
         contents: list[Content] = [
             text if rate == 1 else None for text, rate in zip(texts, rates, strict=True)
         ]
         coarse = [(i, rate) for i, rate in enumerate(rates) if rate is not None and rate > 1]
-        nested, compressed = self.store.resolve(self.compressor, [texts[i] for i, _ in coarse])
-        for (i, rate), z in zip(coarse, nested, strict=True):
-            contents[i] = z.at(rate)
+        resolved, compressed = self.store.resolve(self.compressor, [texts[i] for i, _ in coarse])
+        for (i, rate), own in zip(coarse, resolved, strict=True):
+            contents[i] = own.at(rate, self.compressor.slots)
         return contents, compressed
 
     def _rates_within_budget(self, items: list[NodeWithScore]) -> list[float | None]:
         """The rate of each node, 1 for its text; `None` where the budget has no room for it."""
         assert self.token_budget is not None
         order, sizes, overheads = self._measure(items)
-        window = self.compressor.model.config.window
+        budget = self.token_budget - self.token_budget // (LONGEST + 1)
         rates: list[float | None] = [None] * len(items)
-        planned = plan_rates(sizes, overheads, self.token_budget, window=window)
+        planned = plan_rates(sizes, overheads, budget, self.compressor.slots)
         for i, rate in zip(order, planned, strict=True):
             rates[i] = rate
         return rates
@@ -295,18 +299,28 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         overheads = [count(ZTokenNode.of(n, "").get_content(MetadataMode.LLM)) for n in nodes]
         return best_first, sizes, overheads
 
-    def _shown(self, contents: Sequence[Content]) -> list[str | None]:
+    def _shown(self, texts: Sequence[str], contents: Sequence[Content]) -> list[str | None]:
         """What the prompt holds of each node: handles, or text without anything like a handle."""
-        sequences = [z for z in contents if isinstance(z, ZSequence)]
-        if self.context_format == "z-tokens":
-            shown = iter([encode_handles(z, self.store.secret) for z in sequences])
-        elif self.context_format == "text":
-            shown = iter([escape_handles(self.compressor.anchor_text(z)) for z in sequences])
-        else:
-            shown = iter([escape_handles(t) for t in self.compressor.decompress(sequences)])
-        return [
-            next(shown) if isinstance(c, ZSequence) else c and escape_handles(c) for c in contents
-        ]
+        shown: list[str | None] = []
+        for text, content in zip(texts, contents, strict=True):
+            if not isinstance(content, ZSequence):
+                shown.append(content and escape_handles(content))
+            elif self.context_format == "z-tokens":
+                shown.append(encode_handles(content, self.store.secret))
+            else:
+                shown.append(escape_handles(self._as_text(text, content)))
+        return shown
+
+    def _as_text(self, text: str, z: ZSequence) -> str:
+        """What Z-tokens of a text are for an LLM that cannot read them."""
+        if self.context_format == "text":
+            (starts,) = self.compressor.token_starts([text])
+            return selected_text(text, starts, z)
+        if not z.digest:  # parts were left out by choice, and stay so
+            return self.compressor.held_text(z)
+        with warnings.catch_warnings():  # above the rate of exact decompression, it was asked for
+            warnings.filterwarnings("ignore", message=r"text \d+ did not come back exactly")
+            return self.compressor.decompress([z])[0]
 
     def _count(self, nodes: int, compressed: int, ms: float) -> None:
         with self._stats_lock:

@@ -1,0 +1,100 @@
+"""Where an answer stands in the texts whose Z-tokens it was read from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ztok_rag.codec.sequence import ZSequence
+
+IntArray = NDArray[np.int64]
+
+_REPLACEMENT = "\ufffd"
+
+
+def locate(answer: str, sequences: Sequence[ZSequence], tokenizer: Any) -> list[dict[str, int]]:
+    """Every place where an answer stands, word for word, in what sequences hold.
+
+    White space matches any white space, and a full stop at the answer's end is left out where it
+    does not match. Tokens that were left out between others end a match.
+
+    Up to a rate of `slots` the places are exact. Above, some may be a few characters off.
+
+    Args:
+        answer: the text of an answer.
+        sequences: in the order of the prompt.
+        tokenizer: of the base LLM.
+
+    Returns:
+        In order, `{"handle", "start", "end"}`: index of the sequence, and half-open character
+        range in its source text. Empty where the answer stands nowhere.
+    """
+    words = answer.split()
+    found = _search(words, sequences, tokenizer)
+    if not found and words and words[-1].rstrip(".") not in ("", words[-1]):
+        found = _search([*words[:-1], words[-1].rstrip(".")], sequences, tokenizer)
+    return found
+
+
+def _search(
+    words: Sequence[str], sequences: Sequence[ZSequence], tokenizer: Any
+) -> list[dict[str, int]]:
+    if not words:
+        return []
+    before = r"(?<!\w)" if re.match(r"\w", words[0]) else ""
+    after = r"(?!\w)" if re.search(r"\w$", words[-1]) else ""
+    pattern = re.compile(before + r"\s+".join(map(re.escape, words)) + after)
+    found = []
+    for number, z in enumerate(sequences):
+        for text, offset in _held_runs(z, tokenizer):
+            for match in pattern.finditer(text):
+                start, end = match.start() + offset, match.end() + offset
+                found.append({"handle": number, "start": start, "end": end})
+    return found
+
+
+def _held_runs(z: ZSequence, tokenizer: Any) -> Iterator[tuple[str, int]]:
+    """Text of each run of tokens without a gap, and the character of the source it begins at."""
+    owner = np.repeat(np.arange(len(z)), z.sizes)
+    first = np.cumsum(z.sizes) - z.sizes  # of each Z-token, among those that are held
+    cuts = np.flatnonzero(np.diff(z.places) != 1) + 1
+    for run in np.split(np.arange(len(z.places)), cuts):
+        ids = z.ids[run]
+        text = _decode(ids, tokenizer)
+        begins = [place for place in run if first[owner[place]] == place]
+        # A sequence's first span begins with the text, and its first token may come later.
+        anchors = [p for p in begins if p > 0 or z.places[p] == 0] or begins
+        if anchors:
+            anchor = int(anchors[0])
+            before = len(_decode(ids[: anchor - run[0]], tokenizer).rstrip(_REPLACEMENT))
+            offset = int(z.spans[owner[anchor], 0]) - before
+        else:  # amid a Z-token
+            own = owner[run[0]]
+            offset = int(z.spans[own, 0]) + _chars_before(z, own, first[own], run[0], tokenizer)
+        yield text, offset
+
+
+def _chars_before(z: ZSequence, own: int, first: int, place: int, tokenizer: Any) -> int:
+    """About how many of a Z-token's characters stand before one of its tokens.
+
+    Tokens between that were left out share out evenly the characters that are not held.
+    """
+    last = first + int(z.sizes[own])
+    until = int(z.places[last]) if last < len(z.places) else z.source_tokens
+    missing = until - int(z.places[first]) - (last - first)
+    missing_before = int(z.places[place] - z.places[first]) - int(place - first)
+    before = len(_decode(z.ids[first:place], tokenizer))
+    unknown = int(z.spans[own, 1] - z.spans[own, 0]) - len(_decode(z.ids[first:last], tokenizer))
+    return before + max(0, unknown) * missing_before // max(1, missing)
+
+
+def _decode(ids: IntArray, tokenizer: Any) -> str:
+    return str(
+        tokenizer.decode(
+            ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+    )
