@@ -13,11 +13,14 @@ import pytest
 from conftest import PASSAGE, ztok
 
 from ztok_rag import ZCompressor, ZSequence
-from ztok_rag.codec.sequence import EMPTY
+from ztok_rag.codec.sequence import pack_codes
+from ztok_rag.codec.token_code import TokenCode
 from ztok_rag.errors import SequenceError
-from ztok_rag.view.page import first_windows, render
+from ztok_rag.view import page as view_page
+from ztok_rag.view.page import cut_windows, first_windows, render
 
 FINGERPRINT = "0123456789abcdef"
+CODE = TokenCode.uniform(128)
 
 
 class WordTokenizer:
@@ -43,24 +46,21 @@ class WordTokenizer:
 
 
 def sequence(
-    text: str,
-    tokenizer: WordTokenizer,
-    sizes: tuple[int, ...],
-    anchors: tuple[int, ...],
-    windows: tuple[int, ...] | None = None,
+    text: str, tokenizer: WordTokenizer, sizes: tuple[int, ...], left_out: tuple[int, ...] = ()
 ) -> ZSequence:
-    """Spans of `sizes` tokens; `anchors` says which of its tokens each names."""
+    """Spans of `sizes` tokens; the tokens `left_out` are held by none."""
     encoding = tokenizer(text)
-    ids, starts = encoding["input_ids"], [start for start, _ in encoding["offset_mapping"]]
-    firsts = np.cumsum((0, *sizes[:-1]))
-    begins = [starts[i] for i in firsts]
-    codes = [(ids[i + anchor], 77) for i, anchor in zip(firsts, anchors, strict=True)]
+    ids, starts = np.array(encoding["input_ids"]), [a for a, _ in encoding["offset_mapping"]]
+    held = np.setdiff1d(np.arange(len(ids)), left_out)
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    begins = [starts[held[owner[held] == i][0]] if i else 0 for i in range(len(sizes))]
     return ZSequence(
-        codes=np.array(codes, dtype=np.uint16),
+        codes=pack_codes(ids[held], owner[held], 16),
+        places=held,
         spans=np.array(list(zip(begins, [*begins[1:], len(text)], strict=True)), dtype=np.int64),
-        windows=windows or (len(sizes),),
         source_tokens=len(ids),
         fingerprint=FINGERPRINT,
+        code=CODE,
     )
 
 
@@ -81,39 +81,46 @@ def spans_of(page: str) -> list[tuple[str, str, str]]:
 TEXT = "The lighthouse stands on Gull Rock,\n\n built in 1873 by Marta Lindqvist. \n"
 
 
-def test_spans_show_the_source_their_density_and_their_anchor() -> None:
+def test_spans_show_the_source_their_density_and_what_they_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(view_page, "WINDOW", 6)
     tokenizer = WordTokenizer()
-    z = sequence(TEXT, tokenizer, (4, 1, 1, 4, 3), (1, 0, 0, 2, 1), windows=(3, 2))
+    z = sequence(TEXT, tokenizer, (4, 1, 1, 4, 3), left_out=(1, 8))
     page = render(TEXT, z, [], tokenizer, title="note.txt")
     sources = panes(page, "source")
     assert "".join(map(bare, sources)) == TEXT
     assert [len(spans_of(source)) for source in sources] == [3, 2]
     densities, details, contents = zip(*spans_of(page), strict=True)
     assert densities == ("d4", "d6", "d6", "d4", "d4")
-    assert contents[0] == "The <b>lighthouse</b> stands on"
-    assert contents[1] == "<b>Gull</b>"
+    assert contents[0] == "The<s> lighthouse</s> stands on"
+    assert contents[1] == "Gull" and contents[3] == "built in<s> 1873</s> by"
     assert details[0].splitlines() == [
         "Z-token 1 of 5",
-        "4 source tokens: The | ␣lighthouse | ␣stands | ␣on",
-        "Anchor: ␣lighthouse",
-        f"Codes: {tokenizer.id_of(' lighthouse')}, 77",
+        "Holds 3 tokens: The | ␣stands | ␣on",
+        "Leaves out 1 token: ␣lighthouse",
+        f"Codes: {', '.join(str(tokenizer.id_of(w)) for w in ('The', ' stands', ' on'))}",
     ]
-    assert details[3].splitlines()[1].startswith("4 source tokens: ⏎⏎␣built")
+    assert details[1].splitlines()[1:] == [
+        "Holds 1 token: ␣Gull", f"Codes: {tokenizer.id_of(' Gull')}"
+    ]  # fmt: skip
+    assert details[3].splitlines()[1].startswith("Holds 3 tokens: ⏎⏎␣built")
     for figure in (f"{z.source_tokens}", "2.60", FINGERPRINT, f"{len(z.to_bytes())} bytes"):
         assert figure in page
-    assert "The text was not reconstructed" in page and not panes(page, "back")
+    assert "2 left out" in page
+    assert "was not asked to repeat" in page and not panes(page, "back")
 
 
 def test_differences_are_marked_as_elements() -> None:
     tokenizer = WordTokenizer()
     source, back = "Berg left the island in 1968.", "Berg left a small island in 1968."
-    z = sequence(source, tokenizer, (3, 3), (0, 0))
+    z = sequence(source, tokenizer, (3, 3))
     (pane,) = panes(render(source, z, [back], tokenizer), "back")
     assert pane == "Berg left <del>the</del> <ins>a small</ins> island in 1968."
     assert bare(re.sub(r"<del>.*?</del> ", "", pane)) == back
     same = render(source, z, [source], tokenizer)
     assert panes(same, "back") == [source]
-    assert "words kept 7, lost 0, invented 0" in same and "All of the text" in same
+    assert "words kept 7, lost 0, invented 0" in same and "repeated all of the text" in same
     (ending,) = panes(render(source, z, ["Berg left it."], tokenizer), "back")
     assert ending == ("Berg left <del>the island in 1968</del> <ins>it</ins>.")
     nothing = render(source, z, [""], tokenizer)
@@ -124,7 +131,7 @@ def test_a_page_runs_no_text() -> None:
     evil = "<script>alert(1)</script> \"'><img src=x onerror=alert(2)> </div> $script &amp; \r x"
     tokenizer = WordTokenizer()
     count = len(tokenizer(evil)["input_ids"])
-    z = sequence(evil, tokenizer, (1,) * count, (0,) * count)
+    z = sequence(evil, tokenizer, (1,) * count)
     page = render(evil, z, [evil[::-1] + evil], tokenizer, title=evil)
     assert page.count("<script") == 1 and "<img" not in page
     assert "".join(map(bare, panes(page, "source"))) == evil
@@ -152,34 +159,38 @@ def test_spans_without_characters_keep_their_place_and_tokens() -> None:
     tokenizer = BytesTokenizer()
     tokenizer.words = ["a", "\ufffd", "\ufffd", "b"]
     z = ZSequence(
-        codes=np.array([[0, EMPTY], [1, EMPTY], [2, EMPTY], [3, EMPTY]], dtype=np.uint16),
+        codes=np.arange(4, dtype=np.int32).reshape(4, 1),
+        places=np.arange(4),
         spans=np.array([[0, 1], [1, 1], [1, 2], [2, 3]], dtype=np.int64),
-        windows=(4,),
         source_tokens=4,
         fingerprint=FINGERPRINT,
+        code=CODE,
     )
     page = render("a日b", z, ["a日b"], tokenizer)
-    assert [content for *_, content in spans_of(page)] == ["<b>a</b>", "", "<b>日</b>", "<b>b</b>"]
-    assert all("1 source token:" in detail for _, detail, _ in spans_of(page))
-    assert "Codes: 1, none" in page
+    assert [content for *_, content in spans_of(page)] == ["a", "", "日", "b"]
+    assert all("Holds 1 token:" in detail for _, detail, _ in spans_of(page))
 
 
-def test_only_the_first_windows_are_reconstructed() -> None:
+def test_only_the_first_windows_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view_page, "WINDOW", 10)
     tokenizer = WordTokenizer()
     text = " ".join(f"word{i}" for i in range(40))
-    z = sequence(text, tokenizer, (5,) * 8, (0,) * 8, windows=(2, 2, 2, 2))
+    z = sequence(text, tokenizer, (5,) * 8)
+    assert [part.source_tokens for part in cut_windows(z)] == [10] * 4
     assert [len(first_windows(z, n)) for n in (0, 1, 11, 40, 1000)] == [0, 1, 2, 4, 4]
     page = render(text, z, ["word0", "word10"], tokenizer)
-    assert "Only the first 2 of 4 windows were reconstructed" in page
+    assert "repeated only the first 2 of 4 windows" in page
     assert len(panes(page, "back")) == 2 and len(panes(page, "source")) == 4
 
 
 def test_z_tokens_of_another_text_are_refused() -> None:
     tokenizer = WordTokenizer()
-    z = sequence("one two", tokenizer, (2,), (0,))
+    z = sequence("one two", tokenizer, (2,))
     with pytest.raises(SequenceError, match="compress this text"):
         render("one two three", z, [], tokenizer)
-    with pytest.raises(SequenceError, match="2 reconstructed windows"):
+    with pytest.raises(SequenceError, match="of 2 tokens, and this text has 1"):
+        render("onetwo_", z, [], tokenizer)
+    with pytest.raises(SequenceError, match="2 repeated windows"):
         render("one two", z, ["one", "two"], tokenizer)
 
 
@@ -195,8 +206,11 @@ def test_command(tmp_path: Path, compressor: ZCompressor) -> None:
     assert bare(pane) == text
     (z,) = compressor.compress([text], 3)
     assert len(spans_of(pane)) == len(z) and compressor.fingerprint in page
-    assert pane.count("<b>") > len(z) * 0.8
-    assert "<del>" in back and "lighthouse" in back
+    z.save(tmp_path / "note.zt")
+    done = ztok("view", str(tmp_path / "note.zt"), "-o", str(output), "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert panes(output.read_text(encoding="utf-8"), "source") == [pane]
+    assert "lighthouse" in back
     assert page.count("<script") == 1 and "<h1>Z-tokens of note &amp; &lt;b&gt;.txt</h1>" in page
 
 

@@ -2,58 +2,66 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ztok_rag.errors import DataError, check_rate
+from ztok_rag.errors import DataError, SequenceError, ZtokError, check_rate
 
 if TYPE_CHECKING:
-    from ztok_rag.codec.lossless import LosslessText
     from ztok_rag.codec.sequence import ZSequence
+    from ztok_rag.codec.token_code import TokenCode
+
+_CODES = re.compile(rb"Z[TLX]\d\n")  # begins files of codes, of this version and of others
 
 
 def compress(
-    file: Annotated[Path, typer.Argument(help="UTF-8 text file.")],
+    file: Annotated[Path, typer.Argument(help="UTF-8 text file; - is standard input.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="File of codes to write.")],
     rate: Annotated[float, typer.Option(help="Source tokens per Z-token.")] = 4.0,
     lossless: Annotated[
-        bool, typer.Option("--lossless", help="Keep what gives the exact text back, too.")
+        bool, typer.Option("--lossless", help="Fail where the exact text would not come back.")
     ] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
     base: Annotated[str | None, typer.Option(help="Base LLM: Hugging Face id or folder.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if any.")] = None,
 ) -> None:
     """Compress a text file into a file of Z-token codes."""
-    text = _read_text(file, exact=lossless)
+    text = _to_text(_read(file), file)
     from ztok_rag.codec.compressor import MAX_RATE, ZCompressor
-    from ztok_rag.codec.lossless import LosslessText
+    from ztok_rag.codec.config import ZConfig
+    from ztok_rag.codec.model import DEFAULT_CHECKPOINT
 
     check_rate(rate, MAX_RATE)
+    slots = ZConfig.load(checkpoint or DEFAULT_CHECKPOINT).slots
+    if lossless and rate > slots:
+        raise ZtokError(
+            f"at rate {rate:g} tokens are left out, so the exact text does not come back; "
+            f"leave --lossless out, or give a --rate of at most {slots}."
+        )
     compressor = ZCompressor.from_pretrained(checkpoint, base=base, device=device)
     (z,) = compressor.compress([text], rate)
+    if lossless and _join(z, compressor.tokenizer) != text:
+        raise ZtokError(
+            f"the tokenizer of {compressor.model.base.name} does not give the exact text back; "
+            "leave --lossless out, or use another --base."
+        )
+    z.save(output)
     stored = len(z.to_bytes())
-    line = (
+    typer.echo(
         f"{z.source_tokens} tokens -> {len(z)} Z-tokens (rate {z.rate:.2f}), {stored} bytes, "
         f"{stored / z.source_tokens:.2f} per token"
     )
-    if lossless:
-        import gzip
-
-        both = LosslessText.pack(text, z, compressor.tokenizer)
-        both.save(output)
-        line += (
-            f"; {len(both.packed)} more for the exact text, {len(both.to_bytes())} in all; "
-            f"the text takes {len(text.encode())}, {len(gzip.compress(text.encode(), 9))} by gzip"
-        )
-    else:
-        z.save(output)
-    typer.echo(line)
 
 
 def decompress(
-    file: Annotated[Path, typer.Argument(help="File that `ztok compress` wrote.")],
+    file: Annotated[
+        Path, typer.Argument(help="File that `ztok compress` wrote; - is standard input.")
+    ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Text file to write; default: stdout.")
     ] = None,
@@ -61,48 +69,51 @@ def decompress(
     base: Annotated[str | None, typer.Option(help="Base LLM: Hugging Face id or folder.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if any.")] = None,
 ) -> None:
-    """Write the text of a file of codes: exact if lossless, else as the reader reconstructs it."""
-    from ztok_rag.codec.lossless import LosslessText, parse
-    from ztok_rag.codec.sequence import read_sequence_file, write_atomic
+    """Write the text of a file of codes: exact up to rate 16, above with what the base LLM adds."""
+    from ztok_rag.codec.sequence import text_digest, write_atomic
 
-    stored = read_sequence_file(file, parse)
-    if isinstance(stored, LosslessText):
-        text = _exact_text(stored, checkpoint, base)
-    else:
-        from ztok_rag.codec.compressor import ZCompressor
-
-        compressor = ZCompressor.from_pretrained(checkpoint, base=base, device=device)
-        (text,) = compressor.decompress([stored])
+    z = _to_codes(_read(file), file, checkpoint)
+    text = _text_of(z, checkpoint, base, device)
     if output is not None:
         write_atomic(output, text.encode())
-    elif isinstance(stored, LosslessText):
-        typer.echo(text.encode(), nl=False)
     else:
-        typer.echo(text)
+        typer.echo(text.encode(), nl=False)
+    if not z.digest or z.digest == text_digest(text):
+        return
+    if z.holds_all:
+        raise SequenceError(
+            f"the text of {file} did not come back exactly: the tokenizer changes such text, or is "
+            "another than it was; give the --base that it was compressed with."
+        )
+    typer.echo(
+        f"ztok: the text of {file} did not come back exactly: at rate {z.rate:.1f} tokens were "
+        "left out, and the base LLM wrote others in their place.",
+        err=True,
+    )
 
 
 def view(
-    file: Annotated[Path, typer.Argument(help="UTF-8 text file, or a lossless file of codes.")],
+    file: Annotated[Path, typer.Argument(help="UTF-8 text file, or a file of codes.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="HTML page to write.")],
     rate: Annotated[
         float | None,
-        typer.Option(help="Source tokens per Z-token; default: 4, or as the lossless file is."),
+        typer.Option(help="Source tokens per Z-token; default: 4, or as the file of codes is."),
     ] = None,
     reconstruct_tokens: Annotated[
         int,
-        typer.Option(min=0, help="Reconstruct the windows that begin within so many first tokens."),
+        typer.Option(min=0, help="Repeat the windows that begin within so many first tokens."),
     ] = 1024,
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
     base: Annotated[str | None, typer.Option(help="Base LLM: Hugging Face id or folder.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if any.")] = None,
 ) -> None:
-    """Write an HTML page of a text, its Z-tokens, and what the reader reconstructs from them."""
+    """Write an HTML page of a text, its Z-tokens, and what the reader repeats from them."""
     if output.is_dir():
         raise DataError(f"{output} is a folder; name the HTML file to write.")
     text, z = _read_text_or_codes(file, checkpoint, base)
     from ztok_rag.codec.compressor import MAX_RATE, ZCompressor
     from ztok_rag.codec.sequence import write_atomic
-    from ztok_rag.view.page import first_windows, render
+    from ztok_rag.view.page import cut_windows, first_windows, render
 
     if rate is not None:
         check_rate(rate, MAX_RATE)
@@ -110,58 +121,98 @@ def view(
     if z is None or rate is not None:
         (z,) = compressor.compress([text], 4.0 if rate is None else rate)
     windows = first_windows(z, reconstruct_tokens)
-    page = render(
-        text,
-        z,
-        compressor.decompress(windows),
-        compressor.tokenizer,
-        title=file.name,
-        anchors=compressor.model.config.anchors,
-    )
+    page = render(text, z, compressor.reader.repeat(windows), compressor.tokenizer, title=file.name)
     write_atomic(output, page.encode())
     typer.echo(
         f"{z.source_tokens} tokens -> {len(z)} Z-tokens (rate {z.rate:.2f}), {len(windows)} of "
-        f"{len(z.windows)} windows reconstructed\nWritten: {output}"
+        f"{len(cut_windows(z))} windows repeated\nWritten: {output}"
     )
 
 
-def _exact_text(stored: LosslessText, checkpoint: Path | None, base: str | None) -> str:
-    """The text of a lossless file. At most the tokenizer of the base LLM is loaded."""
-    if not stored.needs_tokenizer:
-        return stored.text()
+def _text_of(z: ZSequence, checkpoint: Path | None, base: str | None, device: str | None) -> str:
+    """The text of a sequence. Where every token is held, only the tokenizer is loaded."""
+    if z.holds_all:
+        return _join(z, _tokenizer(checkpoint, base))
+    from ztok_rag.codec.compressor import ZCompressor
+
+    compressor = ZCompressor.from_pretrained(checkpoint, base=base, device=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the command says it in a line of its own
+        return compressor.decompress([z])[0]
+
+
+def _join(z: ZSequence, tokenizer: Any) -> str:
+    """The tokens that a sequence holds, as text."""
+    return str(
+        tokenizer.decode(
+            z.ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+    )
+
+
+def _tokenizer(checkpoint: Path | None, base: str | None) -> Any:
     from ztok_rag.codec.base import load_tokenizer
     from ztok_rag.codec.config import ZConfig
     from ztok_rag.codec.model import DEFAULT_CHECKPOINT
 
-    base = base or ZConfig.load(checkpoint or DEFAULT_CHECKPOINT).base
-    return stored.text(load_tokenizer(base))
+    return load_tokenizer(base or ZConfig.load(checkpoint or DEFAULT_CHECKPOINT).base)
+
+
+def _to_codes(data: bytes, file: Path, checkpoint: Path | None) -> ZSequence:
+    """The sequence in the bytes of a file of codes.
+
+    Raises:
+        SequenceError: they are damaged, of another version, or of another checkpoint.
+    """
+    from ztok_rag.codec.config import ZConfig
+    from ztok_rag.codec.model import DEFAULT_CHECKPOINT, codes_fingerprint, read_token_code
+    from ztok_rag.codec.sequence import ZSequence, stored_fingerprint
+
+    folder = checkpoint or DEFAULT_CHECKPOINT
+    code: TokenCode = read_token_code(folder)
+    ours = codes_fingerprint(ZConfig.load(folder), code)
+    try:
+        theirs = stored_fingerprint(data)
+        if theirs != ours:
+            raise SequenceError(
+                f"its Z-tokens were made by checkpoint {theirs}, and {folder} is {ours}; give that "
+                "--checkpoint, or compress the text again."
+            )
+        return ZSequence.from_bytes(data, code)
+    except SequenceError as error:
+        raise SequenceError(f"{file}: {error}") from error
 
 
 def _read_text_or_codes(
     file: Path, checkpoint: Path | None, base: str | None
 ) -> tuple[str, ZSequence | None]:
-    """The text of a file, and its Z-tokens if it is a lossless file."""
-    from ztok_rag.codec.lossless import LosslessText
-    from ztok_rag.codec.sequence import LOSSLESS_MAGIC, is_lossless
+    """The text of a file, and its Z-tokens if it is a file of codes."""
+    data = _read(file)
+    if not _CODES.match(data):
+        return _to_text(data, file), None
+    from ztok_rag.codec.sequence import text_digest
 
+    z = _to_codes(data, file, checkpoint)
+    text = _join(z, _tokenizer(checkpoint, base)) if z.holds_all else ""
+    if z.digest != text_digest(text):
+        raise DataError(f"{file} does not hold its whole text; give the text file instead.")
+    return text, z
+
+
+def _read(file: Path) -> bytes:
+    """The bytes of a file, which is opened once, so that it may be a pipe."""
+    if str(file) == "-":
+        return sys.stdin.buffer.read()
     try:
-        with file.open("rb") as stream:
-            lossless = is_lossless(stream.read(len(LOSSLESS_MAGIC)))
-    except OSError:
-        lossless = False
-    if not lossless:
-        return _read_text(file), None
-    stored = LosslessText.load(file)
-    return _exact_text(stored, checkpoint, base), stored.z
-
-
-def _read_text(file: Path, *, exact: bool = False) -> str:
-    """The text of a UTF-8 file. Unless `exact`, every line end becomes a line feed."""
-    try:
-        with file.open(encoding="utf-8", newline="" if exact else None) as stream:
-            text = stream.read()
+        return file.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}.") from error
+
+
+def _to_text(data: bytes, file: Path) -> str:
+    """The text in the bytes of a UTF-8 file; line ends stay as they are."""
+    try:
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8 text; convert it first.") from error
     if not text.strip():

@@ -19,7 +19,7 @@ def info(
 
     from ztok_rag.codec.base import cache_dir, default_dtype, dtype_name
     from ztok_rag.codec.config import ZConfig
-    from ztok_rag.codec.model import DEFAULT_CHECKPOINT
+    from ztok_rag.codec.model import DEFAULT_CHECKPOINT, codes_fingerprint, read_token_code
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = checkpoint or DEFAULT_CHECKPOINT
@@ -32,9 +32,10 @@ def info(
         "cache": str(cache_dir()),
         "checkpoint": str(folder),
         "base LLM": f"{config.base} ({config.base_fingerprint})",
-        "compressor": f"first {config.compressor_layers} layers, LoRA rank {config.rank}",
-        "Z-token": f"{config.anchors} anchor codes, {config.residual_depth} residual codes",
-        "adapters": ", ".join(config.adapters),
+        "Z-token": f"up to {config.slots} tokens",
+        "reader": f"LoRA adapter of rank {config.rank}",
+        "pointer": f"after {config.pointer_layer} layers" if config.pointer_layer else "none",
+        "fingerprint": codes_fingerprint(config, read_token_code(folder)),
     }
     for name, value in rows.items():
         typer.echo(f"{name:18} {value}")

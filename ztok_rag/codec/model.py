@@ -157,16 +157,9 @@ class ZModel(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of everything that decides what a code means: base and vocabulary code.
-
-        A reader that was trained on for longer reads the same codes.
-        """
+        """`codes_fingerprint` of this model."""
         if not hasattr(self, "_fingerprint"):
-            digest = hashlib.blake2b(self.config.base_fingerprint.encode(), digest_size=8)
-            digest.update(json.dumps([self.config.slots, self.config.window]).encode())
-            for array in (self.token_code.costs, self.token_code.leaders, self.token_code.levels):
-                digest.update(np.ascontiguousarray(array).tobytes())
-            self._fingerprint = digest.hexdigest()
+            self._fingerprint = codes_fingerprint(self.config, self.token_code)
         return self._fingerprint
 
     @property
@@ -214,11 +207,31 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Toke
         reader = dequantize(load_file(folder / "reader.safetensors"))
         parts = dequantize(load_file(folder / "packer.safetensors"))
         parts |= dequantize(load_file(folder / "selector.safetensors"))
+    except (OSError, SafetensorError, KeyError) as error:
+        raise _damaged(folder, error) from error
+    return reader, parts, read_token_code(folder)
+
+
+def read_token_code(folder: Path) -> TokenCode:
+    """The token code in a checkpoint's folder; errors as `read_state`."""
+    try:
         code = load_file(folder / "token_code.safetensors")
         arrays = [code[name].numpy() for name in ("costs", "leaders", "levels")]
     except (OSError, SafetensorError, KeyError) as error:
         raise _damaged(folder, error) from error
-    return reader, parts, TokenCode(*arrays)
+    return TokenCode(*arrays)
+
+
+def codes_fingerprint(config: ZConfig, code: TokenCode) -> str:
+    """16 hex digits of everything that decides what a code means: base and vocabulary code.
+
+    A reader that was trained on for longer reads the same codes.
+    """
+    digest = hashlib.blake2b(config.base_fingerprint.encode(), digest_size=8)
+    digest.update(json.dumps([config.slots, config.window]).encode())
+    for array in (code.costs, code.leaders, code.levels):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def fit_token_code(

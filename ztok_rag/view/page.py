@@ -1,17 +1,19 @@
-"""Render a text, its Z-tokens and its reconstruction as one self-contained HTML page."""
+"""Render a text, its Z-tokens and what the reader repeats as one self-contained HTML page."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from string import Template
 from typing import Any
 
-from ztok_rag.codec.sequence import EMPTY, ZSequence
+import numpy as np
+
+from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.errors import SequenceError, ZtokError
 from ztok_rag.evaluation.metrics import bleu4, characters_lost
 from ztok_rag.view.difference import Difference, difference, escape
@@ -21,6 +23,9 @@ _LEVELS = ((1, "1"), (2, "2"), (4, "3 to 4"), (8, "5 to 8"), (16, "9 to 16"))
 
 _REST = "17 or more"
 
+WINDOW = 128
+"""Source tokens of a window, about; the reader repeats one window at a time."""
+
 _PAGE, _STYLE, _SCRIPT = (
     (resources.files("ztok_rag.view") / name).read_text(encoding="utf-8")
     for name in ("page.html", "page.css", "page.js")
@@ -29,11 +34,12 @@ _PAGE, _STYLE, _SCRIPT = (
 
 @dataclass(frozen=True)
 class _Token:
-    """A source token and its character span `[start, end)`."""
+    """A source token, its character span `[start, end)`, and whether a Z-token holds it."""
 
     id: int
     start: int
     end: int
+    held: bool
 
 
 @dataclass(frozen=True)
@@ -48,56 +54,66 @@ class _Span:
     start: int
     end: int
     tokens: tuple[_Token, ...]
-    codes: tuple[int, ...]
+
+
+def cut_windows(z: ZSequence) -> list[ZSequence]:
+    """Parts of a sequence of about `WINDOW` source tokens each, in order."""
+    edges = [*np.flatnonzero(np.diff(_window_numbers(z), prepend=-1)).tolist(), len(z)]
+    return [z.part(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def first_windows(z: ZSequence, tokens: int) -> list[ZSequence]:
     """The windows that begin within the first `tokens` source tokens, each as a sequence."""
-    parts = z.parts(1)
+    parts = cut_windows(z)
     begins = itertools.accumulate((part.source_tokens for part in parts), initial=0)
     return [part for part, begin in zip(parts, begins, strict=False) if begin < tokens]
 
 
+def _firsts(z: ZSequence) -> list[int]:
+    """The first source token of each Z-token's span."""
+    return [0, *z.places[np.cumsum(z.sizes)[:-1]].tolist()]
+
+
+def _window_numbers(z: ZSequence) -> list[int]:
+    """The window of each Z-token, from 0 and without gaps."""
+    numbers = [first // WINDOW for first in _firsts(z)]
+    known = {number: place for place, number in enumerate(dict.fromkeys(numbers))}
+    return [known[number] for number in numbers]
+
+
 def render(
-    text: str,
-    z: ZSequence,
-    reconstruction: Sequence[str],
-    tokenizer: Any,
-    *,
-    title: str = "text",
-    anchors: int = 1,
+    text: str, z: ZSequence, repeated: Sequence[str], tokenizer: Any, *, title: str = "text"
 ) -> str:
     """Render the page.
 
     Args:
         text: the source text.
         z: its Z-tokens.
-        reconstruction: the text reconstructed for each of the first windows of `z`, in order;
-            may be empty.
+        repeated: what the reader repeated of each of the first windows of `z`, in order; may be
+            empty.
         tokenizer: the tokenizer of the base LLM that made `z`.
         title: name of the text.
-        anchors: number of codes of a Z-token that are token ids.
 
     Raises:
-        SequenceError: `z` was made from another text, or has fewer windows than
-            `reconstruction`.
+        SequenceError: `z` was made from another text, or has fewer windows than `repeated`.
     """
     if z.spans[0, 0] != 0 or z.spans[-1, 1] != len(text):
         raise SequenceError(
             f"these Z-tokens stand for characters {z.spans[0, 0]} to {z.spans[-1, 1]}, and the "
             f"text has {len(text)}; compress this text and show the result."
         )
-    if len(reconstruction) > len(z.windows):
+    count = _window_numbers(z)[-1] + 1
+    if len(repeated) > count:
         raise SequenceError(
-            f"there are {len(reconstruction)} reconstructed windows and the Z-tokens have "
-            f"{len(z.windows)}; give one string for each of the first windows."
+            f"there are {len(repeated)} repeated windows and the Z-tokens have {count}; give one "
+            "string for each of the first windows."
         )
     spans = _spans(text, z, tokenizer)
     windows = [list(group) for _, group in itertools.groupby(spans, key=lambda s: s.window)]
     sources = [text[window[0].start : window[-1].end] for window in windows]
-    diffs = [difference(*pair) for pair in zip(sources, reconstruction, strict=False)]
-    facts = _facts(text, z) + _returned(sources, reconstruction, diffs)
-    marked = _Marker(text, tokenizer, total=len(z), anchors=anchors)
+    diffs = [difference(*pair) for pair in zip(sources, repeated, strict=False)]
+    facts = _facts(text, z) + _returned(sources, repeated, diffs)
+    marked = _Marker(text, tokenizer, total=len(z))
     return Template(_PAGE).substitute(
         title=escape(title),
         policy=_policy(),
@@ -115,57 +131,65 @@ def render(
 
 def _spans(text: str, z: ZSequence, tokenizer: Any) -> list[_Span]:
     """The Z-tokens, each with its source tokens."""
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    tokens = [
-        _Token(id_, start, end)
-        for id_, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
-    ]
-    bounds = z.spans.tolist()
-    windows = [number for number, size in enumerate(z.windows, start=1) for _ in range(size)]
-    spans, taken = [], 0
-    for index, (start, end) in enumerate(bounds):
-        first = taken
-        while taken < len(tokens) and tokens[taken].start < end:
-            taken += 1
-        # The tokens of one character all have its span. A Z-token for some of them may have an
-        # empty span; it takes one of these tokens.
-        if start == end and taken < len(tokens):
-            taken += 1
-        spans.append(
-            _Span(
-                number=index + 1,
-                window=windows[index],
-                start=start,
-                end=end,
-                tokens=tuple(tokens[first:taken]),
-                codes=tuple(z.codes[index].tolist()),
-            )
+    encoding = tokenizer(
+        text,
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        split_special_tokens=True,
+        verbose=False,
+    )
+    if len(encoding["input_ids"]) != z.source_tokens:
+        raise SequenceError(
+            f"these Z-tokens are of a text of {z.source_tokens} tokens, and this text has "
+            f"{len(encoding['input_ids'])}; compress this text and show the result."
         )
-    return spans
+    held = set(z.places.tolist())
+    tokens = [
+        _Token(id_, start, end, place in held)
+        for place, (id_, (start, end)) in enumerate(
+            zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
+        )
+    ]
+    edges = [*_firsts(z), z.source_tokens]
+    windows = _window_numbers(z)
+    return [
+        _Span(index + 1, windows[index] + 1, start, end, tuple(tokens[a:b]))
+        for index, ((start, end), (a, b)) in enumerate(
+            zip(z.spans.tolist(), itertools.pairwise(edges), strict=True)
+        )
+    ]
 
 
 def _facts(text: str, z: ZSequence) -> list[tuple[str, str]]:
     """Names and values of the compression, as HTML."""
     stored, raw = len(z.to_bytes()), len(text.encode())
+    held = len(z.places)
     per_token, raw_per_token = stored / z.source_tokens, raw / z.source_tokens
     return [
         ("Source tokens", f"{z.source_tokens:,}"),
         ("Z-tokens", f"{len(z):,}"),
         ("Rate", f"{z.rate:.2f} <small>tokens per Z-token</small>"),
+        ("Tokens held", f"{held:,} <small>{_comes_back(z)}</small>"),
         ("Stored", f"{stored:,} bytes <small>the text takes {raw:,}</small>"),
         ("Bytes per source token", f"{per_token:.2f} <small>text: {raw_per_token:.2f}</small>"),
         ("Checkpoint", f"<code>{z.fingerprint}</code>"),
     ]
 
 
+def _comes_back(z: ZSequence) -> str:
+    """What decompression gives."""
+    left = z.source_tokens - len(z.places)
+    return f"{left:,} left out" if left else "the text comes back exactly"
+
+
 def _returned(
-    sources: Sequence[str], reconstruction: Sequence[str], diffs: Sequence[Difference]
+    sources: Sequence[str], repeated: Sequence[str], diffs: Sequence[Difference]
 ) -> list[tuple[str, str]]:
-    """Names and values of the reconstruction, as HTML."""
+    """Names and values of what the reader repeated, as HTML."""
     if not diffs:
-        return [("Came back", "not reconstructed")]
+        return [("Came back", "not repeated")]
     source = "".join(sources[: len(diffs)])
-    back = "".join(reconstruction)
+    back = "".join(repeated)
     kept = sum(diff.kept for diff in diffs)
     words = kept + sum(diff.lost for diff in diffs)
     invented = sum(diff.invented for diff in diffs)
@@ -184,14 +208,14 @@ def _returned(
     ]
 
 
-def _shown(reconstructed: int, windows: int) -> str:
-    """A sentence on which part of the text was reconstructed."""
-    if reconstructed == windows:
-        return "All of the text was reconstructed."
-    if not reconstructed:
-        return "The text was not reconstructed."
+def _shown(repeated: int, windows: int) -> str:
+    """A sentence on which part of the text was repeated."""
+    if repeated == windows:
+        return "The reader repeated all of the text."
+    if not repeated:
+        return "The reader was not asked to repeat the text."
     return (
-        f"Only the first {reconstructed} of {windows} windows were reconstructed, and the figures "
+        f"The reader repeated only the first {repeated} of {windows} windows, and the figures "
         "on what came back are of these; <code>--reconstruct-tokens</code> sets how many."
     )
 
@@ -222,7 +246,7 @@ def _density(span: _Span) -> int:
 
 
 def _window(spans: Sequence[_Span], source: str, diff: Difference | None) -> str:
-    """A window: its source text and, if there is one, the reconstruction beside it."""
+    """A window: its source text and, if there is one, what the reader repeated beside it."""
     number = spans[0].window
     tokens = sum(len(span.tokens) for span in spans)
     head = f"{tokens} source tokens, {len(spans)} Z-tokens"
@@ -231,7 +255,7 @@ def _window(spans: Sequence[_Span], source: str, diff: Difference | None) -> str
     else:
         head += f"; words kept {diff.kept}, lost {diff.lost}, invented {diff.invented}"
         back = (
-            "<div><h4>Reconstruction</h4>"
+            "<div><h4>Repeated by the reader</h4>"
             f'<div class="text back" dir="auto" lang="">{diff.page}</div></div>'
         )
     return (
@@ -245,55 +269,48 @@ def _window(spans: Sequence[_Span], source: str, diff: Difference | None) -> str
 
 @dataclass(frozen=True)
 class _Marker:
-    """Renders the source text of a Z-token as HTML, with its shading, anchors and detail."""
+    """Renders the source text of a Z-token as HTML, with its shading and detail.
+
+    Tokens that are left out are marked.
+    """
 
     text: str
     tokenizer: Any
     total: int
-    anchors: int
     names: dict[int, str] = field(default_factory=dict)
 
     def __call__(self, span: _Span) -> str:
         own = self.text[span.start : span.end]
         # Leading space is put outside the box; inside, it could be left alone at a line's end.
         space = own[: len(own) - len(own.lstrip())] if own.strip() else ""
-        out, at = [], span.start + len(space)
-        for start, end in self._anchored(span):
-            out += [escape(self.text[at:start]), f"<b>{escape(self.text[start:end])}</b>"]
-            at = end
-        out.append(escape(self.text[at : span.end]))
+        begin = span.start + len(space)
+        held = np.zeros(max(0, span.end - begin), bool)
+        for token, following in itertools.zip_longest(span.tokens, span.tokens[1:]):
+            # White space after a token is its own. Of one character's tokens, any may hold it.
+            end = max(token.end, following.start if following else span.end)
+            if token.held:
+                held[max(0, token.start - begin) : max(0, end - begin)] = True
+        out = []
+        for is_held, run in itertools.groupby(range(len(held)), key=held.__getitem__):
+            places = list(run)
+            part = escape(self.text[begin + places[0] : begin + places[-1] + 1])
+            out.append(part if is_held else f"<s>{part}</s>")
         detail = escape(self._detail(span)).replace("\n", "&#10;")
         box = f'<span class="z d{_density(span)}" title="{detail}">{"".join(out)}</span>'
         return escape(space) + box
 
-    def _anchored(self, span: _Span) -> Iterator[tuple[int, int]]:
-        """The character span of the first source token that each anchor names, in text order."""
-        named = {code for code in span.codes[: self.anchors] if code != EMPTY}
-        at = span.start
-        for token in span.tokens:
-            if token.id not in named:
-                continue
-            named.remove(token.id)
-            end = min(token.end, span.end)
-            start = max(token.start, at)
-            start += len(self.text[start:end]) - len(self.text[start:end].lstrip())
-            if start < end:
-                yield start, end
-                at = end
-
     def _detail(self, span: _Span) -> str:
-        codes = ["none" if code == EMPTY else str(code) for code in span.codes]
-        named = [code for code in span.codes[: self.anchors] if code != EMPTY]
-        count = len(span.tokens)
-        return "\n".join(
-            (
-                f"Z-token {span.number:,} of {self.total:,}",
-                f"{count} source token{'s' * (count != 1)}: "
-                + " | ".join(self._name(token.id) for token in span.tokens),
-                "Anchor: " + (" | ".join(map(self._name, named)) or "none"),
-                "Codes: " + ", ".join(codes),
-            )
-        )
+        held = [token.id for token in span.tokens if token.held]
+        left = [token.id for token in span.tokens if not token.held]
+        lines = [f"Z-token {span.number:,} of {self.total:,}", f"Holds {self._list(held)}"]
+        if left:
+            lines.append(f"Leaves out {self._list(left)}")
+        return "\n".join([*lines, "Codes: " + ", ".join(map(str, held))])
+
+    def _list(self, tokens: Sequence[int]) -> str:
+        """Tokens with their number."""
+        names = " | ".join(map(self._name, tokens))
+        return f"{len(tokens)} token{'s' * (len(tokens) != 1)}: {names}"
 
     def _name(self, token: int) -> str:
         """A token as text, with its white space made visible."""
