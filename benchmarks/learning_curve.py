@@ -1,179 +1,82 @@
-"""Draw the learning curve of a training run: scores of its snapshots against tokens seen.
+"""Draw the learning curve of a training run: losses on unseen passages against positions seen.
 
-    ztok train … --output RUN --snapshot-every 100
-    ztok eval DATA.jsonl --checkpoint RUN/snapshots/step-000100 --output EVALS/step-000100   # etc.
-    python benchmarks/learning_curve.py --run RUN --evals EVALS --output docs/learning_curve.png
+    python benchmarks/learning_curve.py --log benchmarks/results/training/gpu/curve.jsonl \\
+        --output docs/learning_curve.png
 
-The numbers are written as JSON beside the picture.
+A line of the log is one measurement: `{"run", "positions", "set", "asked", "rate", "nats"}`.
 """
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 
 from common import Parser, run_script
-from ztok_rag.codec.sequence import write_atomic
 from ztok_rag.errors import DataError
-from ztok_rag.evaluation import bootstrap_ci
 from ztok_rag.jsonl import read_jsonl
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-PANELS = {"f1": "answer F1", "rouge_l": "reconstruction ROUGE-L", "bleu4": "reconstruction BLEU-4"}
-LOSSES = {
-    "answer": "training loss of answers",
-    "reconstruction": "training loss of reconstruction",
+TITLES = {
+    "squad": "answers, SQuAD dev",
+    "fairy": "answers, FairytaleQA val",
+    "repeat": "repeating, SQuAD dev",
 }
-WARM_UP = 0.05
-"""Share of the run's tokens, at its start, whose losses are not fitted."""
-FEWEST = 20
-"""Fewest steps at a rate for its losses to be fitted."""
-BINS = 8
+FIELDS = ("run", "positions", "set", "asked", "rate", "nats")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the curve."""
     parser = Parser(description="Draw the learning curve of a training run.")
-    parser.add_argument(
-        "--run", type=Path, required=True, metavar="PATH", help="folder of the run, or its log"
-    )
-    parser.add_argument("--evals", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--log", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--run", default="shipped", help="run in the log (default: shipped)")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     options = parser.parse_args(arguments)
-    path = options.run / "log.jsonl" if options.run.is_dir() else options.run
-    log = read_jsonl(path)
-    seen = np.cumsum([0, *(record["source_tokens"] for record in log)])
-    points = read_points(options.evals, seen)
-    slopes = fit_slopes(log, seen)
-    draw(points, slopes, log, seen, options.output)
-    data = {"points": points, "slopes": slopes, "steps": len(log), "source_tokens": int(seen[-1])}
-    write_atomic(options.output.with_suffix(".json"), (json.dumps(data, indent=2) + "\n").encode())
-    print(f"Written: {options.output}, {options.output.with_suffix('.json').name}")
+    points = read_points(options.log, options.run)
+    draw(points, options.output)
+    print(f"Written: {options.output}")
 
 
-def read_points(folder: Path, seen: np.ndarray) -> list[dict[str, Any]]:
-    """Read the scores of all snapshots, and the tokens that each has seen.
+def read_points(path: Path, run: str) -> dict[str, list[dict[str, Any]]]:
+    """The measurements of one run, by set; questions are asked as the reader asks them.
 
     Raises:
-        DataError: there is none.
+        DataError: a line lacks a field, or the log has no such run.
     """
-    points = []
-    for path in sorted(folder.glob("step-*/results.json")):
-        step = int(path.parent.name.removeprefix("step-"))
-        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
-            if row["metric"] in PANELS:
-                keys = ("task", "arm", "rate", "metric", "score", "ci95", "n")
-                known = {key: row[key] for key in keys}
-                points.append({"step": step, "source_tokens": int(seen[step]), **known})
+    points: dict[str, list[dict[str, Any]]] = {}
+    for number, record in enumerate(read_jsonl(path), 1):
+        if missing := [field for field in FIELDS if field not in record]:
+            raise DataError(f"{path}, line {number}: there is no {missing[0]!r}.")
+        if record["run"] == run and (
+            record["set"] == "repeat" or record["asked"].endswith("whole tail")
+        ):
+            points.setdefault(record["set"], []).append(record)
     if not points:
-        raise DataError(f"{folder} holds no step-*/results.json; run `ztok eval` on snapshots.")
+        raise DataError(f"{path} has no measurements of the run {run!r}.")
     return points
 
 
-def losses(
-    log: Sequence[dict[str, Any]], seen: np.ndarray, loss: str, rate: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens seen and nats per token of the steps at a rate, after the warm-up."""
-    chosen = [
-        (seen[i + 1], record[loss])
-        for i, record in enumerate(log)
-        if record["rate"] == rate and record[loss] is not None and seen[i + 1] > WARM_UP * seen[-1]
-    ]
-    x, y = np.array(chosen, dtype=np.float64).reshape(-1, 2).T
-    return x, y
-
-
-def slope_of(drawn: np.ndarray) -> np.ndarray:
-    """The slope of a line through each resample of points, given `[resamples, n, 2]`."""
-    return np.array([np.polyfit(x, y, 1)[0] for x, y in drawn.transpose(0, 2, 1)])
-
-
-def fit_slopes(log: Sequence[dict[str, Any]], seen: np.ndarray) -> list[dict[str, Any]]:
-    """Fit each training loss, at each frequent rate, as linear in the logarithm of tokens seen."""
-    slopes = []
-    for loss in LOSSES:
-        for rate in sorted({record["rate"] for record in log}):
-            x, y = losses(log, seen, loss, rate)
-            if len(x) < FEWEST:
-                continue
-            doublings = np.log2(x / seen[-1])
-            interval = bootstrap_ci(np.stack([doublings, y], axis=1), statistic=slope_of)
-            slope, end = np.polyfit(doublings, y, 1)
-            slopes.append(
-                {
-                    "loss": loss,
-                    "rate": rate,
-                    "nats_at_end": round(float(end), 4),
-                    "nats_per_doubling": round(float(slope), 4),
-                    "ci95": [round(end, 4) for end in interval],
-                    "n": len(x),
-                }
+def draw(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Draw one panel per set, one line per rate."""
+    figure, axes = plt.subplots(1, len(points), figsize=(4.2 * len(points), 3.4), squeeze=False)
+    for axis, (name, records) in zip(axes[0], points.items(), strict=True):
+        for rate in sorted({record["rate"] for record in records}):
+            own = sorted(
+                (record["positions"] / 1e6, record["nats"])
+                for record in records
+                if record["rate"] == rate
             )
-    return slopes
-
-
-def draw(
-    points: Sequence[dict[str, Any]],
-    slopes: Sequence[dict[str, Any]],
-    log: Sequence[dict[str, Any]],
-    seen: np.ndarray,
-    file: Path,
-) -> None:
-    """A panel per metric with a line per rate, then a panel per training loss."""
-    panels = {m: title for m, title in PANELS.items() if any(p["metric"] == m for p in points)}
-    fitted = {n: title for n, title in LOSSES.items() if any(s["loss"] == n for s in slopes)}
-    number = len(panels) + len(fitted)
-    figure, grid = plt.subplots(1, number, figsize=(4.2 * number, 3.8), squeeze=False)
-    axes = grid[0]
-    rates = sorted(
-        {p["rate"] for p in points if p["arm"] == "ztok"} | {slope["rate"] for slope in slopes}
-    )
-    colours = dict(zip(rates, plt.cm.viridis(np.linspace(0.1, 0.85, len(rates))), strict=True))
-    for axis, (metric, title) in zip(axes, panels.items(), strict=False):
-        lines: dict[tuple[str, Any], list[dict[str, Any]]] = defaultdict(list)
-        for point in points:
-            if point["metric"] == metric:
-                lines[point["arm"], point["rate"]].append(point)
-        for (arm, rate), line in sorted(lines.items(), key=str):
-            x = [p["source_tokens"] / 1e3 for p in line]
-            low, high = zip(*(p["ci95"] for p in line), strict=True)
-            colour = colours[rate] if arm == "ztok" else {"none": "0.6"}.get(arm, "black")
-            style = "-" if arm == "ztok" else "--"
-            label = f"Z-tokens, rate {rate:g}" if arm == "ztok" else arm
-            axis.plot(x, [p["score"] for p in line], style, marker=".", color=colour, label=label)
-            axis.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
-        axis.set(title=title, xlabel="source tokens seen (thousands)", ylim=(0, None))
-        axis.legend(fontsize=7)
-    for axis, (loss, title) in zip(axes[len(panels) :], fitted.items(), strict=True):
-        for slope in (slope for slope in slopes if slope["loss"] == loss):
-            x, y = losses(log, seen, loss, slope["rate"])
-            colour, change = colours[slope["rate"]], slope["nats_per_doubling"]
-            seen_means, loss_means = (
-                [part.mean() for part in np.array_split(values, BINS)] for values in (x / 1e3, y)
-            )
-            axis.plot(seen_means, loss_means, ".", color=colour)
-            ends = np.array([x[0], x[-1]])
-            axis.plot(
-                ends / 1e3,
-                slope["nats_at_end"] + change * np.log2(ends / seen[-1]),
-                color=colour,
-                label=f"rate {slope['rate']:g}: {change:+.2f} per doubling",
-            )
-        axis.set(title=title, xlabel="source tokens seen (thousands)", ylabel="nats per token")
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+            axis.plot(*zip(*own, strict=True), marker="o", markersize=3, label=f"rate {rate}")
+        axis.set(title=TITLES.get(name, name), xlabel="positions seen, millions", ylim=(0, None))
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("loss, nats per token")
+    axes[0][-1].legend(fontsize=8)
     figure.tight_layout()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
