@@ -6,9 +6,9 @@ STAMP := .venv/.installed
 # Folder of evaluation data, with squad/dev.jsonl in it.
 DATA ?= data
 # What questions over several chunks compare.
-ARMS := none,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise
+ARMS := none,text-reader,ztok,ztok-focus,ztok-twice,truncate,fewer-chunks,sentences,pieces,trimwise
 
-.PHONY: demo test lint bench ablations setup clean
+.PHONY: demo test lint bench setup clean
 
 setup: $(STAMP)
 
@@ -32,7 +32,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 1 --rates 4,8,16 \
-		--arms none,text,text-reader,ztok,ztok-focus,truncate,sentences,pieces,self-information,trimwise \
+		--arms none,text,text-reader,ztok,ztok-focus,ztok-twice,truncate,sentences,pieces,self-information,trimwise \
 		--limit 150 --measure 4 --output benchmarks/results/squad_dev
 	$(BIN)/ztok eval $(DATA)/squad/dev.jsonl --tasks qa --limit 150 --rates 4,8,16 \
 		--output benchmarks/results/eval_squad
@@ -55,10 +55,10 @@ bench: $(STAMP)
 		--arms $(ARMS) \
 		--limit 100 --measure 1 --output benchmarks/results/covidqa
 	$(BIN)/python benchmarks/longbench.py --data $(DATA)/longbench --k 4 --rates 4,8 \
-		--arms none,text,text-reader,ztok,ztok-focus,truncate,fewer-chunks,sentences,pieces,self-information,longllmlingua,trimwise \
+		--arms none,text,text-reader,ztok,ztok-focus,ztok-twice,truncate,fewer-chunks,sentences,pieces,self-information,longllmlingua,trimwise \
 		--limit 26 --measure 1 --output benchmarks/results/longbench
 	$(BIN)/python benchmarks/longbench.py --data $(DATA)/quality --tasks quality --k 4 \
-		--rates 4,8 --arms none,text-reader,ztok,ztok-focus --limit 40 --measure 1 \
+		--rates 4,8 --arms none,text-reader,ztok,ztok-focus,ztok-twice --limit 40 --measure 1 \
 		--output benchmarks/results/quality
 	$(BIN)/python benchmarks/latency.py --data $(DATA)/fairytaleqa/val.jsonl \
 		--parts context --lengths 1k,2k,4k,8k,16k,32k --repeats 2 --answers 2 \
@@ -67,18 +67,10 @@ bench: $(STAMP)
 		--parts compress,query --repeats 2 --output benchmarks/results/latency
 	$(BIN)/python benchmarks/latency.py --data $(DATA)/squad/dev.jsonl --parts bytes \
 		--output benchmarks/results/latency_bytes
-	ZTOK_DTYPE=float32 $(BIN)/python benchmarks/memory_tokens.py --data $(DATA) --work 50000 \
-		--output benchmarks/results/memory_tokens
 	$(BIN)/python benchmarks/training_speed.py --data $(DATA)/squad/train.jsonl --steps 8 \
 		--output benchmarks/results/training_speed
 	ZTOK_DTYPE=float32 $(BIN)/python benchmarks/training_speed.py \
 		--data $(DATA)/squad/train.jsonl --steps 12 --output benchmarks/results/training_speed_fp32
-	$(BIN)/python benchmarks/figures.py
-
-# Hours: every variant is trained.
-ablations: $(STAMP)
-	$(BIN)/python benchmarks/ablations.py --data $(DATA) --reader ztok_rag/checkpoints/default \
-		--work 50000 --dev 48 --output benchmarks/results/ablations
 	$(BIN)/python benchmarks/figures.py
 
 clean:

@@ -194,7 +194,7 @@ def run(
     chosen = [*ARM_NAMES, *PEER_NAMES] if ALL in options.arms else options.arms
     check_packages(chosen)
     peers = make_peers(compressor, best_first=best_first)
-    arms = make_arms(chosen, options.rates, compressor.reader.adapters, peers)
+    arms = make_arms(chosen, options.rates, peers)
     output = options.output or Path("results") / benchmark
     checkpoint = str(options.checkpoint or "default")
     shared = {

@@ -33,6 +33,8 @@ ARMS = {
     "pieces": Style("our choice, read as text", "#44AA99", "d"),
     "ztok": Style("Z-tokens", "#D55E00"),
     "ztok-focus": Style("Z-tokens, focused", "#0072B2", "*"),
+    "ztok-twice": Style("Z-tokens, in two looks", "#117733", "p"),
+    "repeat": Style("repeated by the reader", "0.3", "o"),
     "text": Style("raw text, plain base", "0.4", "p"),
     "text-reader": Style("raw text, text reader", "black", "h"),
 }

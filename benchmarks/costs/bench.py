@@ -33,15 +33,6 @@ class Bench:
     def base(self) -> BaseLM:
         return self.compressor.model.base
 
-    @property
-    def raw(self) -> str | None:
-        """The adapter that reads raw text; `None`, the plain base LLM, if there is none."""
-        return "text" if "text" in self.compressor.reader.adapters else None
-
-    @property
-    def raw_arm(self) -> str:
-        return "text-reader" if self.raw else "text"
-
     def row(
         self,
         task: str,

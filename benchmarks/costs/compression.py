@@ -34,7 +34,7 @@ def measure_compression(bench: Bench, bar: tqdm[Any]) -> list[Row]:
         works[f"rate {rate:g}"] = partial(
             compressor.compress, texts, rate, batch_tokens=batch_tokens
         )
-    works["all rates"] = partial(compressor.compress_nested, texts, batch_tokens=batch_tokens)
+    works["all rates"] = partial(compressor.compress_all_rates, texts, batch_tokens=batch_tokens)
     times = in_turns(base, works, bench.repeats, bar)
     tokens = sum(map(len, ids))
     sizes = {"windows": len(texts), "source_tokens": tokens, "batch_tokens": batch_tokens}

@@ -29,11 +29,9 @@ def measure_context(bench: Bench, bar: tqdm[Any]) -> list[Row]:
     asked = bench.corpus.asked(len(shortest), max(1, bench.options.answers))
     for length in bench.options.lengths:
         text = bench.corpus.head(length)
-        ways: list[tuple[str, float, str | None]] = [(bench.raw_arm, 1.0, bench.raw)]
-        ways += [("ztok", rate, "read") for rate in bench.rates]
-        for arm, rate, adapter in ways:
+        for arm, rate in [("text-reader", 1.0), *(("ztok", rate) for rate in bench.rates)]:
             bar.set_postfix_str(f"{length} tokens, {arm} {rate:g}")
-            rows += context_rows(bench, length, text, arm, rate, adapter, asked)
+            rows += context_rows(bench, length, text, arm, rate, asked)
     return rows
 
 
@@ -43,17 +41,15 @@ def context_rows(
     text: str,
     arm: str,
     rate: float,
-    adapter: str | None,
     asked: Sequence[Asked],
 ) -> list[Row]:
     """The rows of one length and one way to give the context."""
     reader, base = bench.compressor.reader, bench.base
     sizes: dict[str, Any] = {"source_tokens": length}
-    context: Any = text
+    started = time.perf_counter()
+    (context,) = bench.compressor.compress([text], rate)  # at rate 1, the tokens of the text
+    took = 1e3 * (time.perf_counter() - started)
     if arm == "ztok":
-        started = time.perf_counter()
-        (context,) = bench.compressor.compress([text], rate)
-        took = 1e3 * (time.perf_counter() - started)
         sizes |= {"compress_ms": took, "z_tokens": len(context)}
     prompts: list[Prompt] = []
     for question in asked:
@@ -71,11 +67,11 @@ def context_rows(
     rows = [make("readable", [100.0 * readable])]
     if not readable:
         return rows
-    reader.measure(prompts[0], adapter=adapter)
+    reader.measure(prompts[0])
     costs = []
     for turn in range(bench.repeats):
         synchronize(base)
-        costs.append(reader.measure(prompts[turn % len(prompts)], adapter=adapter))
+        costs.append(reader.measure(prompts[turn % len(prompts)]))
     medians = {
         "prefill_ms": float(np.median([cost.prefill_ms for cost in costs])),
         "ttft_ms": float(np.median([cost.ttft_ms for cost in costs])),
@@ -83,9 +79,7 @@ def context_rows(
     }
     rows.append(make("ttft_ms", [cost.ttft_ms for cost in costs], **medians))
     if bench.options.answers:
-        answers = reader.generate(
-            prompts, max_new_tokens=limit, adapter=adapter, stop=("\n",), batch_size=1
-        )
+        answers = reader.generate(prompts, max_new_tokens=limit, stop=("\n",), batch_size=1)
         given = [100.0 * bool(answer.strip()) for answer in answers]
         rows.append(averaged(make("answered", given), given))
         rows[-1].answers = [answer.strip() for answer in answers]

@@ -67,8 +67,8 @@ def watching(base: BaseLM) -> Iterator[Marks]:
                 marks.compressed += event.misses
 
     def passed(module: Any, *_: Any) -> None:
-        # The compressor runs a shorter decoder, which shares the hooks of the whole one.
-        if module is base.decoder and "read" not in marks.times:
+        # The compressor's passes come before synthesis.
+        if module is base.decoder and "synthesize" in marks.times and "read" not in marks.times:
             synchronize(base)
             marks.set("read")
 
@@ -152,22 +152,23 @@ def make_engines(bench: Bench, index: Any, stores: Mapping[str, ZStore], k: int)
     """Engines that read `k` chunks: as raw text, and as Z-tokens of each rate from each store."""
     from ztok_rag import ZTokenLLM, ZTokenPostprocessor
 
-    def engine(store: ZStore, adapter: str | None, postprocessors: list[Any]) -> BaseQueryEngine:
+    def engine(store: ZStore, postprocessors: list[Any]) -> BaseQueryEngine:
         made: BaseQueryEngine = index.as_query_engine(
             llm=ZTokenLLM(
-                reader=bench.compressor.reader, store=store, adapter=adapter,
+                reader=bench.compressor.reader, store=store,
                 max_new_tokens=bench.options.max_new_tokens,
+                look_twice=False,  # so that what is read has the rate asked for
             ),
             node_postprocessors=postprocessors,
             similarity_top_k=k,
         )  # fmt: skip
         return made
 
-    engines: Engines = {("query raw", bench.raw_arm, 1.0): engine(stores["warm"], bench.raw, [])}
+    engines: Engines = {("query raw", "text-reader", 1.0): engine(stores["warm"], [])}
     for cache, store in stores.items():
         for rate in bench.rates:
             shown = ZTokenPostprocessor(rate=rate, compressor=bench.compressor, store=store)
-            engines[f"query {cache}", "ztok", rate] = engine(store, "read", [shown])
+            engines[f"query {cache}", "ztok", rate] = engine(store, [shown])
     return engines
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from peers.text import count, encode, in_order
+from ztok_rag.codec.compressor import surprisal
 from ztok_rag.evaluation import Shorten, cut_end
-from ztok_rag.training.objective import surprisal
 
 if TYPE_CHECKING:
     from ztok_rag.codec.model import ZModel
@@ -73,11 +74,29 @@ class SelfInformation(Shorten):
         at_once = max(1, _BATCH_TOKENS // max((len(w) for _, w in windows), default=1))
         for start in range(0, len(windows), at_once):
             batch = windows[start : start + at_once]
-            nats = surprisal(self.model, [window for _, window in batch])
+            nats = self._nats([window for _, window in batch])
             ends = np.cumsum([len(window) for _, window in batch])[:-1]
-            for (chunk, _), part in zip(batch, np.split(nats.cpu().numpy(), ends), strict=True):
+            for (chunk, _), part in zip(batch, np.split(nats, ends), strict=True):
                 parts[chunk].append(part)
         return [np.concatenate(p) if p else np.zeros(0, np.float32) for p in parts]
+
+    @torch.inference_mode()
+    def _nats(self, windows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Surprisal of all tokens of windows, one window after another."""
+        base = self.model.base
+        ids = torch.full((len(windows), max(map(len, windows)) + 1), self.model.start_token)
+        for row, window in enumerate(windows):
+            ids[row, 1 : len(window) + 1] = torch.tensor(window)
+        ends = torch.tensor([len(window) for window in windows])
+        ids, ends = ids.to(base.device), ends.to(base.device)
+        places = torch.arange(ids.shape[1], device=base.device)
+        with base.adapter(None):
+            hidden = base.decoder(
+                input_ids=ids, attention_mask=(places <= ends[:, None]).long(), use_cache=False
+            ).last_hidden_state
+        real = places[1:] <= ends[:, None]
+        nats, _ = surprisal(hidden[:, :-1][real], ids[:, 1:][real], base.head)
+        return nats.astype(np.float32)
 
 
 def _word_means(

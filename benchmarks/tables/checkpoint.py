@@ -26,15 +26,16 @@ def gold_section(results: Results, place: Place) -> str:
 
 
 def repeated_section(results: Results, place: Place) -> str:
-    """A table of reconstruction scores, by text and rate."""
+    """A table of reconstruction scores, by text, way and rate."""
     rows = results.where(benchmark="reconstruction")
-    metrics = {"bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "characters_lost": "characters lost, %"}
+    metrics = {"bleu4": "BLEU-4", "exact_match": "exact, %", "rouge_l": "ROUGE-L"}
     lines = []
-    for task, rate in dict.fromkeys((row["task"], row["rate"]) for row in rows):
-        own = [row for row in rows if (row["task"], row["rate"]) == (task, rate)]
-        cells = [task, str(own[0]["n"]), f"{rate:g}"]
+    for task, arm, rate in dict.fromkeys((row["task"], row["arm"], row["rate"]) for row in rows):
+        own = [r for r in rows if (r["task"], r["arm"], r["rate"]) == (task, arm, rate)]
+        by = "repeated by the reader" if arm == "repeat" else "decompressed"
+        cells = [task, by, str(own[0]["n"]), f"{rate:g}", number(own[0].get("real_rate"), 2)]
         lines.append([*cells, *(score(pick(own, metric=metric)) for metric in metrics)])
     if not lines:
         return NOT_RUN
-    made = table(("text", "passages", "rate", *metrics.values()), lines)
+    made = table(("text", "by", "passages", "rate", "real rate", *metrics.values()), lines)
     return f"{made}\n\n{results.source(rows)}"

@@ -24,12 +24,14 @@ class TaskKind:
         score: the metric.
         first_line: score only the first line of a prediction.
         chat: ask a chat model in its chat format.
+        summary: a summary is asked for.
     """
 
     metric: str
     score: Metric
     first_line: bool = False
     chat: bool = True
+    summary: bool = False
 
 
 def _plain(metric: Callable[[str, Sequence[str]], float]) -> Metric:
@@ -38,7 +40,7 @@ def _plain(metric: Callable[[str, Sequence[str]], float]) -> Metric:
 
 _F1 = TaskKind("f1", _plain(metrics.token_f1))
 
-_ROUGE = TaskKind("rouge_l", _plain(metrics.rouge_l_union))
+_ROUGE = TaskKind("rouge_l", _plain(metrics.rouge_l_union), summary=True)
 
 _CODE = TaskKind("edit_similarity", _plain(metrics.edit_similarity), chat=False)
 
@@ -54,7 +56,9 @@ LONGBENCH: dict[str, TaskKind] = {
     "multi_news": _ROUGE,
     "trec": TaskKind("classification", metrics.classification, first_line=True, chat=False),
     "triviaqa": TaskKind("f1", _plain(metrics.token_f1), first_line=True, chat=False),
-    "samsum": TaskKind("rouge_l", _plain(metrics.rouge_l_union), first_line=True, chat=False),
+    "samsum": TaskKind(
+        "rouge_l", _plain(metrics.rouge_l_union), first_line=True, chat=False, summary=True
+    ),
     "passage_count": TaskKind("count", _plain(metrics.count)),
     "passage_retrieval_en": TaskKind("retrieval", _plain(metrics.retrieval)),
     "lcc": _CODE,
@@ -91,4 +95,5 @@ def make_question(
         max_new_tokens=max_new_tokens,
         score=score,
         chat=kind.chat,
+        summary=kind.summary,
     )

@@ -16,10 +16,11 @@ import pytest
 import longbench
 import peers.text
 import rag_qa
-from ztok_rag.codec.nested import FINEST, NestedSequence
-from ztok_rag.codec.sequence import ZSequence
+from ztok_rag.codec.sequence import CompressedText, ZSequence
+from ztok_rag.codec.token_code import TokenCode
 
 FINGERPRINT = "0123456789abcdef"
+CODE = TokenCode.uniform(256)
 
 TEMPLATES = {
     "hotpotqa": "Passages:\n{context}\nQuestion: {input}\nAnswer:",
@@ -41,13 +42,13 @@ class StandInReader:
     """Answers with the last word before the question, and records what it was asked."""
 
     max_positions = 400
-    adapters = ("compress", "read")
 
     def __init__(self) -> None:
         self.calls: list[tuple[str | None, list[Any]]] = []
+        self.copied: list[bool | None] = []
         self.fail_after = math.inf
 
-    def count_tokens(self, prompt: Any) -> int:
+    def count_tokens(self, prompt: Any, *, adapter: str | None = None) -> int:
         parts = [prompt] if isinstance(prompt, str) else prompt
         tokens = WordTokenizer()
         return sum(len(p) if isinstance(p, ZSequence) else len(tokens.encode(p)) for p in parts)
@@ -59,11 +60,13 @@ class StandInReader:
         max_new_tokens: int,
         adapter: str | None,
         batch_size: int,
+        copy: bool | None,
     ) -> list[str]:
         if len(self.calls) >= self.fail_after:
             raise KeyboardInterrupt
         assert all(self.count_tokens(p) + max_new_tokens <= self.max_positions for p in prompts)
         self.calls.append((adapter, list(prompts)))
+        self.copied.append(copy)
         return ["Paris" if adapter is None else "Rome" for _ in prompts]
 
     def measure(self, prompt: Any, *, adapter: str | None) -> Any:
@@ -71,9 +74,10 @@ class StandInReader:
 
 
 class StandInCompressor:
-    """One Z-token per `rate` words."""
+    """Words as tokens, all of like weight."""
 
     fingerprint = FINGERPRINT
+    slots = 16
 
     def __init__(self) -> None:
         self.reader = StandInReader()
@@ -81,20 +85,27 @@ class StandInCompressor:
         self.tokenizer = WordTokenizer()
         self.texts: list[str] = []
 
-    def compress_nested(self, texts: Sequence[str]) -> list[NestedSequence]:
-        made = self.compress(texts, FINEST)
-        return [NestedSequence(z, np.full(len(z), 8, np.uint8)) for z in made]
+    def count_tokens(self, text: str) -> int:
+        return len(self.tokenizer.encode(text))
+
+    def compress_all_rates(self, texts: Sequence[str]) -> list[CompressedText]:
+        self.texts += texts
+        return [self._compress(text) for text in texts]
 
     def compress(self, texts: Sequence[str], rate: float) -> list[ZSequence]:
-        out = []
-        self.texts += texts
-        for text in texts:
-            tokens = len(self.tokenizer.encode(text))
-            n = math.ceil(tokens / rate)
-            ends = np.linspace(0, len(text), n + 1).astype(np.int64)
-            spans = np.stack([ends[:-1], ends[1:]], axis=1)
-            out.append(ZSequence(np.ones((n, 2), np.uint16), spans, (n,), tokens, FINGERPRINT))
-        return out
+        return [self._compress(text).at(rate, self.slots) for text in texts]
+
+    def _compress(self, text: str) -> CompressedText:
+        starts = [start for start, _ in self.tokenizer(text)["offset_mapping"]]
+        return CompressedText(
+            ids=np.arange(len(starts)) % 256,
+            levels=np.full(len(starts), 3, np.uint8),
+            starts=np.array(starts),
+            characters=len(text),
+            fingerprint=FINGERPRINT,
+            digest=bytes(8),
+            code=CODE,
+        )
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> StandInCompressor:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stand_in import StandInCompressor, WordTokenizer, install, write_longbench
+from stand_in import TEMPLATES, StandInCompressor, WordTokenizer, install, write_longbench
 
 import common
 import longbench
@@ -50,6 +50,7 @@ def test_all_arms_end_in_results_report_and_predictions(
     assert rows["hotpotqa", "none", None]["context_tokens"] == 0
     text, z = rows["hotpotqa", "text", 1.0], rows["hotpotqa", "ztok", 8.0]
     assert z["context_tokens"] < text["context_tokens"] / 6
+    assert z["real_rate"] == pytest.approx(8, rel=0.1) and "real_rate" not in text
     assert (text["prefill_ms"], text["ttft_ms"], text["kv_bytes"]) == (2, 3, 4)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "data:image/svg+xml;base64," in page and "http://" not in page
@@ -135,7 +136,6 @@ def test_a_run_holds_several_k(compressor: StandInCompressor, data: Path, tmp_pa
 def test_peers_get_the_budget_of_z_tokens(
     compressor: StandInCompressor, data: Path, tmp_path: Path
 ) -> None:
-    compressor.reader.adapters = ("compress", "read", "text")
     arms = ["--arms", "ztok,text-reader,truncate,fewer-chunks", "--rates", "2,4"]
     results = run(data, tmp_path / "out", "--k", "1,2", *arms)
     rows = {(r["task"], r["arm"], r["rate"], r["k"], r["metric"]): r for r in results["rows"]}
@@ -156,8 +156,20 @@ def test_peers_get_the_budget_of_z_tokens(
                     assert (task, "ztok", rate, k, f"{metric}_minus_{peer}") in rows
         halves = rows["hotpotqa", "fewer-chunks", 2.0, 2, "f1"]["context_tokens"]
         assert halves == rows["hotpotqa", "text-reader", 1.0, 1, "f1"]["context_tokens"]
-    adapters = {adapter for adapter, _ in compressor.reader.calls}
-    assert adapters == {"read", "text"}
+    assert {adapter for adapter, _ in compressor.reader.calls} == {"read"}
+
+
+def test_answers_copy_from_z_tokens_and_summaries_do_not(
+    compressor: StandInCompressor, data: Path, tmp_path: Path
+) -> None:
+    lines = (data / "hotpotqa.jsonl").read_text()
+    (data / "multi_news.jsonl").write_text(lines)
+    templates, lengths = (data / name for name in ("dataset2prompt.json", "dataset2maxlen.json"))
+    templates.write_text(json.dumps({**TEMPLATES, "multi_news": "News:\n{context}\nSummary:"}))
+    lengths.write_text(json.dumps({"hotpotqa": 32, "multi_news": 32}))
+    arms = ["--arms", "text-reader,ztok,truncate", "--rates", "4", "--limit", "1"]
+    run(data, tmp_path / "out", "--tasks", "hotpotqa,multi_news", *arms)
+    assert compressor.reader.copied == [False, None, False, False, False, False]
 
 
 def test_a_long_context_loses_its_middle_and_is_counted(

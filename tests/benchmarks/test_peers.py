@@ -63,8 +63,8 @@ def test_pieces_are_charged_for_all_that_is_kept_to_choose_them(
 ) -> None:
     text = len(MILL.encode())
     assert shorten["sentences"].stored_bytes([MILL]) == text
-    (nested,) = compressor.compress_nested([MILL])
-    assert shorten["pieces"].stored_bytes([MILL]) > text + len(nested.to_bytes())
+    (kept,) = compressor.compress_all_rates([MILL])
+    assert shorten["pieces"].stored_bytes([MILL]) > text + len(kept.to_bytes())
 
 
 def test_pieces_are_compressed_before_there_is_a_question(compressor: ZCompressor) -> None:
