@@ -38,8 +38,8 @@ from ztok_rag.index.folder import IndexFolder
 from ztok_rag.llamaindex.arguments import parameters
 from ztok_rag.storage.handle import has_handles
 
-ENTRIES = 2  # of a text: its Z-tokens and the bits of its sentences
-"""Of a text in a store: Z-tokens at each rate, and bits of its sentences."""
+ENTRIES = 2
+"""Of a text in a store: its tokens for all rates, and bits of its sentences."""
 
 LIGHTHOUSE = (
     "The lighthouse on Brannock Point was built in 1871 by the engineer Ada Merrow. Its lamp "
@@ -219,7 +219,7 @@ def test_deletion_leaves_nothing_behind(folder: Path, compressor: ZCompressor) -
     index = build(folder, [*documents(), document("observatory.txt", OBSERVATORY)])
     words = ("Brannock", "lighthouse.txt")
     assert files_with(folder, *words)
-    codes = index.store.get(compressor.fingerprint, LIGHTHOUSE)
+    codes = index.store.get(compressor, LIGHTHOUSE)
     assert codes is not None
     stored = codes.to_bytes()
     files = [path for path in folder.rglob("*") if path.is_file()]
@@ -230,7 +230,7 @@ def test_deletion_leaves_nothing_behind(folder: Path, compressor: ZCompressor) -
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert not any(stored in path.read_bytes() for path in files)
     assert len(index.store) == 2 * ENTRIES
-    assert index.store.get(compressor.fingerprint, LIGHTHOUSE) is None
+    assert index.store.get(compressor, LIGHTHOUSE) is None
     assert set(found(index, LIGHTHOUSE)) == {"bakery.txt", "observatory.txt"}
     assert load(folder).stats().chunks == 2
     with pytest.raises(ZtokError, match=r"no document 'lighthouse\.txt'"):
@@ -279,19 +279,19 @@ def test_refresh_changes_what_has_changed(folder: Path) -> None:
 
 
 def test_store_forgets_a_text_of_every_checkpoint(store: ZStore, compressor: ZCompressor) -> None:
-    (z, other), _ = store.resolve(compressor, [LIGHTHOUSE, BAKERY])
-    foreign = replace(z, finest=replace(z.finest, fingerprint="f" * 16))
-    store.put("f" * 16, LIGHTHOUSE, foreign)
+    (own, other), _ = store.resolve(compressor, [LIGHTHOUSE, BAKERY])
+    foreign = replace(own, fingerprint="f" * 16)
+    store.put(LIGHTHOUSE, foreign)
     assert len(store) == 3
     store.close()  # moves the log into the database
     assert store.delete([LIGHTHOUSE, "never stored"]) == 2
     assert store.delete([LIGHTHOUSE]) == store.delete([]) == 0
     assert store.size_bytes == len(other.to_bytes())
-    assert store.get(compressor.fingerprint, BAKERY) == other
+    assert store.get(compressor, BAKERY) == other
     data = [path.read_bytes() for path in store.path.rglob("*") if path.is_file()]
     assert any(other.to_bytes() in content for content in data)
-    for codes in (z, foreign):
-        assert not any(codes.to_bytes() in content for content in data)
+    for compressed in (own, foreign):
+        assert not any(compressed.to_bytes() in content for content in data)
     assert store.prune(compressor.fingerprint, [BAKERY]) == 0
     assert store.prune("f" * 16, [BAKERY]) == 1
     assert store.size_bytes == 0
@@ -625,6 +625,49 @@ def test_build_replaces_an_index(folder: Path) -> None:
     assert files_with(folder, "Brannock", "Tolvan") == []
 
 
+def make_former(folder: Path) -> bytes:
+    """Make an index look as an earlier version left it; returns its Z-tokens."""
+    settings = json.loads((folder / "ztok.json").read_text())
+    del settings["slots"]
+    (folder / "ztok.json").write_text(
+        json.dumps({**settings, "format": 1, "fingerprint": "e" * 16})
+    )
+    old = b"ZN1 Z-tokens of an earlier version"
+    with ZStore(folder / "store") as store:
+        for key in list(store._cache):
+            if key.startswith("text-"):
+                del store._cache[key]
+                store._cache[f"nested-{'e' * 16}:{key.rpartition(':')[2]}"] = old
+    return old
+
+
+def test_index_of_another_version_says_what_to_do_and_is_replaced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(folder).close()
+    old = make_former(folder)
+    with pytest.raises(ZtokError, match=r"another version.*ztok index FOLDER --store .*--rebuild"):
+        load(folder)
+    before = {p: p.read_bytes() for p in (folder / "index").iterdir()}
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimpleDocumentStore, "persist", full)
+        with pytest.raises(ZtokError, match="stays as it was"):
+            build(folder)
+    assert {p: p.read_bytes() for p in (folder / "index").iterdir()} == before
+    assert json.loads((folder / "ztok.json").read_text())["format"] == 1
+    with ZStore(folder / "store") as store:
+        assert [store._cache[key] for key in store._cache if "nested" in key] == [old, old]
+
+    index = build(folder)
+    assert index.store.stats.compressed == 0  # what the failed build compressed is kept
+    assert len(index.store) == 2 * ENTRIES and load(folder).stats().pending == 0
+    assert not [key for key in index.store._cache if "nested" in key]
+
+
 # -- commands
 
 
@@ -655,6 +698,16 @@ def test_commands(tmp_path: Path) -> None:
     out = ztok("index", str(texts), "--store", str(store), "--rate", "8")
     assert "2 files: 1 added, 1 changed, 0 unchanged, 1 removed" in out
     assert ZTokenIndex.load(store).rate == 8
+
+    make_former(store)
+    result = CliRunner().invoke(cli.app, ["stats", "--store", str(store)])
+    assert isinstance(result.exception, ZtokError) and "--rebuild" in str(result.exception)
+    out = ztok("index", str(texts), "--store", str(store), "--rebuild")
+    assert "2 files: 2 added" in out
+    index = ZTokenIndex.load(store)
+    assert (index.rate, index.chunk_size) == (8, 128)
+    ztok("index", str(texts), "--store", str(store), "--rebuild", "--chunk-size", "64")
+    assert ZTokenIndex.load(store).chunk_size == 64
 
 
 @pytest.mark.parametrize(

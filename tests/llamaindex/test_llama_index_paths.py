@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ def check(recorder: Recorder, compressor: ZCompressor, store: ZStore) -> None:
     with_context = [prompt for prompt in recorder.prompts if has_handles(prompt)]
     assert with_context
     for prompt in with_context:
-        segments = split_prompt(prompt, store.secret, compressor.fingerprint)
+        segments = split_prompt(
+            prompt, store.secret, compressor.fingerprint, compressor.model.token_code
+        )
         assert [s for s in segments if not isinstance(s, str)] == expected
         text = "".join(s for s in segments if isinstance(s, str))
         assert not [word for word in PRIVATE if word in text]
@@ -317,25 +320,26 @@ def test_token_budget_is_kept_and_goes_to_the_best(
     spent = []
     for item in nodes:
         shown = item.node.get_content(MetadataMode.LLM)
-        segments = split_prompt(shown, store.secret, compressor.fingerprint)
-        spent.append(
-            sum(compressor.reader.count_tokens([s]) - (not isinstance(s, str)) for s in segments)
+        segments = split_prompt(
+            shown, store.secret, compressor.fingerprint, compressor.model.token_code
         )
+        # A prompt begins with a token of its own.
+        spent.append(sum(compressor.reader.count_tokens([s]) - 1 for s in segments))
     assert sum(spent) <= budget
     assert spent == sorted(spent, reverse=True)
     if budget == 10_000:
         assert not any(has_handles(item.node.get_content(MetadataMode.LLM)) for item in nodes)
     if budget == 200:
-        assert len(nodes) == 5 and spent[0] > 2 * spent[-1]
+        assert len(nodes) == 5 and spent[0] > 1.5 * spent[-1]
 
 
 def test_plan_of_a_budget() -> None:
-    assert plan_rates([100] * 3, [0] * 3, 1000) == [1.0] * 3
-    assert plan_rates([100], [0], 1) == [None]
+    assert plan_rates([100] * 3, [0] * 3, 1000, 16) == [1.0] * 3
+    assert plan_rates([100], [0], 1, 16) == [None]
     for budget in range(0, 700, 37):
         sizes = [200, 100, 300, 50]
-        rates = plan_rates(sizes, [3] * 4, budget)
-        used = [cost(s, r) + 3 for s, r in zip(sizes, rates, strict=True) if r is not None]
+        rates = plan_rates(sizes, [3] * 4, budget, 16)
+        used = [cost(s, r, 16) + 3 for s, r in zip(sizes, rates, strict=True) if r is not None]
         assert sum(used) <= budget
         assert all(rate is None or rate in BUDGET_RATES for rate in rates)
 
@@ -416,7 +420,7 @@ def test_the_embedding_of_settings_is_used_where_it_was_set(
         step = ZTokenPostprocessor(compressor=compressor, store=store, **embed_model)
         embedder = step.selector.scorer.embed_model
         of_query = len(embedder.get_query_embedding("?"))
-        assert kind.split(":")[0].endswith(f"-{of_query}")
+        assert f"-{of_query}-" in kind.split(":")[0]
         return of_query
 
     assert dimension() == 384
@@ -447,7 +451,15 @@ def test_another_llm_gets_text(form: Any, compressor: ZCompressor, store: ZStore
     assert shown and not has_handles(shown) and shown != FACT
     if form == "text":
         assert compressor.count_tokens(shown) <= compressor.count_tokens(FACT) / 3
-        assert any(word in FACT for word in shown.split())
+        assert "…" in shown and set(re.findall(r"\w+", shown)) <= {
+            *re.findall(r"\w+", FACT),
+            "ztok",
+        }
+        postprocessor.rate = 2
+        (asked,) = postprocessor.postprocess_nodes(
+            [NodeWithScore(node=TextNode(text=FACT), score=1.0)], query_str=QUESTION
+        )
+        assert ANSWER in asked.node.get_content(MetadataMode.LLM)
     again = ZTokenPostprocessor.from_dict(postprocessor.to_dict())
     assert again.context_format == form
 
@@ -481,7 +493,9 @@ def test_a_chunk_longer_than_the_prompt_is_cut_between_handles(
     tokens = sum(
         s.source_tokens
         for handle in handles
-        for s in split_prompt(handle, store.secret, compressor.fingerprint)
+        for s in split_prompt(
+            handle, store.secret, compressor.fingerprint, compressor.model.token_code
+        )
         if not isinstance(s, str)
     )
     assert tokens == compressor.count_tokens(long_text)

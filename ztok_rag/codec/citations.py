@@ -43,7 +43,7 @@ def locate(answer: str, sequences: Sequence[ZSequence], tokenizer: Any) -> list[
 def _search(
     words: Sequence[str], sequences: Sequence[ZSequence], tokenizer: Any
 ) -> list[dict[str, int]]:
-    if not words:
+    if not any(map(str.isalnum, "".join(words))):
         return []
     before = r"(?<!\w)" if re.match(r"\w", words[0]) else ""
     after = r"(?!\w)" if re.search(r"\w$", words[-1]) else ""

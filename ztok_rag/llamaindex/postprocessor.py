@@ -41,6 +41,7 @@ ContextFormat = Literal["z-tokens", "text", "decompressed"]
 FORMER_NAMES = {"focus": "query_aware", "show": "context_format"}
 """Arguments of `ZTokenPostprocessor` and `ZTokenTransform` that have another name now."""
 
+_HERE = "\0"  # stands for what is read of a node
 _SHOW_TEXT = 'give ZTokenPostprocessor context_format="text" or context_format="decompressed"'
 
 
@@ -296,7 +297,8 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         best_first = sorted(range(len(items)), key=lambda i: -(items[i].score or 0.0))
         nodes = [items[i].node for i in best_first]
         sizes = [count(node.get_content(MetadataMode.NONE)) for node in nodes]
-        overheads = [count(ZTokenNode.of(n, "").get_content(MetadataMode.LLM)) for n in nodes]
+        around = [ZTokenNode.of(n, _HERE).get_content(MetadataMode.LLM) for n in nodes]
+        overheads = [sum(map(count, content.split(_HERE))) for content in around]
         return best_first, sizes, overheads
 
     def _shown(self, texts: Sequence[str], contents: Sequence[Content]) -> list[str | None]:

@@ -62,7 +62,7 @@ def selected_text(text: str, starts: IntArray, z: ZSequence) -> str:
     if int(z.sizes.max()) > 1:
         weights = np.zeros(len(words))
         rarity = z.code.rarity[z.ids] / np.repeat(z.sizes, z.sizes)
-        np.maximum.at(weights, owners[z.places], rarity)
+        np.add.at(weights, owners[z.places], rarity)
         held = _heaviest(text, words, held, weights, costs, len(z))
     return _join(text, words, held)
 
