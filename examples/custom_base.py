@@ -20,9 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ztok_rag import ZCompressor, ZStore, ZTokenLLM, ZTokenPostprocessor, default_embedding
 from ztok_rag.codec.base import load_tokenizer, quiet_transformers
-from ztok_rag.codec.prompts import training_templates
-from ztok_rag.training.batches import BatchSettings
-from ztok_rag.training.objective import TrainSettings
+from ztok_rag.training.loop import TrainSettings
+from ztok_rag.training.relevance import RelevanceSettings
 from ztok_rag.training.run import run_training
 
 PASSAGES = {
@@ -73,19 +72,13 @@ def write_records(path: Path) -> Path:
 
 
 def train(base: str, data: str, output: Path, steps: int) -> Path:
-    """Train a compressor and its reader; a run that was stopped goes on where it was saved."""
+    """Train a checkpoint for a base; a run that was stopped goes on where it was saved."""
     return run_training(
         [data],
         output,
         base=base,
-        batch_settings=BatchSettings(templates=training_templates()),
-        settings=TrainSettings(
-            steps=steps,
-            text_steps=steps // 4,  # reading raw text comes first
-            ramp_steps=steps // 4,  # then the rate rises from 1
-            warmup=min(20, steps // 4),
-            rates=(2.0, 4.0, 4.0, 8.0),
-        ),
+        settings=TrainSettings(steps=steps, size=1024),  # positions of a batch
+        selector=RelevanceSettings(steps=steps),  # what chooses by the question
     )
 
 

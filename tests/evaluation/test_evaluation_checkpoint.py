@@ -64,9 +64,7 @@ def forbid_model_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ZCompressor, "compress", fail)
 
 
-def test_results_have_the_shape_of_every_evaluation(
-    data: list[Path], finished: Path
-) -> None:
+def test_results_have_the_shape_of_every_evaluation(data: list[Path], finished: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
     assert {"command", "commit", "machine", "seed", "checkpoint", "rows"} <= results.keys()
     rows = {(r["task"], r["arm"], r["rate"], r["metric"]): r for r in results["rows"]}
