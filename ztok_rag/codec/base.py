@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib.util
 import json
@@ -11,7 +10,7 @@ import shutil
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from typing import Any
 import torch
 from filelock import FileLock
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from ztok_rag.codec import internals
 from ztok_rag.errors import CheckpointError, ZtokError
 
 DEFAULT_BASE = "SmolLM2-135M-Instruct"
@@ -122,7 +121,7 @@ def default_dtype(device: str | torch.device) -> torch.dtype:
         return _DTYPES[name]
     if torch.device(device).type != "cpu":
         return torch.bfloat16
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+    return torch.bfloat16 if internals.multiplies_bf16() else torch.float32
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -171,7 +170,7 @@ class BaseLM:
         self.embeddings: nn.Embedding = model.get_input_embeddings()
         self.lock = threading.RLock()
         self.peft: PeftModel | None = None
-        self._tuned: list[BaseTunerLayer] = []
+        self._tuned: list[Any] = []
 
     @classmethod
     def load(
@@ -250,13 +249,7 @@ class BaseLM:
 
     def first_layers(self, n: int) -> nn.Module:
         """The decoder cut after its first `n` layers, sharing the weights; no final norm."""
-        short = copy.copy(self.decoder)
-        short._modules = dict(self.decoder._modules)
-        short.layers = nn.ModuleList(list(self.decoder.layers)[:n])
-        short.norm = nn.Identity()
-        short.config = copy.copy(self.decoder.config)
-        short.config.num_hidden_layers = n
-        return short  # type: ignore[no-any-return]
+        return internals.first_layers(self.decoder, n)
 
     def add_adapter(self, name: str, *, rank: int, layers: int | None = None) -> None:
         """Add a fresh LoRA adapter on every linear layer of the first `layers` blocks."""
@@ -281,7 +274,7 @@ class BaseLM:
                 self.peft.add_adapter(name, config, autocast_adapter_dtype=False)
         for parameter in self.adapter_parameters(name).values():
             parameter.requires_grad_(False)
-        self._tuned = [m for m in self.decoder.modules() if isinstance(m, BaseTunerLayer)]
+        self._tuned = internals.tuned_layers(self.decoder)
 
     def adapter_parameters(self, name: str) -> dict[str, nn.Parameter]:
         """The weights of one adapter by their module path, without the adapter's name."""
@@ -296,38 +289,5 @@ class BaseLM:
     def adapter(self, name: str | None) -> Iterator[None]:
         """Run the body with one adapter on, or with the plain base when `name` is `None`."""
         with self.lock:
-            for layer in self._tuned:
-                # The public switch also rewrites requires_grad, which training owns.
-                layer._disable_adapters = name is None
-                layer._active_adapter = [] if name is None else [name]
+            internals.use_adapter(self._tuned, name)
             yield
-
-    @contextmanager
-    def at_layers(
-        self, layers: Sequence[int], act: Callable[[int, Tensor], Tensor]
-    ) -> Iterator[None]:
-        """Run the body with `act(layer, hidden)` in place of the states that enter `layers`.
-
-        A layer that a pass does not run, and the number after the last, are passed over.
-        """
-
-        def hook(layer: int) -> Callable[..., Any]:
-            def replace(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                if args:
-                    return (act(layer, args[0]), *args[1:]), kwargs
-                return args, {**kwargs, "hidden_states": act(layer, kwargs["hidden_states"])}
-
-            return replace
-
-        blocks = list(self.decoder.layers)
-        with self.lock:
-            handles = [
-                blocks[layer].register_forward_pre_hook(hook(layer), with_kwargs=True)
-                for layer in layers
-                if layer < len(blocks)
-            ]
-            try:
-                yield
-            finally:
-                for handle in handles:
-                    handle.remove()

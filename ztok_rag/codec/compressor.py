@@ -108,10 +108,7 @@ class ZCompressor:
         """
         check_rate(rate)
         if rate == 1:  # Z-tokens are the tokens: nothing need be weighed
-            texts = self._checked(texts)
-            tokens = self._tokenize(texts)
-            weighed = [np.zeros(len(t.ids), np.uint8) for t in tokens]
-            compressed = self._join(texts, tokens, weighed)
+            compressed = self.tokenize(texts)
         else:
             compressed = self.compress_all_rates(texts, batch_tokens=batch_tokens)
         return [text.at(rate, self.slots) for text in compressed]
@@ -123,6 +120,12 @@ class ZCompressor:
         texts = self._checked(texts)
         tokens = self._tokenize(texts)
         return self._join(texts, tokens, self._weigh([t.ids for t in tokens], batch_tokens))
+
+    def tokenize(self, texts: Sequence[str]) -> list[CompressedText]:
+        """Texts as their tokens, unweighed: good for rate 1, and no model is run."""
+        texts = self._checked(texts)
+        tokens = self._tokenize(texts)
+        return self._join(texts, tokens, [np.zeros(len(t.ids), np.uint8) for t in tokens])
 
     def token_starts(self, texts: Sequence[str]) -> list[IntArray]:
         """`[n]` first character of each token of texts, which a stored text does not hold."""

@@ -87,4 +87,5 @@ class Pointer(nn.Module):
         query = self.query(norm(asking.to(dtype), (hidden,), eps=1e-5))
         keys = self.key(norm(states.to(dtype), (hidden,), eps=1e-5))
         scores = torch.einsum("...nd,...d->...n", keys, query)
-        return scores.float() / self.query.out_features**0.5
+        logits: Tensor = scores.float() / self.query.out_features**0.5
+        return logits

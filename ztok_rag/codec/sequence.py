@@ -109,13 +109,14 @@ class ZSequence:
     @property
     def sizes(self) -> IntArray:
         """`[n_z]` tokens that each Z-token holds."""
-        counts: IntArray = (self.codes != EMPTY).sum(axis=1)
+        counts: IntArray = np.asarray((self.codes != EMPTY).sum(axis=1), np.int64)
         return counts
 
     @property
     def ids(self) -> IntArray:
         """`[n]` the tokens that are held, in order."""
-        return self.codes[self.codes != EMPTY].astype(np.int64)
+        ids: IntArray = self.codes[self.codes != EMPTY].astype(np.int64)
+        return ids
 
     @property
     def rate(self) -> float:
@@ -291,7 +292,8 @@ class CompressedText:
     @property
     def predicted(self) -> NDArray[np.bool_]:
         """`[n]` whether the base LLM predicts the token with a margin."""
-        return self.levels == 0
+        predicted: NDArray[np.bool_] = self.levels == 0
+        return predicted
 
     def at(self, rate: float, slots: int) -> ZSequence:
         """The text at a rate.

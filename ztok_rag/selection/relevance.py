@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ztok_rag.codec.sequence import LEVELS, CompressedText
+from ztok_rag.codec.sequence import CompressedText
 from ztok_rag.selection.words import find_words, question_words
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ IntArray = NDArray[np.int64]
 
 _REACHES = (2, 6)
 _PAIRS_AT_ONCE = 32
+_RAREST = 11.0  # nats
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,13 @@ class PassageFeatures:
     Attributes:
         ids: `[n]` its tokens.
         spans: `[n, 2]` characters `[start, end)` of each.
-        levels: `[n]` how surprising each is, 0 to 1.
+        rarity: `[n]` how rare each is, 0 to about 1.
         words: stem, first token and last token of each word.
     """
 
     ids: IntArray
     spans: IntArray
-    levels: FloatArray
+    rarity: FloatArray
     words: tuple[tuple[str, int, int], ...]
 
     @classmethod
@@ -46,7 +47,7 @@ class PassageFeatures:
 
         Args:
             text: the text.
-            compressed: what a compressor made of it.
+            compressed: its tokens, weighed or not.
         """
         starts = compressed.starts
         spans = np.stack([starts, np.append(starts[1:], compressed.characters)], axis=1)
@@ -58,7 +59,7 @@ class PassageFeatures:
         return cls(
             ids=compressed.ids,
             spans=spans,
-            levels=(compressed.levels / (LEVELS - 1)).astype(np.float32),
+            rarity=(compressed.code.rarity[compressed.ids] / _RAREST).astype(np.float32),
             words=tuple(words),
         )
 
@@ -111,13 +112,13 @@ def question_hints(weights: Mapping[str, float], source: PassageFeatures) -> Flo
     Returns:
         `[n, HINTS]`: whether the token is of a word of the question, with more weight than none;
         that weight; the weights around, nearer ones counting more, at a short and at a longer
-        reach; and how surprising the token is.
+        reach; and how rare the token is.
     """
     held = np.zeros(len(source.ids), dtype=np.float32)
     for word, first, last in source.words:
         held[first : last + 1] = weights.get(word, 0.0)
     around = [_around(held, reach) for reach in _REACHES]
-    return np.stack([held > 0, held, *around, source.levels], axis=1).astype(np.float32)
+    return np.stack([held > 0, held, *around, source.rarity], axis=1).astype(np.float32)
 
 
 def _around(values: FloatArray, reach: int) -> FloatArray:

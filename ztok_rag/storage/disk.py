@@ -1,4 +1,8 @@
-"""Serialization of a store's database: keys are text, values are bytes, nothing is unpickled."""
+"""The database of a store: keys are text, values are bytes, nothing is unpickled.
+
+All uses of what diskcache does not document are in this file; `pyproject.toml` bounds its version
+from above because of them.
+"""
 
 from __future__ import annotations
 
@@ -49,3 +53,27 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]
     def _is_inside(self, filename: str) -> bool:
         root = Path(self._directory).resolve()
         return (root / filename).resolve().is_relative_to(root)
+
+
+class BytesCache(diskcache.Cache):  # type: ignore[misc]
+    """A diskcache `Cache` on `BytesDisk`, with what its public interface cannot do at once."""
+
+    def __init__(self, directory: str, **settings: Any) -> None:
+        super().__init__(directory, disk=BytesDisk, **settings)
+
+    def all_keys(self) -> list[str]:
+        """Every key, in one query; iterating asks for a hundred at a time, while others write."""
+        rows = self._sql("SELECT key FROM Cache").fetchall()
+        return [key for (key,) in rows if isinstance(key, str)]
+
+    def value_bytes(self) -> int:
+        """Bytes of all values, without keys and what the database adds; `volume` counts both."""
+        ((size,),) = self._sql(
+            "SELECT COALESCE(SUM(COALESCE(LENGTH(value), 0) + size), 0) FROM Cache"
+        ).fetchall()
+        return int(size)
+
+    def empty_log(self) -> bool:
+        """Move the write-ahead log into the database and cut it; false while it is in use."""
+        ((busy, _, _),) = self._sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return not busy

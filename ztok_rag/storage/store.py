@@ -20,7 +20,7 @@ import diskcache
 from ztok_rag.codec.base import cache_dir
 from ztok_rag.codec.sequence import CompressedText, stored_length
 from ztok_rag.errors import ZtokError, check_rate
-from ztok_rag.storage.disk import BytesDisk
+from ztok_rag.storage.disk import BytesCache
 from ztok_rag.storage.secret import load_secret
 
 if TYPE_CHECKING:
@@ -215,12 +215,9 @@ class ZStore(Closing):
             ZtokError: the store cannot be read.
         """
         try:
-            ((size,),) = self._cache._sql(
-                "SELECT COALESCE(SUM(COALESCE(LENGTH(value), 0) + size), 0) FROM Cache"
-            ).fetchall()
+            return self._cache.value_bytes()
         except (OSError, sqlite3.Error) as error:
             raise ZtokError(f"the store {self.path} cannot be read ({error}).") from error
-        return int(size)
 
     def get_or_compress(
         self, compressor: ZCompressor, texts: Sequence[str], rate: float = 4.0
@@ -264,8 +261,7 @@ class ZStore(Closing):
     def _remove(self, doomed: Callable[[str], bool]) -> int:
         """Remove the entries whose key is `doomed`, and return their number."""
         try:
-            rows = self._cache._sql("SELECT key FROM Cache").fetchall()
-            keys = [key for (key,) in rows if isinstance(key, str) and doomed(key)]
+            keys = [key for key in self._cache.all_keys() if doomed(key)]
             if keys:
                 with self._cache.transact(retry=True):
                     for key in keys:
@@ -280,8 +276,7 @@ class ZStore(Closing):
 
     def _empty_log(self) -> None:
         """Move the write-ahead log into the database and truncate it."""
-        ((busy, _, _),) = self._cache._sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        if busy:
+        if not self._cache.empty_log():
             warnings.warn(
                 f"the log of the store {self.path} is in use; what was deleted stays in it until "
                 "the next deletion, or until every process has closed the store.",
@@ -294,7 +289,7 @@ class ZStore(Closing):
         except sqlite3.Error:
             return False
 
-    def _open(self) -> diskcache.Cache:
+    def _open(self) -> BytesCache:
         """Open the database. A damaged one is renamed and replaced by an empty one."""
         # Entries are small and costly to make, so none is evicted, and all are in the database.
         # Deleted entries are overwritten, because codes name words of their text.
@@ -304,7 +299,7 @@ class ZStore(Closing):
             "sqlite_secure_delete": 1,
         }
         try:
-            return diskcache.Cache(str(self.path), disk=BytesDisk, **settings)
+            return BytesCache(str(self.path), **settings)
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError as error:
@@ -317,7 +312,7 @@ class ZStore(Closing):
                 f"and the damaged file is kept as {aside}.",
                 stacklevel=3,
             )
-            return diskcache.Cache(str(self.path), disk=BytesDisk, **settings)
+            return BytesCache(str(self.path), **settings)
 
     def _count(self, **added: int) -> None:
         with self._stats_lock:

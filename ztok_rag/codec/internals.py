@@ -1,0 +1,52 @@
+"""Uses of what torch and peft do not document, all in one place.
+
+`pyproject.toml` bounds the versions of both from above because of these.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+
+def multiplies_bf16() -> bool:
+    """Whether this CPU has matrix units for bf16 (AMX).
+
+    `torch.cpu.get_capabilities` tells it in public, but not in every version that is supported.
+    """
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def tuned_layers(decoder: nn.Module) -> list[BaseTunerLayer]:
+    """The layers of a decoder that have adapters. peft gives them no public name."""
+    return [module for module in decoder.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def use_adapter(layers: Iterable[BaseTunerLayer], name: str | None) -> None:
+    """Switch one adapter on in some layers, and all others off; `None` is none.
+
+    peft's public switch also rewrites `requires_grad`, which training owns, and walks the model,
+    which is slow beside one step of generation.
+    """
+    for layer in layers:
+        layer._disable_adapters = name is None
+        layer._active_adapter = [] if name is None else [name]
+
+
+def first_layers(decoder: Any, n: int) -> nn.Module:
+    """A decoder cut after its first `n` layers, sharing the weights; no final norm.
+
+    `copy.copy` alone would share the dictionary of submodules, too.
+    """
+    short = copy.copy(decoder)
+    short._modules = dict(decoder._modules)
+    short.layers = nn.ModuleList(list(decoder.layers)[:n])
+    short.norm = nn.Identity()
+    short.config = copy.copy(decoder.config)
+    short.config.num_hidden_layers = n
+    return short  # type: ignore[no-any-return]
