@@ -14,11 +14,14 @@ from ztok_rag.errors import DataError
 def train(
     data: Annotated[
         list[str] | None,
-        typer.Option(help="JSON Lines, text file or folder; PATH:0.2 takes a fifth. Repeatable."),
+        typer.Option(
+            help="JSON Lines, text file or folder; PATH:0.2 draws from it a fifth as often, "
+            "PATH:2 twice. Repeatable."
+        ),
     ] = None,
     corpus: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder of documents, to adapt a checkpoint to. Repeatable."),
+        typer.Option(help="Folder of documents without questions, to adapt to. Repeatable."),
     ] = None,
     output: Annotated[
         Path, typer.Option(help="Folder of the run; an interrupted one resumes.")
@@ -30,72 +33,66 @@ def train(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if any.")] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Optimizer steps in all; default: 1000, or 300 on a corpus.")
+        int | None, typer.Option(help="Optimizer steps of each phase; default: 1000, or 300.")
     ] = None,
-    text_steps: Annotated[
-        int | None,
-        typer.Option(help="First steps, of the raw-text reader; default: 200, or 0 with --init."),
-    ] = None,
-    ramp_steps: Annotated[
-        int | None,
-        typer.Option(help="Steps over which the rate rises; default: 150, or 0 with --init."),
-    ] = None,
-    rates: Annotated[
-        str, typer.Option(help="Rates drawn afterwards.")
-    ] = "1.5,2,3,4,4,4,4,6,8,8,16,32",
-    batch_tokens: Annotated[int, typer.Option(help="Tokens per batch, about.")] = 1400,
-    max_source_tokens: Annotated[int, typer.Option(help="Longest passage trained on.")] = 512,
-    relevance_steps: Annotated[
-        int, typer.Option(help="Steps of the relevance model, after all others.")
-    ] = 1600,
-    reader_steps: Annotated[
-        int, typer.Option(help="Steps of the reader alone, on what questions choose; the last.")
-    ] = 400,
-    accumulate: Annotated[int, typer.Option(help="Batches per step.")] = 1,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
-    layers: Annotated[int | None, typer.Option(help="Layers the compressor runs.")] = None,
-    rank: Annotated[int, typer.Option(help="LoRA rank.")] = 32,
-    anchors: Annotated[int, typer.Option(help="Anchor codes per Z-token.")] = 1,
-    residual_depth: Annotated[int, typer.Option(help="Residual codes per Z-token.")] = 2,
-    distillation: Annotated[
-        float | None,
+    phases: Annotated[
+        str | None,
         typer.Option(
-            help="Share of the loss that is distilled from the raw-text reader; default: 0, or "
-            "0.5 on a corpus."
+            help="What to train one after the other, of repeat, excerpt, cloze and answer; a+b "
+            "mixes two. Default: all mixed."
         ),
     ] = None,
-    question_weight: Annotated[float, typer.Option(help="Loss weight of question words.")] = 0.0,
-    reconstruction_weight: Annotated[float, typer.Option(help="Loss weight of repeating.")] = 0.3,
-    reconstruct: Annotated[float, typer.Option(help="Share of passages repeated.")] = 0.3,
-    cloze: Annotated[
-        float, typer.Option(help="Share of passages asked for words left out of a sentence.")
-    ] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of data order, rates and weights.")] = 0,
-    save_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
-    snapshot_every: Annotated[
-        int | None, typer.Option(help="Keep the checkpoint of every so many steps.")
+    rates: Annotated[
+        str | None, typer.Option(help="Rates drawn, with commas between them.")
     ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Positions of a batch; default: 36864 on a GPU, else 3072.")
+    ] = None,
+    accumulate: Annotated[int, typer.Option(help="Batches per step and device.")] = 1,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    rank: Annotated[int, typer.Option(help="LoRA rank of a fresh checkpoint.")] = 64,
+    slots: Annotated[int, typer.Option(help="Most tokens that a Z-token holds, likewise.")] = 16,
+    packer_width: Annotated[int, typer.Option(help="Units of the packer, likewise.")] = 2048,
+    before: Annotated[
+        float, typer.Option(help="Share of questions asked before the context, too.")
+    ] = 0.65,
+    selector_steps: Annotated[
+        int, typer.Option(help="Steps of the selector, after all phases.")
+    ] = 1600,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that make a GPU's batches; default: most cores, 0 on a CPU."),
+    ] = None,
+    compile_layers: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Compile the base's layers.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of rows and weights.")] = 0,
+    save_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
 ) -> None:
-    """Train a compressor and its reader, or adapt the shipped ones to documents."""
+    """Train a checkpoint, or adapt the shipped one to documents."""
     if not data and not corpus:
         raise DataError("there is nothing to train on; give --data or --corpus.")
-    from ztok_rag.codec.model import DEFAULT_CHECKPOINT
-    from ztok_rag.codec.prompts import training_templates
-    from ztok_rag.training.batches import BatchSettings
-    from ztok_rag.training.objective import TrainSettings
-    from ztok_rag.training.relevance import RelevanceSettings
-    from ztok_rag.training.run import run_training
+    import os
 
+    import torch
+
+    from ztok_rag.codec.model import DEFAULT_CHECKPOINT
+    from ztok_rag.training.loop import TrainSettings
+    from ztok_rag.training.relevance import RelevanceSettings
+    from ztok_rag.training.rows import RATES, RowSettings
+    from ztok_rag.training.run import parse_phases, run_training
+
+    if not 0 <= before <= 1:
+        raise DataError(f"--before is a share, 0 to 1, not {before}.")
+    wanted = numbers(rates) if rates else RATES
+    if not wanted or min(wanted) < 1:
+        raise DataError("--rates are source tokens per Z-token, at least 1 each.")
     if not data and init is None and base is None:
         init = DEFAULT_CHECKPOINT
-    fresh = init is None
-    if steps is None:
-        steps = 1000 if data else 300
-    if distillation is None:
-        distillation = 0.0 if data else 0.5
-    model_settings = {"rank": rank, "anchors": anchors, "residual_depth": residual_depth}
-    if layers is not None:
-        model_settings["compressor_layers"] = layers
+    on_gpu = torch.cuda.is_available() if device is None else device.startswith("cuda")
+    devices = int(os.environ.get("WORLD_SIZE", "1"))  # `accelerate launch` sets it
+    if workers is None:
+        workers = max(1, min(12, (os.cpu_count() or 1) // devices - 2)) if on_gpu else 0
     folder = run_training(
         data or [],
         output,
@@ -103,30 +100,20 @@ def train(
         base=base,
         init=init,
         device=device,
-        model_settings=model_settings,
-        batch_settings=BatchSettings(
-            batch_tokens=batch_tokens,
-            max_source_tokens=max_source_tokens,
-            reconstruct=reconstruct,
-            cloze=cloze,
-            templates=training_templates(),
-        ),
+        model_settings={"rank": rank, "slots": slots, "packer_width": packer_width},
+        phases=parse_phases(phases) if phases else None,
+        rows=RowSettings(rates=tuple(wanted), before=before),
         settings=TrainSettings(
-            steps=steps,
-            text_steps=text_steps if text_steps is not None else 200 * fresh,
-            ramp_steps=ramp_steps if ramp_steps is not None else 150 * fresh,
-            rates=numbers(rates),
-            accumulate=accumulate,
+            steps=steps if steps is not None else 1000 if data else 300,
+            size=size or (36864 if on_gpu else 3072),
+            per_step=accumulate * devices,
             lr=lr,
-            distillation=distillation,
-            question_weight=question_weight,
-            reconstruction_weight=reconstruction_weight,
+            workers=workers,
             seed=seed,
             save_minutes=save_minutes,
+            is_compiled=compile_layers,
         ),
-        relevance=RelevanceSettings(steps=relevance_steps, seed=seed),
-        reader_steps=reader_steps,
-        snapshot_every=snapshot_every,
+        selector=RelevanceSettings(steps=selector_steps, seed=seed),
     )
     typer.echo(f"checkpoint: {folder}")
 

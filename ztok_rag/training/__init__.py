@@ -1,5 +1,6 @@
 """Checkpoints are trained here.
 
-Passages and questions become packed batches; the compressor, the reader and the relevance network
-learn from them, one after the other, in runs that can be stopped and resumed.
+Files become token ids on disk, weighed once by the plain base; rows drawn from them train the
+reader's adapter, the packer and the pointer, and questions the selector, in runs that can be
+stopped and resumed.
 """

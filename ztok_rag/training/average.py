@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from ztok_rag.codec.config import ZConfig
@@ -35,21 +35,23 @@ def average_checkpoints(
         raise DataError("an average takes two checkpoints at least; name their folders.")
     model = ZModel.from_pretrained(folders[0], base=base, device="cpu")
     configs = [ZConfig.load(folder) for folder in folders]
-    mean_information = sum(config.mean_information for config in configs) / len(configs)
     for folder, config in zip(folders, configs, strict=True):
-        same = dataclasses.replace(config, mean_information=configs[0].mean_information)
-        if same != configs[0]:
+        if config != configs[0]:
             raise CheckpointError(
                 f"{folder} has other settings than {folders[0]}; only checkpoints trained from "
                 "the same start can be averaged."
             )
-    heads, adapters = zip(*(read_state(f, model.config.adapters) for f in folders), strict=True)
+    readers, parts, codes = zip(*map(read_state, folders), strict=True)
+    for folder, code in zip(folders, codes, strict=True):
+        if not np.array_equal(code.costs, codes[0].costs):
+            raise CheckpointError(
+                f"{folder} has another token code than {folders[0]}; only checkpoints trained "
+                "from the same start can be averaged."
+            )
     try:
-        means = {name: _mean([each[name] for each in adapters]) for name in model.config.adapters}
-        model.load_state(_mean(heads), means)
+        model.load_state(_mean(readers), _mean(parts))
     except (RuntimeError, KeyError) as error:
         raise CheckpointError(f"the checkpoints hold different weights ({error}).") from error
-    model.set_mean_information(mean_information)
     return model
 
 

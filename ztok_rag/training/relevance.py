@@ -1,10 +1,9 @@
-"""Training of `RelevanceModel`: questions, and where their answers stand in the text."""
+"""Training of the selector: questions, and where their answers stand in the text."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,9 @@ from tqdm.auto import tqdm
 
 from ztok_rag.codec.compressor import ZCompressor
 from ztok_rag.codec.model import ZModel
-from ztok_rag.selection.relevance import Source, score_pairs
-from ztok_rag.training.batches import near
-from ztok_rag.training.passages import Passage
+from ztok_rag.selection.relevance import PassageFeatures, score_pairs
+from ztok_rag.training.labels import find_matches
+from ztok_rag.training.passages import Passage, near
 
 _COMPRESSED_AT_ONCE = 16
 _NEAR = 6
@@ -72,10 +71,10 @@ def train_relevance(
     log: Path | None = None,
     progress: bool = True,
 ) -> int:
-    """Train the relevance model of a checkpoint whose compressor is trained.
+    """Train the selector of a checkpoint.
 
-    Questions count whose answer stands in their passage word for word. If there are none, the
-    relevance model stays as it is.
+    Questions count whose answer stands in their passage word for word. If there are none, or the
+    checkpoint has no selector, nothing is trained.
 
     Args:
         model: the checkpoint.
@@ -88,22 +87,22 @@ def train_relevance(
         The questions that were trained on.
     """
     settings = settings or RelevanceSettings()
-    if not settings.steps:
+    if not settings.steps or model.selector is None:
         return 0
     _, sources, asked = prepare(model, passages, settings.max_tokens, progress=progress)
     if not asked:
         return 0
-    relevance = model.relevance.train()
-    for parameter in relevance.parameters():
+    selector = model.selector.train()
+    for parameter in selector.parameters():
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(
-        relevance.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        selector.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
     )
     rng = np.random.default_rng(settings.seed)
     torch.manual_seed(settings.seed)
     order: list[int] = []
     lines = []
-    bar = tqdm(range(settings.steps), desc="relevance", unit="step", disable=not progress)
+    bar = tqdm(range(settings.steps), desc="selector", unit="step", disable=not progress)
     for step in bar:
         if not order:
             # Questions of a batch stand next to each other in the data, so they share passages.
@@ -114,7 +113,7 @@ def train_relevance(
         batch = asked[max(0, start) : start + settings.batch]
         nats = answer_nats(model, batch, sources, settings.distractors, rng).mean()
         torch.autograd.backward(nats)
-        nn.utils.clip_grad_norm_(relevance.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(selector.parameters(), 1.0)
         share = min(1.0, (step + 1) / settings.warmup)
         share *= 0.5 + 0.5 * math.cos(math.pi * step / settings.steps)
         for group in optimizer.param_groups:
@@ -123,7 +122,7 @@ def train_relevance(
         optimizer.zero_grad(set_to_none=True)
         lines.append(json.dumps({"step": step + 1, "nats": round(float(nats.detach()), 5)}))
         bar.set_postfix(nats=f"{float(nats.detach()):.2f}")
-    relevance.eval()
+    selector.eval()
     if log is not None:
         log.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return len(asked)
@@ -131,8 +130,8 @@ def train_relevance(
 
 def prepare(
     model: ZModel, passages: Sequence[Passage], max_tokens: int, *, progress: bool = True
-) -> tuple[list[Passage], list[Source], list[AskedPassage]]:
-    """Passages that hold answers, as the relevance model sees them, and their questions."""
+) -> tuple[list[Passage], list[PassageFeatures], list[AskedPassage]]:
+    """Passages that hold answers, as the selector sees them, and their questions."""
     compressor = ZCompressor(model)
     kept = [
         passage
@@ -140,13 +139,11 @@ def prepare(
         if any(answer in passage.text for _, answers in passage.questions for answer in answers)
         and compressor.count_tokens(passage.text) <= max_tokens
     ]
-    sources: list[Source] = []
+    sources: list[PassageFeatures] = []
     bar = tqdm(total=len(kept), desc="compressing", unit="passage", disable=not progress)
     for start in range(0, len(kept), _COMPRESSED_AT_ONCE):
         texts = [passage.text for passage in kept[start : start + _COMPRESSED_AT_ONCE]]
-        nested, whole = compressor.compress_nested(texts), compressor.compress(texts, 1.0)
-        parts = zip(texts, whole, nested, strict=True)
-        sources += [Source.of(text, z, n, model.quantizer) for text, z, n in parts]
+        sources += map(PassageFeatures.of, texts, compressor.compress_all_rates(texts))
         bar.update(len(texts))
     bar.close()
     asked = [
@@ -158,14 +155,12 @@ def prepare(
     return kept, sources, asked
 
 
-def find_places(text: str, answers: Sequence[str], source: Source) -> NDArray[np.bool_]:
+def find_places(text: str, answers: Sequence[str], source: PassageFeatures) -> NDArray[np.bool_]:
     """Where answers stand in a text word for word: bool `[places, n]` of its tokens."""
     starts, ends = source.spans.T
     places = {
-        tuple(((starts < match.end()) & (ends > match.start())).tolist())
-        for answer in answers
-        if answer.strip()
-        for match in re.finditer(re.escape(answer.strip()), text)
+        tuple(((starts < end) & (ends > start)).tolist())
+        for start, end in find_matches(text, answers)
     }
     return np.array(sorted(places), dtype=np.bool_).reshape(len(places), len(starts))
 
@@ -173,7 +168,7 @@ def find_places(text: str, answers: Sequence[str], source: Source) -> NDArray[np
 def answer_nats(
     model: ZModel,
     batch: Sequence[AskedPassage],
-    sources: Sequence[Source],
+    sources: Sequence[PassageFeatures],
     distractors: int,
     rng: np.random.Generator,
 ) -> Tensor:
@@ -182,7 +177,7 @@ def answer_nats(
     All tokens of a question's passages share a softmax. The likelihood of a place is the
     geometric mean of its tokens', so that no part of an answer is left out; places are added.
     """
-    pairs: list[tuple[str, Source]] = []
+    pairs: list[tuple[str, PassageFeatures]] = []
     firsts = []
     for asked in batch:
         beside = near(np.arange(len(sources)), asked.passage, _NEAR)

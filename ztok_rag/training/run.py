@@ -8,50 +8,48 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ztok_rag.codec.base import BaseLM
 from ztok_rag.codec.model import ZModel
-from ztok_rag.codec.prompts import training_templates
-from ztok_rag.codec.reader import ZReader
 from ztok_rag.errors import DataError
-from ztok_rag.training.batches import BatchSettings, PackedBatches
-from ztok_rag.training.corpus import ask_questions, cut_passages, read_documents
-from ztok_rag.training.focused import FocusedBatches, FocusedSettings
-from ztok_rag.training.objective import TrainSettings
-from ztok_rag.training.passages import Passage, read_passages
+from ztok_rag.training.batches import LENGTHS
+from ztok_rag.training.corpus import find_documents
+from ztok_rag.training.data import prepare_data
+from ztok_rag.training.loop import Trainer, TrainSettings
+from ztok_rag.training.passages import DataFile, Passage, find_data, read_passages
+from ztok_rag.training.phrases import Phrases
 from ztok_rag.training.relevance import RelevanceSettings, train_relevance
-from ztok_rag.training.trainer import Trainer
+from ztok_rag.training.rows import SHARES, Rows, RowSettings, check_kinds
+from ztok_rag.training.surprisal import fit_code, weigh_passages
+
+_ROOM = 0.7  # share of the longest row that a passage may fill
 
 
-def load_data(specs: Sequence[str], seed: int) -> list[Passage]:
-    """Read training files.
+def parse_phases(text: str) -> list[tuple[str, ...]]:
+    """Phases in order, each the kinds of rows that it mixes.
 
     Args:
-        specs: paths; `PATH:SHARE` takes that share of a path's passages, chosen by `seed`.
+        text: like `repeat,excerpt,cloze+answer`: commas between phases, `+` between kinds.
 
     Raises:
-        DataError: a path is missing, a record malformed, or a share not in (0, 1].
+        DataError: there is none, or a kind is unknown.
     """
-    passages: list[Passage] = []
-    for spec in specs:
-        path, _, share = spec.rpartition(":")
-        if not path or Path(spec).exists():
-            path, share = spec, "1"
-        try:
-            fraction = float(share)
-        except ValueError:
-            fraction = -1.0
-        if not 0 < fraction <= 1:
-            raise DataError(f"{spec}: the share after the colon must be above 0 and at most 1.")
-        found = read_passages(path)
-        count = max(1, round(len(found) * fraction)) if found else 0
-        chosen = np.random.default_rng([seed, 3]).permutation(len(found))[:count]
-        passages += [found[i] for i in sorted(chosen.tolist())]
-    return passages
+    phases = [
+        tuple(dict.fromkeys(kind.strip() for kind in phase.split("+")))
+        for phase in text.split(",")
+        if phase.strip()
+    ]
+    unknown = [kind for phase in phases for kind in phase if kind not in SHARES]
+    if unknown or not phases:
+        raise DataError(
+            f"cannot train phases {text!r}; give {', '.join(SHARES)}, with commas between phases "
+            "and + between what is mixed."
+        )
+    return phases
 
 
 def run_training(
@@ -63,74 +61,89 @@ def run_training(
     init: str | Path | None = None,
     device: str | None = None,
     model_settings: dict[str, Any] | None = None,
-    batch_settings: BatchSettings | None = None,
+    phases: Sequence[Sequence[str]] | None = None,
+    rows: RowSettings | None = None,
     settings: TrainSettings | None = None,
-    relevance: RelevanceSettings | None = None,
-    reader_steps: int = 0,
-    focused: FocusedSettings | None = None,
-    snapshot_every: int | None = None,
+    selector: RelevanceSettings | None = None,
     progress: bool = True,
 ) -> Path:
     """Train, or go on with the run in `output`, and return the checkpoint's folder.
 
+    Started by `accelerate launch`, it trains on several devices.
+
     Args:
-        data: see `load_data`.
+        data: see `find_data`.
         output: folder of the run.
-        corpus: folders of documents without questions; see `adaptation_passages`.
+        corpus: folders of documents without questions; see `find_documents`.
         base: base LLM for a fresh checkpoint.
         init: checkpoint to start from instead of a fresh one.
         device: `cpu`, `cuda`, …; `None` is CUDA when there is one.
         model_settings: fields of `ZConfig` for a fresh checkpoint.
-        batch_settings: see `BatchSettings`; templates default to `training_templates()`.
-        settings: see `TrainSettings`.
-        relevance: how the relevance model is trained after the last step.
-        reader_steps: steps after that of the reader alone, on contexts composed for questions.
-        focused: how they are composed.
-        snapshot_every: see `Trainer`.
-        progress: show a bar.
+        phases: kinds of rows that each phase mixes; `None` is one phase of all that the data
+            allow.
+        rows: how rows are drawn.
+        settings: of each phase.
+        selector: how the selector is trained after the last phase.
+        progress: show bars.
+
+    Raises:
+        DataError: the data cannot be read or trained on.
+        CheckpointError: the checkpoint cannot be loaded, or `output` holds another run.
     """
-    settings = settings or TrainSettings()
-    batch_settings = batch_settings or BatchSettings(templates=training_templates())
+    settings, output = settings or TrainSettings(), Path(output)
+    files = [*find_data(data), *(file for folder in corpus for file in find_documents(folder))]
+    accelerator = Accelerator(cpu=device == "cpu")
+    if accelerator.num_processes > 1:
+        device = str(accelerator.device)
+    is_main = accelerator.is_main_process
     torch.manual_seed(settings.seed)
-    passages = load_data(data, settings.seed)
-    documents = [text for folder in corpus for text in read_documents(folder)]
     if init is not None:
         model = ZModel.from_pretrained(init, base=base, device=device)
     else:
         model = ZModel.create(BaseLM.load(base, device=device), **(model_settings or {}))
-    if documents:
-        passages += adaptation_passages(
-            ZReader(model), documents, Path(output), batch_settings, progress=progress
-        )
-    if settings.text_steps:
-        model.add_text_adapter()
-    batches = PackedBatches(passages, model.base.tokenizer, batch_settings, settings.seed)
-    trainer = Trainer(
-        model, batches, settings, output, fresh=init is None, snapshot_every=snapshot_every
+    longest = min(LENGTHS[-1], settings.size, model.base.max_positions)
+    prepared = prepare_data(
+        files,
+        model.base.tokenizer,
+        output / "data",
+        longest=int(_ROOM * longest),
+        progress=progress and is_main,
     )
-    trainer.resume()
-    trainer.train(progress=progress)
-    output = Path(output)
-    relevance = relevance or RelevanceSettings()
-    train_relevance_once(model, passages, relevance, output, progress=progress)
-    if reader_steps:
-        composed = FocusedBatches(
-            model, passages, batch_settings, settings.seed, focused, progress=progress
-        )
-        alone = dataclasses.replace(
-            settings, steps=reader_steps, text_steps=0, ramp_steps=0, reader_only=True
-        )
+    if phases is None:
+        phases = [[kind for kind in SHARES if kind != "answer" or len(prepared.questions)]]
+    check_kinds([kind for phase in phases for kind in phase], prepared)
+    surprisal = weigh_passages(model, prepared, progress=progress and is_main)
+    if init is None:
+        fit_code(model, prepared, surprisal)
+    drawn = Rows(
+        prepared,
+        surprisal,
+        model.token_code,
+        Phrases.of(model.base.tokenizer, model.start_token),
+        model.config.slots,
+        rows or RowSettings(),
+    )
+    for number, phase in enumerate(phases):
         trainer = Trainer(
-            model, composed, alone, output / "reader", fresh=False, snapshot_every=snapshot_every
+            model,
+            drawn,
+            {kind: SHARES[kind] for kind in phase},
+            settings,
+            output / f"{number + 1}-{'+'.join(phase)}",
+            accelerator=accelerator,
+            number=number,
         )
-        trainer.resume()
         trainer.train(progress=progress)
     folder = output / "checkpoint"
-    model.save_pretrained(folder)
+    model.eval()
+    if is_main:  # the others are done: the selector is small
+        asked = _asked(files, model)
+        train_selector(model, asked, selector or RelevanceSettings(), output, progress=progress)
+        model.save_pretrained(folder)
     return folder
 
 
-def train_relevance_once(
+def train_selector(
     model: ZModel,
     passages: Sequence[Passage],
     settings: RelevanceSettings,
@@ -138,46 +151,27 @@ def train_relevance_once(
     *,
     progress: bool = True,
 ) -> None:
-    """Train the relevance model, or load what an earlier call in `output` has trained."""
-    path = output / "relevance.safetensors"
+    """Train the selector, or load what an earlier call in `output` has trained."""
+    if model.selector is None or not settings.steps:
+        return
+    path = output / "selector.safetensors"
     described = json.dumps([model.fingerprint, len(passages), dataclasses.asdict(settings)])
     if path.exists():
         with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
             known = file.metadata()
         if known == {"settings": described}:
-            model.relevance.load_state_dict(load_file(path))
+            model.selector.load_state_dict(load_file(path))
             return
-    log = output / "relevance.jsonl"
+    log = output / "selector.jsonl"
     if train_relevance(model, passages, settings, log=log, progress=progress):
         temporary = path.with_suffix(".tmp")
-        save_file(model.relevance.state_dict(), temporary, {"settings": described})
+        save_file(model.selector.state_dict(), temporary, {"settings": described})
         temporary.replace(path)
 
 
-def adaptation_passages(
-    reader: ZReader,
-    documents: Sequence[str],
-    output: Path,
-    settings: BatchSettings,
-    *,
-    progress: bool = True,
-) -> list[Passage]:
-    """What to train on where there are documents and nothing else.
-
-    Each document is cut twice: into windows, about which the base LLM asks questions and answers
-    them (kept in `output/questions.jsonl`), and into longer pieces, of which a window is
-    compressed, repeated and continued.
-
-    Args:
-        reader: of the checkpoint to train from.
-        documents: texts of any length.
-        output: folder of the run.
-        settings: for the sizes of windows and continuations.
-        progress: show a bar.
-    """
-    window = settings.window
-    windows = [piece for text in documents for piece in cut_passages(text, reader, window - 8)]
-    asked = ask_questions(reader, windows, output / "questions.jsonl", progress=progress)
-    longer = window + settings.continuation_tokens
-    pieces = [piece for text in documents for piece in cut_passages(text, reader, longer)]
-    return [p for p in asked if p.questions] + [Passage(piece) for piece in pieces]
+def _asked(files: Sequence[DataFile], model: ZModel) -> list[Passage]:
+    """The passages that have questions, if there is a selector to train on them."""
+    if model.selector is None:
+        return []
+    passages = [p for file in files if not file.is_corpus for p in read_passages(file.path)]
+    return [passage for passage in passages if passage.questions]
