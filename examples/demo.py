@@ -88,7 +88,9 @@ def chunk_table(
     start = time.perf_counter()
     ZTokenTransform(compressor=compressor, store=store)(nodes)
     seconds = time.perf_counter() - start
-    sequences = store.get_or_compress(compressor, texts, rate)
+    compressed, _ = store.resolve(compressor, texts)
+    sizes = [len(own.to_bytes()) for own in compressed]  # for every rate
+    sequences = [own.at(rate, compressor.slots) for own in compressed]
     table = Table(
         title=f"{len(nodes)} chunks compressed in {seconds:.1f} s, here at rate {rate:g}",
         title_justify="left",
@@ -97,8 +99,7 @@ def chunk_table(
     table.add_column("begins", no_wrap=True, max_width=44)
     for name in ("tokens", "Z-tokens", "rate", "bytes stored"):
         table.add_column(name, justify="right")
-    for node, text, z in zip(nodes, texts, sequences, strict=True):
-        size = len(z.to_bytes())
+    for node, text, z, size in zip(nodes, texts, sequences, sizes, strict=True):
         table.add_row(
             str(node.metadata["page"]),
             " ".join(text.split())[:44],
@@ -109,8 +110,9 @@ def chunk_table(
         )
     table.add_section()
     tokens, z_tokens = sum(z.source_tokens for z in sequences), sum(map(len, sequences))
-    size = sum(len(z.to_bytes()) for z in sequences)
-    table.add_row("all", "", str(tokens), str(z_tokens), f"{tokens / z_tokens:.1f}", str(size))
+    table.add_row(
+        "all", "", str(tokens), str(z_tokens), f"{tokens / z_tokens:.1f}", str(sum(sizes))
+    )
     return table
 
 
@@ -125,7 +127,6 @@ def main() -> None:
         compressor = ZCompressor.from_pretrained()
     with console.status("Embedding and indexing"):
         index = build_index()
-    text_adapter = "text" if "text" in compressor.reader.adapters else None
 
     # A fresh store, so that the first round really compresses.
     with tempfile.TemporaryDirectory() as folder, ZStore(Path(folder)) as store:
@@ -133,25 +134,22 @@ def main() -> None:
         postprocessor = ZTokenPostprocessor(rate=options.rate, compressor=compressor, store=store)
         raw, z = (
             index.as_query_engine(
-                llm=ZTokenLLM(
-                    reader=compressor.reader, store=store, adapter=adapter, max_new_tokens=24
-                ),
+                llm=ZTokenLLM(reader=compressor.reader, store=store, max_new_tokens=24),
                 node_postprocessors=postprocessors,
                 similarity_top_k=options.k,
             )
-            for adapter, postprocessors in ((text_adapter, []), ("read", [postprocessor]))
+            for postprocessors in ([], [postprocessor])
         )
         for engine in (raw, z):  # the first use of anything is slower
             ask(engine, QUESTIONS[0])
 
-        reader_name = "trained text reader" if text_adapter else "plain base LLM"
         table = Table(
             title=f"The {options.k} best chunks of each question, read two ways",
             title_justify="left",
             show_lines=True,
         )
         table.add_column("question", ratio=3)
-        for name in (f"raw text ({reader_name})", "Z-tokens"):
+        for name in ("raw text", "Z-tokens"):
             table.add_column(name, ratio=3)
             table.add_column("tokens", justify="right")
             table.add_column("ms", justify="right")

@@ -41,7 +41,7 @@ def run(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 
 def test_quickstart(run) -> None:  # type: ignore[no-untyped-def]
-    assert run("quickstart.py").strip()
+    assert "Tobias Finch" in run("quickstart.py")
 
 
 def test_existing_index(run) -> None:  # type: ignore[no-untyped-def]

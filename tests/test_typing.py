@@ -49,11 +49,11 @@ def compress(texts: Sequence[str], folder: Path) -> list[str]:
     assert_type(z, ZSequence)
     assert_type(len(z) / z.rate, float)
     assert_type(compressor.decompress([z]), list[str])
-    assert_type(compressor.anchor_text(z), str)
+    assert_type(compressor.held_text(z), str)
     assert_type(compressor.reader, ZReader)
     z.save(folder / "text.zt")
-    assert_type(ZSequence.load("text.zt"), ZSequence)
-    assert_type(ZSequence.from_bytes(z.to_bytes()), ZSequence)
+    assert_type(ZSequence.load("text.zt", compressor.model.token_code), ZSequence)
+    assert_type(ZSequence.from_bytes(z.to_bytes(), z.code), ZSequence)
     with ZStore(folder) as store:
         assert_type(store, ZStore)
         assert_type(store.get_or_compress(compressor, texts, rate=4), list[ZSequence])
@@ -66,7 +66,7 @@ def query(documents: list[Document], other_llm: LLM) -> str:
     index = VectorStoreIndex.from_documents(documents, embed_model=default_embedding())
     postprocessor = ZTokenPostprocessor(rate=4)
     as_base: BaseNodePostprocessor = postprocessor
-    llm: LLM = ZTokenLLM(max_new_tokens=32)
+    llm: LLM = ZTokenLLM(max_new_tokens=32, look_twice=False, copying=True, ask_first=True)
     engine = index.as_query_engine(llm=llm, node_postprocessors=[as_base], similarity_top_k=3)
     assert_type(postprocessor.stats.compressed, int)
     transform: TransformComponent = ZTokenTransform()
@@ -99,13 +99,16 @@ WRONG = """
 from ztok_rag import ZCompressor, ZReader, ZSequence, ZStore, ZTokenIndex, ZTokenLLM
 from ztok_rag import ZTokenPostprocessor, ZTokenTransform, nothing  # attr-defined
 
+model = ZCompressor.from_pretrained().model
+
 ZCompressor.from_pretrained(3)  # arg-type
 ZCompressor.from_pretrained().compress(["text"], rate="4")  # arg-type
 ZReader.from_pretrained().generate([7])  # list-item
-ZSequence.load("text.zt").spent  # attr-defined
-ZStore(path="folder").get("fingerprint")  # call-arg
+ZSequence.load("text.zt", model.token_code).spent  # attr-defined
+ZStore(path="folder").get(ZCompressor.from_pretrained())  # call-arg
 ZTokenIndex.load("folder").stats().nothing  # attr-defined
 ZTokenLLM(reader="reader")  # arg-type
+ZTokenLLM(look_twice="yes")  # arg-type
 ZTokenPostprocessor(context_format="nothing")  # arg-type
 ZTokenTransform(query_aware="4")  # arg-type
 answer: int = ZTokenIndex.load("folder").rate  # assignment
