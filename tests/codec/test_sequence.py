@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -102,9 +103,23 @@ def test_views_of_parts_join() -> None:
 @settings(max_examples=30, deadline=None)
 def test_a_compressed_text_comes_back(n: int) -> None:
     text = compressed(n)
-    back = CompressedText.from_bytes(text.to_bytes(), CODE, text.starts)
+    tokens = dataclasses.replace(text, levels=np.zeros(n, np.uint8))
+    back = CompressedText.from_bytes(text.to_bytes(), tokens)
     assert back == text
     assert back.levels.tolist() == text.levels.tolist()
+
+
+def test_a_compressed_text_is_of_one_text_and_checkpoint() -> None:
+    text = compressed(40)
+    data = text.to_bytes()
+    for other in (
+        dataclasses.replace(text, digest=text_digest("another")),
+        dataclasses.replace(text, fingerprint="f" * 16),
+    ):
+        with pytest.raises(SequenceError, match="another text"):
+            CompressedText.from_bytes(data, other)
+    with pytest.raises(SequenceError, match="damaged"):
+        CompressedText.from_bytes(data[:-1], text)
 
 
 def test_altered_bytes_are_refused() -> None:

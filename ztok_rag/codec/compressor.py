@@ -106,7 +106,7 @@ class ZCompressor:
         Raises:
             ZtokError: the rate is out of range, or a text is not a string or is empty.
         """
-        check_rate(rate)
+        check_rate(rate, MAX_RATE)
         if rate == 1:  # Z-tokens are the tokens: nothing need be weighed
             compressed = self.tokenize(texts)
         else:
@@ -126,10 +126,6 @@ class ZCompressor:
         texts = self._checked(texts)
         tokens = self._tokenize(texts)
         return self._join(texts, tokens, [np.zeros(len(t.ids), np.uint8) for t in tokens])
-
-    def token_starts(self, texts: Sequence[str]) -> list[IntArray]:
-        """`[n]` first character of each token of texts, which a stored text does not hold."""
-        return [tokens.starts for tokens in self._tokenize(self._checked(texts))]
 
     def decompress(self, zs: Sequence[ZSequence]) -> list[str]:
         """The texts of sequences.

@@ -28,7 +28,7 @@ LEVELS = 7
 """Steps in which a token's surprisal is kept; the first is of tokens that the base predicts."""
 
 _SEQUENCE_MAGIC = b"ZT3\n"
-_TEXT_MAGIC = b"ZX3\n"
+_TEXT_VERSION = b"\x03"
 _HEADER = struct.Struct("<4s8sI")  # magic, fingerprint, checksum of all but the magic and itself
 _DIGEST_BYTES = 8
 _EDGES = np.array([1.0, 2.0, 3.5, 5.5, 8.0])  # nats, between the levels above the first
@@ -327,41 +327,47 @@ class CompressedText:
         )
 
     def to_bytes(self) -> bytes:
-        """Compact, checksummed bytes, without character offsets: the text has them."""
-        body = _varints([len(self), self.characters]) + self.digest
-        return _seal(_TEXT_MAGIC, self.fingerprint, body + self.code.encode(self.ids, self.levels))
+        """Compact, checksummed bytes of ids and levels; what the text tells is left to the text."""
+        body = _varints([len(self)]) + self.code.encode(self.ids, self.levels)
+        return _TEXT_VERSION + self._checksum(body) + body
 
     @classmethod
-    def from_bytes(cls, data: bytes, code: TokenCode, starts: IntArray) -> CompressedText:
+    def from_bytes(cls, data: bytes, tokens: CompressedText) -> CompressedText:
         """Inverse of `to_bytes`.
 
         Args:
             data: the bytes.
-            code: the entropy code of the checkpoint that made them.
-            starts: `[n]` first character of each token of the text.
+            tokens: the same text as the checkpoint's tokens (`ZCompressor.tokenize`).
 
         Raises:
             SequenceError: the bytes are not a compressed text, are truncated or altered, or are of
-                a text with another number of tokens.
+                another text or checkpoint.
         """
-        fingerprint, body = _unseal(_TEXT_MAGIC, data)
-        counts, at = _parse_varints(body, 2)
-        n, characters = counts.tolist()
-        digest, at = body[at : at + _DIGEST_BYTES], at + _DIGEST_BYTES
-        ids, levels = code.decode(body[at:], n, with_levels=True)
-        if n != len(starts):
-            raise SequenceError("this entry is of another text; compress the text again.")
-        return cls(ids, levels, starts, characters, fingerprint, digest, code=code)
+        checksum, body = data[1:5], data[5:]
+        if data[:1] != _TEXT_VERSION or tokens._checksum(body) != checksum:
+            raise SequenceError(
+                "this entry is damaged, or of another text, checkpoint or version; "
+                "compress the text again."
+            )
+        counts, at = _parse_varints(body, 1)
+        ids, levels = tokens.code.decode(body[at:], int(counts[0]), with_levels=True)
+        return dataclasses.replace(tokens, ids=ids, levels=levels)
+
+    def _checksum(self, body: bytes) -> bytes:
+        """4 bytes that depend on text and checkpoint, too."""
+        known = bytes.fromhex(self.fingerprint) + self.digest
+        return zlib.crc32(body, zlib.crc32(known)).to_bytes(4, "little")
 
 
 def stored_length(data: bytes) -> int:
-    """Source tokens of the text whose `CompressedText.to_bytes` this is.
+    """Source tokens of the text whose `CompressedText.to_bytes` this is, unchecked.
 
     Raises:
-        SequenceError: the bytes are not a compressed text, or are truncated or altered.
+        SequenceError: the bytes are not a compressed text.
     """
-    _, body = _unseal(_TEXT_MAGIC, data)
-    return int(_parse_varints(body, 1)[0][0])
+    if data[:1] != _TEXT_VERSION:
+        raise SequenceError("this entry is damaged or of another version; compress the text again.")
+    return int(_parse_varints(data[5:], 1)[0][0])
 
 
 def pack_codes(ids: IntArray, spans: IntArray, slots: int) -> NDArray[np.int32]:

@@ -316,8 +316,8 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
     def _as_text(self, text: str, z: ZSequence) -> str:
         """What Z-tokens of a text are for an LLM that cannot read them."""
         if self.context_format == "text":
-            (starts,) = self.compressor.token_starts([text])
-            return selected_text(text, starts, z)
+            (tokens,) = self.compressor.tokenize([text])
+            return selected_text(text, tokens.starts, z)
         if not z.digest:  # parts were left out by choice, and stay so
             return self.compressor.held_text(z)
         with warnings.catch_warnings():  # above the rate of exact decompression, it was asked for

@@ -120,11 +120,8 @@ class ZStore(Closing):
         """
 
         def parse(data: bytes) -> CompressedText:
-            (starts,) = compressor.token_starts([text])
-            found = CompressedText.from_bytes(data, compressor.model.token_code, starts)
-            if found.fingerprint != compressor.fingerprint:
-                raise ValueError(f"it was made by checkpoint {found.fingerprint}")
-            return found
+            (tokens,) = compressor.tokenize([text])
+            return CompressedText.from_bytes(data, tokens)
 
         found = self._read(_key(compressor.fingerprint, text), parse)
         self._count(**({"misses": 1} if found is None else {"hits": 1}))
