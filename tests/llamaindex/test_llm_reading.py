@@ -56,8 +56,8 @@ def test_long_context_is_looked_at_twice(
     asked = prompt(compressor, store, *texts, rate=2)
     held = sum(map(compressor.count_tokens, texts))
     for look_twice, most in (
-        (True, 0.25),
-        (LookTwice(share=0.5), 0.5),
+        (True, 0.5),
+        (LookTwice(share=0.3), 0.3),
         (LookTwice(from_tokens=10_000), 1.0),
         (False, 1.0),
     ):

@@ -176,7 +176,9 @@ class ZModel(nn.Module):
     def embed_codes(self, codes: Tensor) -> Tensor:
         """Input embeddings `[n_z, hidden]` of codes `[n_z, slots]`, in the base's dtype."""
         embedded: Tensor = self.packer(codes, self.base.embeddings.weight)
-        return embedded.to(self.base.dtype)
+        # Gemma's embeddings are scaled after the table is read.
+        scale = getattr(self.base.embeddings, "embed_scale", None)
+        return (embedded if scale is None else embedded * scale).to(self.base.dtype)
 
     @torch.inference_mode()
     def embed_sequence(self, z: ZSequence) -> Tensor:

@@ -305,7 +305,7 @@ class ZTokenLLM(CustomLLM):
         if not look.budget(segments) or self.reader.model.pointer is None:
             return [segments]
         first = [s.at(look.first_rate) if isinstance(s, ZSequence) else s for s in segments]
-        return [first, look.apply(self.reader, segments)]
+        return [first, look.apply(self.reader, segments, ask_first=self.ask_first)]
 
     def _positions(self, segments: list[Segment]) -> int:
         return self.reader.count_tokens(segments, adapter=self.adapter, ask_first=self.ask_first)

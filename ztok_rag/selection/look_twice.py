@@ -7,6 +7,7 @@ writes nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,39 +25,57 @@ IntArray = NDArray[np.int64]
 class LookTwice:
     """How to look twice.
 
+    Texts of which the question has chosen parts already are read once, as they are; so is a
+    prompt whose Z-tokens are too few for two looks.
+
     Attributes:
-        share: positions of both looks together, as a share of the tokens that are held.
-        first_rate: source tokens per Z-token of the first look, and of the rest in the second.
+        share: positions of both looks together, as a share of the tokens that are held; `None` is
+            as many as there are Z-tokens in the prompt.
+        first_rate: source tokens per Z-token of the first look.
         half_window: tokens that are read finely to each side of a likely place.
-        from_tokens: prompts whose Z-tokens hold fewer tokens are read as they are.
+        keeps_rest: read what is not read finely once more as in the first look; else it is left
+            out, and a text without a likely place is one Z-token.
+        from_tokens: prompts whose Z-tokens hold fewer tokens are read once.
     """
 
-    share: float = 0.25
-    first_rate: float = 12.0
+    share: float | None = None
+    first_rate: float = 16.0
     half_window: int = 20
+    keeps_rest: bool = True
     from_tokens: int = 400
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1 or self.first_rate < 1 or self.half_window < 1:
+        if (
+            not 0 < (1.0 if self.share is None else self.share) <= 1
+            or self.first_rate < 1
+            or self.half_window < 1
+        ):
             raise ZtokError(
                 "looking twice takes a share of more than 0 and at most 1, a rate of at least 1, "
                 "and a window of at least one token to each side."
             )
 
     def budget(self, segments: Sequence[Segment]) -> int:
-        """Positions of Z-tokens in both looks together; 0 where one look is enough."""
+        """Positions of Z-tokens in both looks together; 0 where one look is better."""
         sequences = [s for s in segments if isinstance(s, ZSequence)]
         held = sum(len(z.places) for z in sequences)
-        if held < self.from_tokens:
+        given = sum(map(len, sequences))
+        if held < self.from_tokens or given == held or not all(z.holds_all for z in sequences):
             return 0
-        return round(self.share * held)
+        budget = given if self.share is None else min(given, round(self.share * held))
+        looks = 2 if self.keeps_rest else 1
+        spare = budget - looks * held / self.first_rate
+        return budget if spare >= self.half_window else 0
 
-    def apply(self, reader: ZReader, segments: Sequence[Segment]) -> list[Segment]:
+    def apply(
+        self, reader: ZReader, segments: Sequence[Segment], *, ask_first: bool = True
+    ) -> list[Segment]:
         """A prompt as it is read in the second look.
 
         Args:
             reader: that answers.
             segments: text and sequences in reading order; the question comes last.
+            ask_first: read the question before the Z-tokens, too, in the first look.
 
         Returns:
             The same segments, with other Z-tokens of the same texts.
@@ -66,17 +85,16 @@ class LookTwice:
             return list(segments)
         coarse = [s.at(self.first_rate) if isinstance(s, ZSequence) else s for s in segments]
         sequences = [s for s in coarse if isinstance(s, ZSequence)]
-        shares = reader.point(coarse)
+        shares = reader.point(coarse, ask_first=ask_first)
         likely = [
             np.repeat(share / z.sizes, z.sizes) for share, z in zip(shares, sequences, strict=True)
         ]
-        fine = choose_windows(
-            likely, budget - 2 * sum(map(len, sequences)), self.half_window, self.first_rate
-        )
+        first = sum(map(len, sequences))
+        spare = budget - 2 * first if self.keeps_rest else budget - first - len(sequences)
+        rest = self.first_rate if self.keeps_rest else math.inf
+        fine = choose_windows(likely, spare, self.half_window, rest)
         chosen = iter(zip(sequences, fine, strict=True))
-        return [
-            mix(*next(chosen), self.first_rate) if isinstance(s, ZSequence) else s for s in coarse
-        ]
+        return [mix(*next(chosen), rest) if isinstance(s, ZSequence) else s for s in coarse]
 
 
 def choose_windows(
@@ -114,9 +132,19 @@ def choose_windows(
 
 
 def mix(z: ZSequence, fine: NDArray[np.bool_], rate: float) -> ZSequence:
-    """A sequence whose `fine` tokens are Z-tokens of their own, the others at a rate."""
+    """A sequence whose `fine` tokens are Z-tokens of their own, the others at a rate.
+
+    At an infinite rate they are left out. Where no token is fine, the sequence stays as it is, or
+    is one Z-token.
+    """
     if not fine.any():
-        return z
+        return z if math.isfinite(rate) else z.view(np.arange(len(fine)), float(len(fine)))
     cuts = np.flatnonzero(np.diff(fine)) + 1
     runs = np.split(np.arange(len(fine)), cuts)
-    return join_sequences([z.view(run, 1.0 if fine[run[0]] else rate) for run in runs])
+    return join_sequences(
+        [
+            z.view(run, 1.0 if fine[run[0]] else rate)
+            for run in runs
+            if fine[run[0]] or math.isfinite(rate)
+        ]
+    )
