@@ -4,25 +4,26 @@
 
 It reads all `results.json` below `benchmarks/results/`, draws the pictures into `docs/`, and
 writes each section between its markers `<!-- begin: NAME -->` and `<!-- end: NAME -->` in the
-documents. The rest of a document is left as it is. A missing document is made with all sections.
+documents. The rest of a document is left as it is. A section without results is left out, with
+its heading, and its picture is removed. A missing document is made with all sections.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from common import Parser, run_script
 from result_rows import COVID, SQUAD, Results
 from tables.checkpoint import gold_section, repeated_section
-from tables.corpus import accuracy_section, corpus_section, headline_section, paired_section
-from tables.costs import bytes_section, latency_section
+from tables.corpus import accuracy_section, corpus_section, paired_section
+from tables.costs import bytes_section, context_section, query_section, throughput_section
 from tables.longbench import longbench_section
 from tables.markdown import Place
 from tables.paper import paper_section
-from tables.training import ablations_section, memory_section, training_section
 from ztok_rag.codec.sequence import write_atomic
 from ztok_rag.errors import DataError
 
@@ -30,25 +31,46 @@ ROOT = Path(__file__).parent.parent
 
 RESULTS = Path(__file__).parent / "results"
 
-DOCUMENTS = tuple(
-    ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "ablations", "model_card")
-)
+DOCUMENTS = tuple(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "model_card"))
 
-SECTIONS: dict[str, tuple[str, Callable[[Results, Place], str]]] = {
-    "accuracy": ("Accuracy against context tokens", accuracy_section),
-    "squad": ("SQuAD dev, over the whole corpus", partial(corpus_section, task=SQUAD)),
-    "covid": ("COVID-QA, over long articles", partial(corpus_section, task=COVID)),
-    "paired": ("Paired differences", paired_section),
-    "longbench": ("LongBench", longbench_section),
-    "latency": ("Latency", latency_section),
-    "bytes": ("Bytes on disk", bytes_section),
-    "paper": ("The paper's own tasks", paper_section),
-    "memory": ("Against continuous memory tokens", memory_section),
-    "training": ("Training speed", training_section),
-    "ablations": ("Ablations", ablations_section),
-    "gold": ("", gold_section),
-    "repeated": ("", repeated_section),
-    "headline": ("", headline_section),
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a document that is made from results.
+
+    Attributes:
+        title: its heading; empty where the document has one.
+        write: what stands below the heading; empty without results.
+        picture: name of the file that it draws, if any.
+    """
+
+    title: str
+    write: Callable[[Results, Place], str]
+    picture: str = ""
+
+    def make(self, results: Results, place: Place) -> str:
+        """The section, drawn and written; empty without results."""
+        body = self.write(results, place)
+        if not body and self.picture:
+            (place.pictures / self.picture).unlink(missing_ok=True)
+        return f"## {self.title}\n\n{body}" if body and self.title else body
+
+
+SECTIONS = {
+    "accuracy": Section("Accuracy against context tokens", accuracy_section, "accuracy.png"),
+    "squad": Section("SQuAD dev, over the whole corpus", partial(corpus_section, task=SQUAD)),
+    "covid": Section("COVID-QA, over long articles", partial(corpus_section, task=COVID)),
+    "paired": Section("Paired differences", paired_section),
+    "longbench": Section("LongBench", longbench_section),
+    "throughput": Section("Compression throughput", throughput_section, "throughput.png"),
+    "query": Section("Time to answer", query_section, "query_time.png"),
+    "context": Section(
+        "First token and KV cache against context length", context_section, "context_length.png"
+    ),
+    "bytes": Section("Bytes on disk", bytes_section, "bytes.png"),
+    "paper": Section("The paper's own tasks", paper_section),
+    "gold": Section("", gold_section),
+    "repeated": Section("", repeated_section),
 }
 
 
@@ -59,9 +81,7 @@ def marked(name: str, body: str) -> str:
 def skeleton() -> str:
     """A document of empty sections, one for each that has a title."""
     parts = ["# Benchmarks", "Made by `python benchmarks/figures.py` from `benchmarks/results/`."]
-    for name, (title, _) in SECTIONS.items():
-        if title:
-            parts.append(f"## {title}\n\n{marked(name, '')}")
+    parts += [marked(name, "") for name, section in SECTIONS.items() if section.title]
     return "\n\n".join(parts) + "\n"
 
 
@@ -80,7 +100,7 @@ def fill(text: str, results: Results, place: Place) -> str:
         pattern = re.compile(rf"<!-- begin: {name} -->.*?<!-- end: {name} -->", re.DOTALL)
         if not pattern.search(text):
             raise DataError(f"{place.document} has no <!-- end: {name} --> after its begin.")
-        body = SECTIONS[name][1](results, place)
+        body = SECTIONS[name].make(results, place)
         text = pattern.sub(lambda _, n=name, b=body: marked(n, b), text)  # type: ignore[misc]
     return text
 

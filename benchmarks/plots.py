@@ -14,7 +14,6 @@ from result_rows import (
     Json,
     Style,
     at_k,
-    by_group,
     chunks,
     pick,
     query_arms,
@@ -30,19 +29,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 RATE_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-
-MEMORY_ARMS = {"ztok": ("Z-tokens", "#D55E00"), "memory": ("memory\ntokens", "0.6")}
-
-MEMORY_METRICS = {
-    "f1": "answer token F1",
-    "answer_accuracy": "answer tokens right, %",
-    "reconstruction_accuracy": "text tokens right, %",
-}
-
-ABLATION_METRICS = {
-    "answer_nats": "answers",
-    "reconstruction_nats": "reconstruction",
-}
 
 
 def save(figure: Figure, file: Path) -> Path:
@@ -276,48 +262,4 @@ def draw_bytes(rows: Sequence[Json], file: Path) -> Path:
     axis.set_xscale("log")
     axis.set(xlabel="bytes per source token (log scale)")
     axis.margins(x=0.12)
-    return save(figure, file)
-
-
-def draw_memory(rows: Sequence[Json], file: Path) -> Path:
-    """Z-tokens and memory tokens side by side with their intervals, a panel per score."""
-    metrics = [m for m in MEMORY_METRICS if pick(rows, metric=m)]
-    figure, axes = plt.subplots(1, len(metrics), figsize=(2.9 * len(metrics), 3.2), squeeze=False)
-    for axis, metric in zip(axes[0], metrics, strict=True):
-        for place, arm in enumerate(MEMORY_ARMS):
-            if row := pick(rows, metric=metric, arm=arm):
-                low, high = row["ci95"]
-                axis.bar(place, row["score"], color=MEMORY_ARMS[arm][1], width=0.6)
-                axis.plot([place, place], [low, high], color="black", linewidth=1)
-                axis.annotate(
-                    f"{row['score']:.1f}", (place, high), ha="center", va="bottom", fontsize=8
-                )
-        axis.set_xticks(
-            range(len(MEMORY_ARMS)), [label for label, _ in MEMORY_ARMS.values()], fontsize=8
-        )
-        axis.set_title(MEMORY_METRICS[metric], fontsize=10)
-        axis.margins(y=0.15)
-        plain(axis)
-    return save(figure, file)
-
-
-def draw_ablations(rows: Sequence[Json], file: Path) -> Path:
-    """Difference of each variant from the default, in nats per token; better is to the left."""
-    arms = by_group(row for row in rows if row["arm"] != "default")
-    size = (8.5, 0.8 + 0.24 * len(arms))
-    figure, axes = plt.subplots(1, len(ABLATION_METRICS), figsize=size, sharey=True)
-    for axis, (metric, label) in zip(axes, ABLATION_METRICS.items(), strict=True):
-        for place, arm in enumerate(arms):
-            row = pick(rows, arm=arm, metric=f"{metric}_minus_default")
-            if row is None:
-                continue
-            low, high = row["ci95"]
-            colour = "#009E73" if high < 0 else "#D55E00" if low > 0 else "0.55"
-            axis.plot([low, high], [place, place], color=colour, linewidth=2)
-            axis.plot(row["score"], place, "o", color=colour, markersize=4)
-        axis.axvline(0, color="0.3", linewidth=0.8)
-        axis.set_xlabel(f"nats per token of {label}, against the default", fontsize=8)
-        axis.set_yticks(range(len(arms)), arms, fontsize=8)
-        plain(axis)
-    axes[0].invert_yaxis()
     return save(figure, file)

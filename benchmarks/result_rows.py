@@ -33,7 +33,7 @@ ARMS = {
     "pieces": Style("our choice, read as text", "#44AA99", "d"),
     "ztok": Style("Z-tokens", "#D55E00"),
     "ztok-focus": Style("Z-tokens, focused", "#0072B2", "*"),
-    "ztok-twice": Style("Z-tokens, in two looks", "#117733", "p"),
+    "ztok-twice": Style("Z-tokens, two looks", "#117733", "p"),
     "repeat": Style("repeated by the reader", "0.3", "o"),
     "text": Style("raw text, plain base", "0.4", "p"),
     "text-reader": Style("raw text, text reader", "black", "h"),
@@ -45,7 +45,7 @@ STORED = {
     "zstd": "zstd",
     "embedding-fp16": "embeddings, fp16",
     "kv-cache-fp16": "KV cache, fp16",
-    "ztok-store": "Z-tokens for all rates, with sentences' bits",
+    "ztok-store": "Z-tokens for all rates, with sentence embeddings",
 }
 
 SQUAD = "squad/dev"
@@ -164,14 +164,6 @@ def query_arms(rows: Iterable[Json]) -> list[tuple[str, str, float]]:
 def pick(rows: Iterable[Json], **wanted: Any) -> Json | None:
     """The first row with the given values, or `None`."""
     return next((r for r in rows if all(r.get(k) == v for k, v in wanted.items())), None)
-
-
-def by_group(rows: Iterable[Json]) -> list[str]:
-    """The variants in the rows, ordered by group."""
-    groups: dict[str, list[str]] = {}
-    for row in rows:
-        groups.setdefault(row["task"], []).append(row["arm"])
-    return list(dict.fromkeys(arm for arms in groups.values() for arm in arms))
 
 
 def name_of(arm: str, rate: float | None) -> str:

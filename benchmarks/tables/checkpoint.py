@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from result_rows import Results, arm_order, name_of, pick
-from tables.markdown import NOT_RUN, Place, bold, number, score, table
+from tables.markdown import Place, bold, number, score, table
 
 
 def gold_section(results: Results, place: Place) -> str:
@@ -16,13 +16,16 @@ def gold_section(results: Results, place: Place) -> str:
             same = {"arm": row["arm"], "rate": row["rate"]}
             share = pick(rows, metric="share_of_text_reader", **same)
             cells = [name_of(row["arm"], row["rate"]), score(row)]
-            cells += ["" if share is None else score(share, 0)]
+            cells += ["" if share is None else score(share, 0), number(row.get("real_rate"), 2)]
             cells += [number(row["context_tokens"]), number(row["bytes_per_source_token"], 2)]
             lines.append(bold(cells, row["arm"].startswith("ztok")))
-        header = ("arm", "token F1", "share of the text reader's F1, %", "context tokens")
-        made = table((*header, "bytes stored per source token"), lines)
+        header = (
+            "arm", "token F1", "share of the text reader's F1, %", "real rate", "context tokens",
+            "bytes stored per source token",
+        )  # fmt: skip
+        made = table(header, lines)
         out.append(f"### {task}, {rows[0]['n']} questions\n\n{made}\n\n{results.source(rows)}")
-    return "\n\n".join(out) or NOT_RUN
+    return "\n\n".join(out)
 
 
 def repeated_section(results: Results, place: Place) -> str:
@@ -36,6 +39,6 @@ def repeated_section(results: Results, place: Place) -> str:
         cells = [task, by, str(own[0]["n"]), f"{rate:g}", number(own[0].get("real_rate"), 2)]
         lines.append([*cells, *(score(pick(own, metric=metric)) for metric in metrics)])
     if not lines:
-        return NOT_RUN
+        return ""
     made = table(("text", "by", "passages", "rate", "real rate", *metrics.values()), lines)
     return f"{made}\n\n{results.source(rows)}"

@@ -19,17 +19,14 @@ from result_rows import (
     name_of,
     pick,
 )
-from tables.markdown import NOT_RUN, Place, bold, mib, number, score, signed, table
-
-HEADLINE_CHUNKS = (1, 5)
-"""Numbers of chunks in the summary table."""
+from tables.markdown import Place, bold, mib, number, score, signed, table
 
 
 def accuracy_section(results: Results, place: Place) -> str:
     """A picture of F1 against context tokens, with a panel per number of chunks."""
     rows = corpus_rows(results)
     if not ks_of(rows):
-        return NOT_RUN
+        return ""
     file = draw_accuracies(rows, ks_of(rows), place.pictures / "accuracy.png")
     return place.image("Token F1 against context tokens read, by chunks retrieved", file)
 
@@ -42,7 +39,7 @@ def corpus_section(results: Results, place: Place, *, task: str) -> str:
         chosen = at_k(rows, k)
         parts.append(f"### {chunks(k)} retrieved ({questions(chosen)})")
         parts.append(arms_table(chosen, corpus_rows(results, task, "exact_match")))
-    return "\n\n".join([*parts, results.source(rows)]) if parts else NOT_RUN
+    return "\n\n".join([*parts, results.source(rows)]) if parts else ""
 
 
 def questions(rows: Iterable[Json]) -> str:
@@ -59,6 +56,7 @@ def arms_table(rows: Sequence[Json], exact: Sequence[Json]) -> str:
             name_of(row["arm"], row["rate"]),
             score(row),
             score(pick(exact, **same)),
+            number(row.get("real_rate"), 2),
             number(row["context_tokens"]),
             number(row["ttft_ms"]),
             mib(row["kv_bytes"]),
@@ -67,34 +65,9 @@ def arms_table(rows: Sequence[Json], exact: Sequence[Json]) -> str:
         ]
         lines.append(bold(cells, row["arm"].startswith("ztok")))
     header = (
-        "arm", "token F1", "exact match", "context tokens", "first token, ms", "KV cache, MiB",
-        "bytes stored per source token", "choosing what is read, ms per question",
+        "arm", "token F1", "exact match", "real rate", "context tokens", "first token, ms",
+        "KV cache, MiB", "bytes stored per source token", "choosing what is read, ms per question",
     )  # fmt: skip
-    return table(header, lines)
-
-
-def headline_section(results: Results, place: Place) -> str:
-    """The summary table: scores by number of chunks, and costs at the largest number."""
-    rows = corpus_rows(results)
-    if not (ks := [k for k in ks_of(rows) if k in HEADLINE_CHUNKS]):
-        return NOT_RUN
-    rows = [row for row in rows if row["k"] in ks or row["arm"] == "none"]
-    lines = []
-    ways = dict.fromkeys((row["arm"], row["rate"]) for row in sorted(rows, key=arm_order))
-    for arm, rate in ways:
-        cells = [name_of(arm, rate)]
-        most: Json = {}
-        for k in ks:
-            row = pick(at_k(rows, k), arm=arm, rate=rate)
-            cells += [score(row), number(row["context_tokens"]) if row else ""]
-            most = row or most
-        cells.append(number(most.get("bytes_per_source_token"), 2))
-        cells.append(number(most.get("shorten_ms", most.get("postprocess_ms"))))
-        lines.append(bold(cells, arm.startswith("ztok")))
-    header = ["arm"]
-    for k in ks:
-        header += [f"token F1, {chunks(k)}", "context tokens"]
-    header += ["bytes stored per source token", "choosing what is read, ms per question"]
     return table(header, lines)
 
 
@@ -107,7 +80,7 @@ def paired_section(results: Results, place: Place) -> str:
         if row["task"] in tasks and row["metric"].startswith("f1_minus_")
     ]
     if not rows:
-        return NOT_RUN
+        return ""
     lines = []
 
     def order(row: Json) -> tuple[Any, ...]:

@@ -17,24 +17,28 @@ from result_rows import (
     stored_name,
     throughput_name,
 )
-from tables.markdown import NOT_RUN, Place, bold, mib, number, score, table
+from tables.markdown import Place, bold, mib, number, score, table
 
 
-def latency_section(results: Results, place: Place) -> str:
-    """Compression throughput, query time and context length, each as a picture and a table."""
-    parts = []
-    for title, part, function in (
-        ("Compression throughput", "compress", _throughput_part),
-        ("Time to answer", "query", _query_part),
-        ("First token and KV cache against context length", "context", _context_part),
-    ):
-        rows = latency_rows(results, part)
-        body = f"{function(rows, place)}\n\n{results.source(rows)}" if rows else NOT_RUN
-        parts.append(f"### {title}\n\n{body}")
-    return "\n\n".join(parts)
+def throughput_section(results: Results, place: Place) -> str:
+    """A picture and a table of source tokens compressed per second."""
+    rows = latency_rows(results, "compress")
+    return f"{_throughput(rows, place)}\n\n{results.source(rows)}" if rows else ""
 
 
-def _throughput_part(rows: Sequence[Json], place: Place) -> str:
+def query_section(results: Results, place: Place) -> str:
+    """A picture and a table of time to answer, by phase."""
+    rows = latency_rows(results, "query")
+    return f"{_queries(rows, place)}\n\n{results.source(rows)}" if rows else ""
+
+
+def context_section(results: Results, place: Place) -> str:
+    """A picture and a table of the first token's time and the KV cache, by context length."""
+    rows = latency_rows(results, "context")
+    return f"{_contexts(rows, place)}\n\n{results.source(rows)}" if rows else ""
+
+
+def _throughput(rows: Sequence[Json], place: Place) -> str:
     file = draw_throughput(rows, place.pictures / "throughput.png")
     lines = []
     for row in rows:
@@ -53,7 +57,7 @@ def _throughput_part(rows: Sequence[Json], place: Place) -> str:
     return f"{place.image('Compression throughput', file)}\n\n{table(header, lines)}"
 
 
-def _query_part(rows: Sequence[Json], place: Place) -> str:
+def _queries(rows: Sequence[Json], place: Place) -> str:
     file = draw_queries(rows, place.pictures / "query_time.png")
     lines = []
     for k in sorted({row["k"] for row in rows}):
@@ -80,7 +84,7 @@ def _query_part(rows: Sequence[Json], place: Place) -> str:
     return f"{place.image('Time to answer by phase', file)}\n\n{table(header, lines)}"
 
 
-def _context_part(rows: Sequence[Json], place: Place) -> str:
+def _contexts(rows: Sequence[Json], place: Place) -> str:
     file = draw_context(rows, place.pictures / "context_length.png")
     lines = []
     for length in sorted({row["source_tokens"] for row in rows}):
@@ -133,7 +137,7 @@ def bytes_section(results: Results, place: Place) -> str:
     """A picture and a table of bytes per source token."""
     rows = latency_rows(results, "bytes")
     if not rows:
-        return NOT_RUN
+        return ""
     file = draw_bytes(rows, place.pictures / "bytes.png")
     lines = [
         bold(

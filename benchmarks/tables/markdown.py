@@ -10,8 +10,6 @@ from typing import Any
 
 from result_rows import Json
 
-NOT_RUN = "not run"
-
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A Markdown table. The first column is left-aligned, the others right-aligned."""
