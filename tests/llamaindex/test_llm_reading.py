@@ -9,8 +9,7 @@ from conftest import BAKERY, PASSAGE, Recorder
 from llama_index.core.base.llms.types import ChatMessage
 
 from ztok_rag import ZCompressor, ZStore, ZTokenLLM
-from ztok_rag.codec.sequence import ZSequence
-from ztok_rag.selection.look_twice import LookTwice
+from ztok_rag.selection.look_twice import LookTwice, first_look
 from ztok_rag.storage.handle import encode_handles, split_prompt
 
 pytestmark = pytest.mark.usefixtures("tokenizer_left_as_it_was")
@@ -83,7 +82,7 @@ def test_positions_of_both_looks_are_counted(
     segments = split_prompt(
         asked, store.secret, compressor.fingerprint, compressor.model.token_code
     )
-    first = [s.at(look.first_rate) if isinstance(s, ZSequence) else s for s in segments]
+    first = first_look(segments, look.plan(segments)[1])
     looks = [first, look.apply(reader, segments)]
     make(compressor, store, look_twice=look).complete(asked)
     assert recorder.splices[0].prompt_tokens == sum(map(reader.count_tokens, looks))

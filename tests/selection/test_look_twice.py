@@ -42,7 +42,7 @@ def test_both_looks_stay_within_the_budget(compressor: ZCompressor, reader: ZRea
     look = LookTwice(share=0.3, from_tokens=100, first_rate=12)
     second = look.apply(reader, [*zs, question])
     held = sum(len(z.places) for z in zs if isinstance(z, ZSequence))
-    first = sum(len(z.at(look.first_rate)) for z in zs if isinstance(z, ZSequence))
+    first = sum(len(z.at(12)) for z in zs if isinstance(z, ZSequence))
     positions = sum(len(z) for z in second if isinstance(z, ZSequence))
     assert first + positions <= 0.3 * held + 4 * len(zs)
     assert second[-1] == question
@@ -59,14 +59,14 @@ def test_short_prompts_are_read_as_they_are(compressor: ZCompressor, reader: ZRe
     assert LookTwice().apply(reader, [z, "?"]) == [z, "?"]
 
 
-@pytest.mark.parametrize("rate", [4, 8])
+@pytest.mark.parametrize("rate", [2, 4])
 def test_no_more_is_read_than_was_given(
     compressor: ZCompressor, reader: ZReader, rate: float
 ) -> None:
-    zs = compressor.compress([BAKERY, PASSAGE] * 4, rate)
+    zs = compressor.compress([BAKERY, PASSAGE, BAKERY.upper(), BAKERY[::-1]], rate)
     look = LookTwice(from_tokens=100, keeps_rest=False)
     second = look.apply(reader, [*zs, "\n\nQuestion: Who was the last keeper?\nAnswer:"])
-    first = sum(len(z.at(look.first_rate)) for z in zs)
+    first = sum(len(z.at(look.plan([*zs])[1])) for z in zs)
     positions = sum(len(z) for z in second if isinstance(z, ZSequence))
     assert first + positions <= sum(map(len, zs)) + 2
     held = "".join(compressor.held_text(z) for z in second if isinstance(z, ZSequence))
@@ -76,11 +76,11 @@ def test_no_more_is_read_than_was_given(
 def test_raw_text_and_chosen_pieces_are_read_once(compressor: ZCompressor) -> None:
     look = LookTwice(from_tokens=10)
     raw = compressor.compress([PASSAGE], 1)
-    assert look.budget([*raw, "?"]) == 0
+    assert look.plan([*raw, "?"])[0] == 0
     (chosen,) = compressor.compress_all_rates([PASSAGE])
     part = chosen.view(np.arange(40), 2, compressor.slots)
-    assert look.budget([part, "?"]) == 0
-    assert look.budget([*compressor.compress([PASSAGE], 2), "?"]) > 0
+    assert look.plan([part, "?"])[0] == 0
+    assert look.plan([*compressor.compress([PASSAGE], 2), "?"])[0] > 0
 
 
 def test_bad_settings() -> None:

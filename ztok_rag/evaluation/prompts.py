@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ztok_rag.codec.sequence import CompressedText, ZSequence
 from ztok_rag.evaluation.arms import Arm, utf8_bytes
 from ztok_rag.evaluation.questions import Question
-from ztok_rag.selection.look_twice import LookTwice
+from ztok_rag.selection.look_twice import LookTwice, first_look
 from ztok_rag.selection.query_aware import QueryAwareSelector, resolve_in_memory
 from ztok_rag.selection.sentences import SentenceScorer
 
@@ -168,7 +168,7 @@ def _build_spliced(
     segments: Segments = [around[0], *context, around[1]]
     looks = [context]
     if arm.name == "ztok-twice":
-        segments, first, times["look_ms"] = _look_twice(segments, arm, compressor)
+        segments, first, times["look_ms"] = _look_twice(segments, compressor)
         looks = [segments[1:-1], *first]
     z_tokens = sum(len(s) for look in looks for s in look if isinstance(s, ZSequence))
     return Prompt(
@@ -183,23 +183,20 @@ def _build_spliced(
 
 
 def _look_twice(
-    segments: Segments, arm: Arm, compressor: ZCompressor
+    segments: Segments, compressor: ZCompressor
 ) -> tuple[Segments, list[Segments], float]:
     """The prompt of the second look, the context of the first if there is one, and its time.
 
     Both looks together have the positions of the arm's rate, where that is possible.
     """
-    assert arm.rate is not None
-    reader = compressor.reader
-    coarse = max(LookTwice.first_rate, min(3 * arm.rate, compressor.slots))
-    look = LookTwice(share=1 / arm.rate, first_rate=coarse)
+    look, reader = LookTwice(), compressor.reader
+    budget, rate = look.plan(segments)
     started = time.perf_counter()
     again = look.apply(reader, segments)
     took = 1e3 * (time.perf_counter() - started)
-    if not look.budget(segments) or reader.model.pointer is None:
+    if not budget or reader.model.pointer is None:
         return again, [], took
-    first = [s.at(coarse) if isinstance(s, ZSequence) else s for s in segments[1:-1]]
-    return again, [first], took
+    return again, [first_look(segments[1:-1], rate)], took
 
 
 def _build_shortened(

@@ -32,7 +32,7 @@ from ztok_rag.errors import ZtokError
 from ztok_rag.llamaindex.arguments import refuse_unknown_fields
 from ztok_rag.llamaindex.events import ZTokenSpliceEvent, dispatcher
 from ztok_rag.llamaindex.token_counting import install_handle_tokenizer
-from ztok_rag.selection.look_twice import LookTwice
+from ztok_rag.selection.look_twice import LookTwice, first_look
 from ztok_rag.storage.defaults import default_compressor, default_store
 from ztok_rag.storage.handle import escape_handles, escape_handles_in_stream, split_prompt
 from ztok_rag.storage.store import ZStore
@@ -302,10 +302,13 @@ class ZTokenLLM(CustomLLM):
         if self.adapter != READ or not self.look_twice:
             return [segments]
         look = LookTwice() if isinstance(self.look_twice, bool) else self.look_twice
-        if not look.budget(segments) or self.reader.model.pointer is None:
+        budget, rate = look.plan(segments)
+        if not budget or self.reader.model.pointer is None:
             return [segments]
-        first = [s.at(look.first_rate) if isinstance(s, ZSequence) else s for s in segments]
-        return [first, look.apply(self.reader, segments, ask_first=self.ask_first)]
+        return [
+            first_look(segments, rate),
+            look.apply(self.reader, segments, ask_first=self.ask_first),
+        ]
 
     def _positions(self, segments: list[Segment]) -> int:
         return self.reader.count_tokens(segments, adapter=self.adapter, ask_first=self.ask_first)

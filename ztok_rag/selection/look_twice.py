@@ -18,7 +18,8 @@ from ztok_rag.codec.reader import Segment, ZReader
 from ztok_rag.codec.sequence import ZSequence, join_sequences
 from ztok_rag.errors import ZtokError
 
-IntArray = NDArray[np.int64]
+_COARSEST = 16.0
+_FIRST_LOOKS = 3.0  # that the positions of both looks would pay for
 
 
 @dataclass(frozen=True)
@@ -31,23 +32,25 @@ class LookTwice:
     Attributes:
         share: positions of both looks together, as a share of the tokens that are held; `None` is
             as many as there are Z-tokens in the prompt.
-        first_rate: source tokens per Z-token of the first look.
+        first_rate: source tokens per Z-token of the first look; `None` spends a third of the
+            positions on it, up to a rate of 16.
         half_window: tokens that are read finely to each side of a likely place.
-        keeps_rest: read what is not read finely once more as in the first look; else it is left
-            out, and a text without a likely place is one Z-token.
+        keeps_rest: read what is not read finely once more, as in the first look. Else it is left
+            out, as texts that do not answer mislead, and a text without a likely place is one
+            Z-token.
         from_tokens: prompts whose Z-tokens hold fewer tokens are read once.
     """
 
     share: float | None = None
-    first_rate: float = 16.0
+    first_rate: float | None = None
     half_window: int = 20
-    keeps_rest: bool = True
+    keeps_rest: bool = False
     from_tokens: int = 400
 
     def __post_init__(self) -> None:
         if (
             not 0 < (1.0 if self.share is None else self.share) <= 1
-            or self.first_rate < 1
+            or (self.first_rate is not None and self.first_rate < 1)
             or self.half_window < 1
         ):
             raise ZtokError(
@@ -55,17 +58,21 @@ class LookTwice:
                 "and a window of at least one token to each side."
             )
 
-    def budget(self, segments: Sequence[Segment]) -> int:
-        """Positions of Z-tokens in both looks together; 0 where one look is better."""
+    def plan(self, segments: Sequence[Segment]) -> tuple[int, float]:
+        """Positions of Z-tokens in both looks together, and the rate of the first.
+
+        No positions are left to the second look where one look is better: 0 is returned.
+        """
         sequences = [s for s in segments if isinstance(s, ZSequence)]
         held = sum(len(z.places) for z in sequences)
         given = sum(map(len, sequences))
         if held < self.from_tokens or given == held or not all(z.holds_all for z in sequences):
-            return 0
+            return 0, 1.0
         budget = given if self.share is None else min(given, round(self.share * held))
+        rate = self.first_rate or min(_COARSEST, _FIRST_LOOKS * held / max(1, budget))
         looks = 2 if self.keeps_rest else 1
-        spare = budget - looks * held / self.first_rate
-        return budget if spare >= self.half_window else 0
+        spare = budget - looks * held / rate
+        return (budget, rate) if spare >= self.half_window else (0, rate)
 
     def apply(
         self, reader: ZReader, segments: Sequence[Segment], *, ask_first: bool = True
@@ -80,10 +87,10 @@ class LookTwice:
         Returns:
             The same segments, with other Z-tokens of the same texts.
         """
-        budget = self.budget(segments)
+        budget, rate = self.plan(segments)
         if not budget or reader.model.pointer is None:
             return list(segments)
-        coarse = [s.at(self.first_rate) if isinstance(s, ZSequence) else s for s in segments]
+        coarse = first_look(segments, rate)
         sequences = [s for s in coarse if isinstance(s, ZSequence)]
         shares = reader.point(coarse, ask_first=ask_first)
         likely = [
@@ -91,10 +98,15 @@ class LookTwice:
         ]
         first = sum(map(len, sequences))
         spare = budget - 2 * first if self.keeps_rest else budget - first - len(sequences)
-        rest = self.first_rate if self.keeps_rest else math.inf
+        rest = rate if self.keeps_rest else math.inf
         fine = choose_windows(likely, spare, self.half_window, rest)
         chosen = iter(zip(sequences, fine, strict=True))
         return [mix(*next(chosen), rest) if isinstance(s, ZSequence) else s for s in coarse]
+
+
+def first_look(segments: Sequence[Segment], rate: float) -> list[Segment]:
+    """A prompt with all its sequences at a rate."""
+    return [s.at(rate) if isinstance(s, ZSequence) else s for s in segments]
 
 
 def choose_windows(
