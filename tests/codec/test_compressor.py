@@ -87,7 +87,8 @@ def test_half_a_surrogate_pair_is_repaired_with_a_warning(compressor: ZCompresso
 
 
 @pytest.mark.parametrize(
-    ("rate", "says"), [(0.25, "did you mean rate=4"), (0, "from 1 to 64"), (65, "64"), (float("nan"), "64")]
+    ("rate", "says"),
+    [(0.25, "did you mean rate=4"), (0, "from 1 to 64"), (65, "64"), (float("nan"), "64")],
 )
 def test_rates_out_of_range(compressor: ZCompressor, rate: float, says: str) -> None:
     with pytest.raises(ZtokError, match=says):
