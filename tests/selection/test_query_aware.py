@@ -77,14 +77,22 @@ def test_question_decides_where_the_z_tokens_go(
     texts = [LIGHTHOUSE, BAKERY]
     keeper, lamp, oven = (
         selector.compose(question, texts, 4)[0]
-        for question in ("Who was the last keeper?", "What did the lamp burn?", "Whence the oven?")
+        for question in (
+            "Who was the last keeper?",
+            "What did the lamp burn?",
+            "Where was the oven brought from?",
+        )
     )
     tokens = sum(z.source_tokens for z in keeper)
     for composed in (keeper, lamp, oven):
         assert sum(map(len, composed)) <= round(tokens / 4)
     # Where nothing is enough, all that the rate allows is spent.
     monkeypatch.setattr("ztok_rag.selection.query_aware.ENOUGH", 2.0)
-    for question in ("Who was the last keeper?", "What did the lamp burn?", "Whence the oven?"):
+    for question in (
+        "Who was the last keeper?",
+        "What did the lamp burn?",
+        "Where was the oven brought from?",
+    ):
         filled, _ = selector.compose(question, texts, 4)
         assert sum(map(len, filled)) == pytest.approx(tokens / 4, abs=2)
     sentence = "The last keeper, Tomas Berg, left the island in 1968"
