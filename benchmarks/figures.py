@@ -24,7 +24,7 @@ from tables.costs import bytes_section, context_section, query_section, throughp
 from tables.longbench import longbench_section
 from tables.markdown import Place
 from tables.paper import paper_section
-from ztok_rag.codec.sequence import write_atomic
+from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.errors import DataError
 
 ROOT = Path(__file__).parent.parent

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ztok_rag.codec.sequence import write_atomic
+from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.evaluation import Arm, PredictionLog, Question
 
 _EXAMPLES = 8

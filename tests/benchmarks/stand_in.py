@@ -16,7 +16,8 @@ import pytest
 import longbench
 import peers.text
 import rag_qa
-from ztok_rag.codec.sequence import CompressedText, ZSequence
+from ztok_rag.codec.compressed_text import CompressedText
+from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.codec.token_code import TokenCode
 
 FINGERPRINT = "0123456789abcdef"

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ztok_rag.codec.sequence import CompressedText, ZSequence, join_sequences, text_digest
+from ztok_rag.codec.compressed_text import CompressedText
+from ztok_rag.codec.sequence import ZSequence, join_sequences, text_digest
 from ztok_rag.codec.token_code import TokenCode
 from ztok_rag.errors import SequenceError, ZtokError
 

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import BAKERY, PASSAGE
+from ztok_rag.codec.compressed_text import CompressedText
 from ztok_rag.codec.compressor import ZCompressor
-from ztok_rag.codec.sequence import CompressedText, ZSequence, text_digest
+from ztok_rag.codec.sequence import ZSequence, text_digest
 from ztok_rag.codec.token_code import TokenCode
 from ztok_rag.errors import ZtokError
 from ztok_rag.storage.store import ZStore, _content_hash

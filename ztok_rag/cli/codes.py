@@ -70,7 +70,8 @@ def decompress(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if any.")] = None,
 ) -> None:
     """Write the text of a file of codes: exact up to rate 16, above with what the base LLM adds."""
-    from ztok_rag.codec.sequence import text_digest, write_atomic
+    from ztok_rag.codec.sequence import text_digest
+    from ztok_rag.codec.serialization import write_atomic
 
     z = _to_codes(_read(file), file, checkpoint)
     text = _text_of(z, checkpoint, base, device)
@@ -112,7 +113,7 @@ def view(
         raise DataError(f"{output} is a folder; name the HTML file to write.")
     text, z = _read_text_or_codes(file, checkpoint, base)
     from ztok_rag.codec.compressor import MAX_RATE, ZCompressor
-    from ztok_rag.codec.sequence import write_atomic
+    from ztok_rag.codec.serialization import write_atomic
     from ztok_rag.view.page import cut_windows, first_windows, render
 
     if rate is not None:

@@ -13,15 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ztok_rag.codec.base import BaseLM
+from ztok_rag.codec.compressed_text import CompressedText, levels_of
 from ztok_rag.codec.model import ZModel
 from ztok_rag.codec.reader import ZReader
-from ztok_rag.codec.sequence import (
-    CompressedText,
-    IntArray,
-    ZSequence,
-    levels_of,
-    text_digest,
-)
+from ztok_rag.codec.sequence import IntArray, ZSequence, text_digest
 from ztok_rag.errors import ZtokError, check_rate
 
 MAX_RATE = 64.0

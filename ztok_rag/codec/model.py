@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ztok_rag.codec.base import BaseLM
+from ztok_rag.codec.compressed_text import LEVELS
 from ztok_rag.codec.config import ZConfig
 from ztok_rag.codec.packer import Packer, Pointer
 from ztok_rag.codec.relevance import RelevanceModel
-from ztok_rag.codec.sequence import LEVELS, ZSequence
+from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.codec.token_code import TokenCode
 from ztok_rag.codec.weights import dequantize, quantize
 from ztok_rag.errors import CheckpointError

@@ -1,14 +1,10 @@
-"""`ZSequence`, a text at one rate, `CompressedText`, a text for every rate, and their bytes."""
+"""`ZSequence`, a text at one rate, and its bytes."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-import struct
-import tempfile
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -18,45 +14,29 @@ from numpy.typing import NDArray
 
 from ztok_rag.codec.allocation import allocate, choose_held, count_z_tokens
 from ztok_rag.codec.packer import EMPTY
+from ztok_rag.codec.serialization import (
+    deflate,
+    inflate,
+    parse_varints,
+    read_sequence_file,
+    seal,
+    unseal,
+    varints,
+    write_atomic,
+)
 from ztok_rag.codec.token_code import TokenCode
-from ztok_rag.errors import SequenceError, ZtokError
+from ztok_rag.errors import SequenceError
 
 T = TypeVar("T")
 IntArray = NDArray[np.int64]
 
-LEVELS = 7
-"""Steps in which a token's surprisal is kept; the first is of tokens that the base predicts."""
-
 _SEQUENCE_MAGIC = b"ZT3\n"
-_TEXT_VERSION = b"\x03"
-_HEADER = struct.Struct("<4s8sI")  # magic, fingerprint, checksum of all but the magic and itself
 _DIGEST_BYTES = 8
-_EDGES = np.array([1.0, 2.0, 3.5, 5.5, 8.0])  # nats, between the levels above the first
-_NATS = np.array([0.25, 0.6, 1.5, 2.7, 4.4, 6.6, 10.0])  # that each level stands for
-_FLOOR = 0.35  # of the mean weight, added to every token's
 
 
 def text_digest(text: str) -> bytes:
     """8 bytes that tell whether a text came back as it was."""
     return hashlib.blake2b(text.encode("utf-8"), digest_size=_DIGEST_BYTES).digest()
-
-
-def levels_of(nats: NDArray[np.float64], predicted: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Surprisal `[n]` in `LEVELS` steps; tokens that the base predicts are in the first."""
-    steps = 1 + np.searchsorted(_EDGES, nats, side="right")
-    levels: NDArray[np.uint8] = np.where(predicted, 0, steps).astype(np.uint8)
-    return levels
-
-
-def weights_of(levels: NDArray[np.uint8], rarity: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Weights of tokens: the root of their surprisal, times how rare they are.
-
-    Args:
-        levels: `[n]` of `levels_of`.
-        rarity: `[n]` nats that each token takes whatever stands before it.
-    """
-    weights: NDArray[np.float64] = np.sqrt(_NATS[levels] + 0.05) * rarity
-    return weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +159,7 @@ class ZSequence:
             self,
             codes=pack_codes(self.ids[held], spans, slots),
             places=self.places[held],
-            spans=_spans(self._starts(owner, held), spans, first, end),
+            spans=character_spans(self._starts(owner, held), spans, first, end),
             digest=self.digest if whole else b"",
         )
 
@@ -201,9 +181,9 @@ class ZSequence:
         if not whole:
             numbers += steps.tolist()
         counts = [self.source_tokens, len(self), self.slots, len(self.places), int(whole)]
-        packed = deflate(_varints(numbers))
-        body = _varints([*counts, len(self.digest), len(packed)]) + self.digest + packed
-        return _seal(_SEQUENCE_MAGIC, self.fingerprint, body + self.code.encode(self.ids))
+        packed = deflate(varints(numbers))
+        body = varints([*counts, len(self.digest), len(packed)]) + self.digest + packed
+        return seal(_SEQUENCE_MAGIC, self.fingerprint, body + self.code.encode(self.ids))
 
     @classmethod
     def from_bytes(cls, data: bytes, code: TokenCode) -> ZSequence:
@@ -216,12 +196,12 @@ class ZSequence:
         Raises:
             SequenceError: the bytes are not a Z-token sequence, or are truncated or altered.
         """
-        fingerprint, body = _unseal(_SEQUENCE_MAGIC, data)
-        counts, at = _parse_varints(body, 7)
+        fingerprint, body = unseal(_SEQUENCE_MAGIC, data)
+        counts, at = parse_varints(body, 7)
         source_tokens, n_z, slots, held, whole, digest_bytes, packed = counts.tolist()
         digest, at = body[at : at + digest_bytes], at + digest_bytes
         raw = inflate(body[at : at + packed])
-        numbers, _ = _parse_varints(raw, 3 * n_z + (0 if whole else held))
+        numbers, _ = parse_varints(raw, 3 * n_z + (0 if whole else held))
         sizes, starts, lengths, steps = np.split(numbers, [n_z, 2 * n_z, 3 * n_z])
         starts = np.cumsum(starts)
         ids, _ = code.decode(body[at + packed :], held)
@@ -251,125 +231,6 @@ class ZSequence:
         return read_sequence_file(path, lambda data: cls.from_bytes(data, code))
 
 
-@dataclass(frozen=True, eq=False)
-class CompressedText:
-    """A text compressed once, for every rate: its tokens, and how much each weighs.
-
-    Attributes:
-        ids: `[n]` its token ids.
-        levels: uint8 `[n]` how surprising each token is (`levels_of`).
-        starts: `[n]` first character of each token.
-        characters: length of the text.
-        fingerprint: 16 hex digits that identify whose codes these are.
-        digest: `text_digest` of the text.
-        code: the entropy code of ids and levels.
-    """
-
-    ids: IntArray
-    levels: NDArray[np.uint8]
-    starts: IntArray
-    characters: int
-    fingerprint: str
-    digest: bytes
-    code: TokenCode = field(repr=False, kw_only=True)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, CompressedText) and self.to_bytes() == other.to_bytes()
-
-    def __hash__(self) -> int:
-        return hash(self.to_bytes())
-
-    @property
-    def weights(self) -> NDArray[np.float64]:
-        """`[n]` what the Z-tokens share out: a token's weight, plus a part of the mean."""
-        weights = weights_of(self.levels, self.code.rarity[self.ids])
-        raised: NDArray[np.float64] = weights + _FLOOR * weights.mean()
-        return raised
-
-    @property
-    def predicted(self) -> NDArray[np.bool_]:
-        """`[n]` whether the base LLM predicts the token with a margin."""
-        predicted: NDArray[np.bool_] = self.levels == 0
-        return predicted
-
-    def at(self, rate: float, slots: int) -> ZSequence:
-        """The text at a rate.
-
-        Args:
-            rate: source tokens per Z-token, at least 1.
-            slots: most tokens that a Z-token holds.
-        """
-        return self.view(np.arange(len(self)), rate, slots)
-
-    def view(self, tokens: IntArray, rate: float, slots: int) -> ZSequence:
-        """Some of the tokens, in order, at a rate; spans reach over what lies between."""
-        count = count_z_tokens(len(tokens), rate, slots)
-        weights, held = self.weights[tokens], tokens
-        if len(tokens) > count * slots:
-            kept = choose_held(weights, self.predicted[tokens], count * slots)
-            weights, held = weights[kept], tokens[kept]
-        spans = allocate(weights, count, slots)
-        whole = len(tokens) == len(self)
-        first = 0 if whole else int(self.starts[tokens[0]])
-        last = int(tokens[-1]) + 1
-        end = int(self.starts[last]) if last < len(self) else self.characters
-        return ZSequence(
-            codes=pack_codes(self.ids[held], spans, slots),
-            places=held,
-            spans=_spans(self.starts[held], spans, first, end),
-            source_tokens=len(self),
-            fingerprint=self.fingerprint,
-            digest=self.digest if whole else b"",
-            code=self.code,
-        )
-
-    def to_bytes(self) -> bytes:
-        """Compact, checksummed bytes of ids and levels; what the text tells is left to the text."""
-        body = _varints([len(self)]) + self.code.encode(self.ids, self.levels)
-        return _TEXT_VERSION + self._checksum(body) + body
-
-    @classmethod
-    def from_bytes(cls, data: bytes, tokens: CompressedText) -> CompressedText:
-        """Inverse of `to_bytes`.
-
-        Args:
-            data: the bytes.
-            tokens: the same text as the checkpoint's tokens (`ZCompressor.tokenize`).
-
-        Raises:
-            SequenceError: the bytes are not a compressed text, are truncated or altered, or are of
-                another text or checkpoint.
-        """
-        checksum, body = data[1:5], data[5:]
-        if data[:1] != _TEXT_VERSION or tokens._checksum(body) != checksum:
-            raise SequenceError(
-                "this entry is damaged, or of another text, checkpoint or version; "
-                "compress the text again."
-            )
-        counts, at = _parse_varints(body, 1)
-        ids, levels = tokens.code.decode(body[at:], int(counts[0]), with_levels=True)
-        return dataclasses.replace(tokens, ids=ids, levels=levels)
-
-    def _checksum(self, body: bytes) -> bytes:
-        """4 bytes that depend on text and checkpoint, too."""
-        known = bytes.fromhex(self.fingerprint) + self.digest
-        return zlib.crc32(body, zlib.crc32(known)).to_bytes(4, "little")
-
-
-def stored_length(data: bytes) -> int:
-    """Source tokens of the text whose `CompressedText.to_bytes` this is, unchecked.
-
-    Raises:
-        SequenceError: the bytes are not a compressed text.
-    """
-    if data[:1] != _TEXT_VERSION:
-        raise SequenceError("this entry is damaged or of another version; compress the text again.")
-    return int(_parse_varints(data[5:], 1)[0][0])
-
-
 def pack_codes(ids: IntArray, spans: IntArray, slots: int) -> NDArray[np.int32]:
     """Codes `[n_z, slots]` of tokens `[n]` that are in spans `[n]`."""
     new = np.flatnonzero(np.diff(spans, prepend=-1))
@@ -389,127 +250,13 @@ def join_sequences(pieces: Sequence[ZSequence]) -> ZSequence:
     )
 
 
-def _spans(starts: IntArray, spans: IntArray, first: int, end: int) -> IntArray:
+def character_spans(starts: IntArray, spans: IntArray, first: int, end: int) -> IntArray:
     """Character spans `[n_z, 2]`: each reaches to the next."""
     begins = starts[np.flatnonzero(np.diff(spans, prepend=-1))].copy()
     begins[0] = first
     return np.stack([begins, np.append(begins[1:], end)], axis=1)
 
 
-def _seal(magic: bytes, fingerprint: str, body: bytes) -> bytes:
-    own = bytes.fromhex(fingerprint)
-    return _HEADER.pack(magic, own, zlib.crc32(body, zlib.crc32(own))) + body
-
-
-def _unseal(magic: bytes, data: bytes) -> tuple[str, bytes]:
-    """Fingerprint and body of sealed bytes, checked."""
-    if len(data) < _HEADER.size or data[:4] != magic:
-        if data[:2] == b"ZT" or data[:2] == b"ZL":
-            raise SequenceError(
-                "this Z-token sequence has the format of another version; "
-                "compress the source text again."
-            )
-        raise SequenceError(
-            "these bytes are not a Z-token sequence; give a file of `ztok compress`."
-        )
-    _, fingerprint, crc = _HEADER.unpack_from(data)
-    body = data[_HEADER.size :]
-    if zlib.crc32(body, zlib.crc32(fingerprint)) != crc:
-        raise SequenceError(
-            "this Z-token sequence is truncated or altered (its checksum does not match); "
-            "compress the source text again."
-        )
-    return fingerprint.hex(), body
-
-
 def stored_fingerprint(data: bytes) -> str:
     """Whose codes the bytes of a `ZSequence` hold; they are checked, and no ids are decoded."""
-    return _unseal(_SEQUENCE_MAGIC, data)[0]
-
-
-def read_sequence_file(path: str | Path, parse: Callable[[bytes], T]) -> T:
-    """What `parse` makes of a file's bytes; its errors name the file.
-
-    Raises:
-        SequenceError: the file cannot be read, or `parse` raised it.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise SequenceError(f"cannot read {path}: {error.strerror}.") from error
-    try:
-        return parse(data)
-    except SequenceError as error:
-        raise SequenceError(f"{path}: {error}") from error
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` by way of a temporary file in the same folder.
-
-    Raises:
-        ZtokError: it cannot be written there.
-    """
-    try:
-        if path.exists() and not path.is_file():
-            kind = "is a folder" if path.is_dir() else "is not a regular file"
-            raise ZtokError(f"cannot write {path}: it {kind}; name a file.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        cause = "its folder is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise ZtokError(
-            f"cannot write {path}: {cause}; name a file in a folder that can be written, "
-            "with room on its disk."
-        ) from error
-
-
-def deflate(data: bytes) -> bytes:
-    """zlib's compression without its own header and checksum."""
-    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
-    return packer.compress(data) + packer.flush()
-
-
-def inflate(data: bytes) -> bytes:
-    """Inverse of `deflate`."""
-    try:
-        return zlib.decompress(data, wbits=-zlib.MAX_WBITS)
-    except zlib.error as error:
-        raise SequenceError(
-            "this Z-token sequence is damaged; compress the source text again."
-        ) from error
-
-
-def _varints(numbers: Sequence[int]) -> bytes:
-    """LEB128 bytes of non-negative integers."""
-    out = bytearray()
-    for number in numbers:
-        while number >= 128:
-            out.append(number & 127 | 128)
-            number >>= 7
-        out.append(number)
-    return bytes(out)
-
-
-def _parse_varints(data: bytes, count: int, at: int = 0) -> tuple[NDArray[np.int64], int]:
-    """`count` integers from position `at`, and where they end."""
-    numbers: list[int] = []
-    value = shift = 0
-    while len(numbers) < count:
-        if at >= len(data):
-            raise SequenceError("this Z-token sequence has malformed offsets; compress again.")
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            numbers.append(value)
-            value = shift = 0
-    return np.array(numbers, dtype=np.int64), at
+    return unseal(_SEQUENCE_MAGIC, data)[0]

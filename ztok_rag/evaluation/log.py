@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ztok_rag.codec.sequence import write_atomic
+from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation.arms import Arm
 from ztok_rag.evaluation.questions import Question

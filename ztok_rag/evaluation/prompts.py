@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ztok_rag.codec.sequence import CompressedText, ZSequence
+from ztok_rag.codec.compressed_text import CompressedText
+from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.evaluation.arms import Arm, utf8_bytes
 from ztok_rag.evaluation.questions import Question
 from ztok_rag.selection.look_twice import LookTwice, first_look

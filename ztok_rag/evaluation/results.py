@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ztok_rag.codec.sequence import write_atomic
+from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.evaluation.rows import Row
 
 

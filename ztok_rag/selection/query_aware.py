@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ztok_rag.codec.allocation import count_z_tokens
-from ztok_rag.codec.sequence import CompressedText, IntArray, ZSequence, join_sequences
+from ztok_rag.codec.compressed_text import CompressedText
+from ztok_rag.codec.sequence import IntArray, ZSequence, join_sequences
 from ztok_rag.selection.relevance import PassageFeatures, find_answers
 from ztok_rag.selection.sentences import FloatArray, SentenceScorer, Span, split_sentences
 

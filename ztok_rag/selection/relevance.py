@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ztok_rag.codec.sequence import CompressedText
+from ztok_rag.codec.compressed_text import CompressedText
 from ztok_rag.selection.words import find_words, question_words
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import diskcache
 
 from ztok_rag.codec.base import cache_dir
-from ztok_rag.codec.sequence import CompressedText, stored_length
+from ztok_rag.codec.compressed_text import CompressedText, stored_length
 from ztok_rag.errors import ZtokError, check_rate
 from ztok_rag.storage.disk import BytesCache
 from ztok_rag.storage.secret import load_secret

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
+from ztok_rag.codec.compressed_text import CompressedText
 from ztok_rag.codec.compressor import ZCompressor, batches_by_size
 from ztok_rag.codec.model import READ
 from ztok_rag.codec.packer import EMPTY
-from ztok_rag.codec.sequence import CompressedText
 from ztok_rag.training.objective import target_nats
 from ztok_rag.training.passages import Passage
 from ztok_rag.training.phrases import Phrases

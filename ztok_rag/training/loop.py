@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ztok_rag.codec.model import ZModel
-from ztok_rag.codec.sequence import write_atomic
+from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.errors import CheckpointError, DataError
 from ztok_rag.training.batches import Batch, StreamPlan, StreamState, load_batches
 from ztok_rag.training.objective import Losses, Objective

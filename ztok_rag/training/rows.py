@@ -18,8 +18,9 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from ztok_rag.codec.allocation import allocate, choose_held, count_z_tokens
+from ztok_rag.codec.compressed_text import CompressedText, levels_of
 from ztok_rag.codec.packer import EMPTY
-from ztok_rag.codec.sequence import CompressedText, levels_of, pack_codes
+from ztok_rag.codec.sequence import pack_codes
 from ztok_rag.codec.token_code import TokenCode
 from ztok_rag.errors import DataError
 from ztok_rag.training.data import TrainingData

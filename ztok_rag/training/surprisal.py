@@ -16,9 +16,10 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from ztok_rag.codec.compressed_text import levels_of
 from ztok_rag.codec.compressor import batches_by_size, surprisal
 from ztok_rag.codec.model import ZModel, fit_token_code
-from ztok_rag.codec.sequence import levels_of, write_atomic
+from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.training.data import TrainingData
 
 _SECONDS_BETWEEN_SAVES = 20.0
