@@ -143,7 +143,7 @@ def prepare(
     bar = tqdm(total=len(kept), desc="compressing", unit="passage", disable=not progress)
     for start in range(0, len(kept), _COMPRESSED_AT_ONCE):
         texts = [passage.text for passage in kept[start : start + _COMPRESSED_AT_ONCE]]
-        sources += map(PassageFeatures.of, texts, compressor.compress_all_rates(texts))
+        sources += map(PassageFeatures.of, texts, compressor.tokenize(texts))
         bar.update(len(texts))
     bar.close()
     asked = [
