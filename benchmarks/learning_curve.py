@@ -63,18 +63,21 @@ def read_points(path: Path, run: str) -> dict[str, list[dict[str, Any]]]:
 def draw(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Draw one panel per set, one line per rate."""
     figure, axes = plt.subplots(1, len(points), figsize=(4.2 * len(points), 3.4), squeeze=False)
+    rates = sorted({record["rate"] for records in points.values() for record in records})
     for axis, (name, records) in zip(axes[0], points.items(), strict=True):
-        for rate in sorted({record["rate"] for record in records}):
+        for number, rate in enumerate(rates):
             own = sorted(
                 (record["positions"] / 1e6, record["nats"])
                 for record in records
                 if record["rate"] == rate
             )
-            axis.plot(*zip(*own, strict=True), marker="o", markersize=3, label=f"rate {rate}")
+            if own:
+                x, y = zip(*own, strict=True)
+                axis.plot(x, y, f"C{number}", marker="o", markersize=3, label=f"rate {rate}")
         axis.set(title=TITLES.get(name, name), xlabel="positions seen, millions", ylim=(0, None))
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("loss, nats per token")
-    axes[0][-1].legend(fontsize=8)
+    axes[0][0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
