@@ -62,7 +62,9 @@ def read_points(path: Path, run: str) -> dict[str, list[dict[str, Any]]]:
 
 def draw(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Draw one panel per set, one line per rate."""
-    figure, axes = plt.subplots(1, len(points), figsize=(4.2 * len(points), 3.4), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(points), figsize=(4.2 * len(points), 3.4), squeeze=False, layout="constrained"
+    )
     rates = sorted({record["rate"] for records in points.values() for record in records})
     for axis, (name, records) in zip(axes[0], points.items(), strict=True):
         for number, rate in enumerate(rates):
@@ -77,8 +79,7 @@ def draw(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
         axis.set(title=TITLES.get(name, name), xlabel="positions seen, millions", ylim=(0, None))
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("loss, nats per token")
-    axes[0][0].legend(fontsize=8)
-    figure.tight_layout()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
