@@ -144,11 +144,9 @@ def _text_of(z: ZSequence, checkpoint: Path | None, base: str | None, device: st
 
 def _join(z: ZSequence, tokenizer: Any) -> str:
     """The tokens that a sequence holds, as text."""
-    return str(
-        tokenizer.decode(
-            z.ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-    )
+    from ztok_rag.codec.base import decode_exactly
+
+    return decode_exactly(tokenizer, z.ids)
 
 
 def _tokenizer(checkpoint: Path | None, base: str | None) -> Any:

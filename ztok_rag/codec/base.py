@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock
+from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -133,6 +135,14 @@ def load_tokenizer(base: str | Path | None = None) -> Any:
     """The Hugging Face tokenizer of a base LLM, without the model; errors as `BaseLM.load`."""
     with _loading(base) as path:
         return AutoTokenizer.from_pretrained(path)
+
+
+def decode_exactly(tokenizer: Any, ids: NDArray[np.int64]) -> str:
+    """The text of token ids `[n]`, with nothing cleaned up and no special token left out."""
+    text: str = tokenizer.decode(
+        ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    return text
 
 
 def _is_default(base: str | Path | None) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ztok_rag.codec.base import decode_exactly
 from ztok_rag.codec.sequence import ZSequence
 
 IntArray = NDArray[np.int64]
@@ -64,13 +65,13 @@ def _held_runs(z: ZSequence, tokenizer: Any) -> Iterator[tuple[str, int]]:
     cuts = np.flatnonzero(np.diff(z.places) != 1) + 1
     for run in np.split(np.arange(len(z.places)), cuts):
         ids = z.ids[run]
-        text = _decode(ids, tokenizer)
+        text = decode_exactly(tokenizer, ids)
         begins = [place for place in run if first[owner[place]] == place]
         # A sequence's first span begins with the text, and its first token may come later.
         anchors = [p for p in begins if p > 0 or z.places[p] == 0] or begins
         if anchors:
             anchor = int(anchors[0])
-            before = len(_decode(ids[: anchor - run[0]], tokenizer).rstrip(_REPLACEMENT))
+            before = len(decode_exactly(tokenizer, ids[: anchor - run[0]]).rstrip(_REPLACEMENT))
             offset = int(z.spans[owner[anchor], 0]) - before
         else:  # amid a Z-token
             own = owner[run[0]]
@@ -87,14 +88,8 @@ def _chars_before(z: ZSequence, own: int, first: int, place: int, tokenizer: Any
     until = int(z.places[last]) if last < len(z.places) else z.source_tokens
     missing = until - int(z.places[first]) - (last - first)
     missing_before = int(z.places[place] - z.places[first]) - int(place - first)
-    before = len(_decode(z.ids[first:place], tokenizer))
-    unknown = int(z.spans[own, 1] - z.spans[own, 0]) - len(_decode(z.ids[first:last], tokenizer))
-    return before + max(0, unknown) * missing_before // max(1, missing)
-
-
-def _decode(ids: IntArray, tokenizer: Any) -> str:
-    return str(
-        tokenizer.decode(
-            ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+    before = len(decode_exactly(tokenizer, z.ids[first:place]))
+    unknown = int(z.spans[own, 1] - z.spans[own, 0]) - len(
+        decode_exactly(tokenizer, z.ids[first:last])
     )
+    return before + max(0, unknown) * missing_before // max(1, missing)

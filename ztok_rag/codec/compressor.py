@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ztok_rag.codec.base import BaseLM
+from ztok_rag.codec.base import BaseLM, decode_exactly
 from ztok_rag.codec.compressed_text import CompressedText, levels_of
 from ztok_rag.codec.model import ZModel
 from ztok_rag.codec.reader import ZReader
@@ -150,18 +150,11 @@ class ZCompressor:
         """The tokens that a sequence holds as text, with an ellipsis where some are left out."""
         cuts = np.flatnonzero(np.diff(z.places) > 1) + 1
         runs = np.split(z.ids, cuts)
-        return " … ".join(self._decode(run).strip() for run in runs)
+        return " … ".join(decode_exactly(self.tokenizer, run).strip() for run in runs)
 
     def _join_codes(self, z: ZSequence) -> str:
         self.reader.check(z)
-        return self._decode(z.ids)
-
-    def _decode(self, ids: IntArray) -> str:
-        return str(
-            self.tokenizer.decode(
-                ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
-            )
-        )
+        return decode_exactly(self.tokenizer, z.ids)
 
     def _checked(self, texts: Sequence[str]) -> list[str]:
         """The texts without half surrogate pairs."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from ztok_rag.codec.base import BaseLM
+from ztok_rag.codec.base import BaseLM, decode_exactly
 from ztok_rag.codec.copying import CopyFromCodes, CopySource
 from ztok_rag.codec.model import READ, ZModel
 from ztok_rag.codec.prompts import REPEAT_PROMPT
@@ -240,11 +240,7 @@ class ZReader:
                     ids[place] = int(logits.argmax())
                     written, pending = written + len(pending), []
                 pending.append(int(ids[place]))
-        return str(
-            self.tokenizer.decode(
-                ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
-            )
-        )
+        return decode_exactly(self.tokenizer, ids)
 
     def _restart(self, ids: NDArray[np.int64]) -> tuple[DynamicCache, list[int], int]:
         """An empty cache, and the last half of the base's context to read into it."""
