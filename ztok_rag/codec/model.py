@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -24,12 +26,18 @@ from ztok_rag.codec.relevance import RelevanceModel
 from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.codec.token_code import TokenCode
 from ztok_rag.codec.weights import dequantize, quantize
-from ztok_rag.errors import CheckpointError
+from ztok_rag.errors import CheckpointError, ZtokError
+from ztok_rag.inputs import absolute_path
 
 DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "default"
 
 READ = "read"
 """The reader's LoRA adapter, for text and Z-tokens alike."""
+
+
+_alive: WeakValueDictionary[tuple[str, str, str], ZModel] = WeakValueDictionary()
+_received: list[ZModel] = []  # loaded for another process's objects, and kept for the next
+_loading = threading.Lock()
 
 
 class ZModel(nn.Module):
@@ -58,6 +66,7 @@ class ZModel(nn.Module):
         self.to(base.device)
         self.to(base.dtype if base.device.type != "cpu" else torch.float32)
         self._short: nn.Module | None = None
+        self._origin: tuple[str, str, str] | None = None  # checkpoint, base and device
 
     @classmethod
     def create(cls, base: BaseLM, **settings: object) -> ZModel:
@@ -92,10 +101,14 @@ class ZModel(nn.Module):
         Raises:
             CheckpointError: missing, damaged, of another format, or trained on another base.
         """
-        folder = Path(checkpoint or DEFAULT_CHECKPOINT)
+        folder = absolute_path(checkpoint or DEFAULT_CHECKPOINT)
         config = ZConfig.load(folder)
+        origin = None
         if not isinstance(base, BaseLM):
             base = BaseLM.load(base or config.base, device=device)
+            # A hub id is no folder; a folder is the same one from every working directory.
+            lies = str(absolute_path(base.name)) if Path(base.name).is_dir() else base.name
+            origin = str(folder), lies, str(base.device)
         if base.fingerprint() != config.base_fingerprint:
             raise CheckpointError(
                 f"the checkpoint {folder} was trained on {config.base} and does not fit "
@@ -108,7 +121,30 @@ class ZModel(nn.Module):
             model.load_state(reader, parts)
         except (RuntimeError, KeyError, ValueError) as error:
             raise _damaged(folder, error) from error
+        if origin is not None:
+            model._origin = origin
+            _alive[origin] = model
         return model.eval()
+
+    def __reduce__(self) -> tuple[Callable[..., ZModel], tuple[str, str, str]]:
+        """A copy is the same model; in another process, the same checkpoint loaded there.
+
+        Raises:
+            ZtokError: the weights are of no checkpoint.
+        """
+        if self._origin is None:
+            raise ZtokError(
+                "a model that was not loaded from a checkpoint cannot be copied or sent to another "
+                "process; write it with save_pretrained() and load that."
+            )
+        return _load_shared, self._origin
+
+    def train(self, mode: bool = True) -> ZModel:
+        """As of `torch.nn.Module`; what is trained is no longer what the checkpoint holds."""
+        if mode:
+            self._origin = None
+        super().train(mode)
+        return self
 
     @torch.no_grad()
     def load_state(self, reader: dict[str, Tensor], parts: dict[str, Tensor]) -> None:
@@ -213,6 +249,19 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Toke
     except (OSError, SafetensorError, KeyError) as error:
         raise _damaged(folder, error) from error
     return reader, parts, read_token_code(folder)
+
+
+def _load_shared(checkpoint: str, base: str, device: str) -> ZModel:
+    """A model of this process that was loaded so, else one loaded now and kept."""
+    with _loading:
+        model = _alive.get((checkpoint, base, device))
+        if model is None:
+            # Another machine may lack the device that the model was on.
+            wanted = device if device == "cpu" or torch.cuda.is_available() else None
+            model = ZModel.from_pretrained(checkpoint, base=base, device=wanted)
+            _alive[checkpoint, base, device] = model
+            _received.append(model)
+        return model
 
 
 def read_token_code(folder: Path) -> TokenCode:

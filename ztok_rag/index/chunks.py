@@ -73,18 +73,3 @@ def compress_texts(
 def chunk_text(node: BaseNode) -> str:
     """The text that is compressed."""
     return node.get_content(MetadataMode.NONE)
-
-
-def check_documents(documents: Sequence[Document]) -> None:
-    """Refuse documents without words, and two documents with one id."""
-    seen: set[str] = set()
-    for document in documents:
-        if not chunk_text(document).strip():
-            raise ZtokError(
-                f"the document {document.doc_id!r} has no words to index; leave it out."
-            )
-        if document.doc_id in seen:
-            raise ZtokError(
-                f"two documents have the id {document.doc_id!r}; give each one its own."
-            )
-        seen.add(document.doc_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import BaseNode, NodeWithScore
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQuery
+from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 from llama_index.vector_stores.faiss import FaissMapVectorStore  # type: ignore[import-untyped]
 
 from ztok_rag.errors import ZtokError
 from ztok_rag.index.chunks import chunk_text
+from ztok_rag.index.documents import KnownDocument
 from ztok_rag.index.folder import IndexFolder, Manifest
-from ztok_rag.index.vectors import read_index
+from ztok_rag.index.vectors import FlatStore, read_index
 from ztok_rag.storage.store import ZStore
 
 
@@ -55,9 +58,14 @@ class Contents:
         with self._state_lock:
             return tuple(sorted(self._index.docstore.get_all_ref_doc_info() or {}))
 
-    def hash_of(self, doc_id: str) -> str | None:
-        """Hash of a document's text and metadata; `None` if there is no such document."""
-        return self._index.docstore.get_document_hash(doc_id)
+    def known(self) -> dict[str, KnownDocument]:
+        """The documents by their ids."""
+        with self._state_lock:
+            docstore = self._index.docstore
+            return {
+                doc_id: KnownDocument(docstore.get_document_hash(doc_id), info.metadata)
+                for doc_id, info in (docstore.get_all_ref_doc_info() or {}).items()
+            }
 
     def texts(self) -> list[str]:
         """The text of every chunk."""
@@ -81,6 +89,8 @@ class Contents:
         """
         with self._state_lock:
             docstore, places = self._index.docstore, self._index.index_struct.nodes_dict
+            if isinstance(self.vector_store, FlatStore):
+                query = self._with_node_ids(query)
             try:
                 found = self.vector_store.query(query, **arguments)
             except (NotImplementedError, ValueError, TypeError) as error:
@@ -92,6 +102,12 @@ class Contents:
             ids = found.ids if found.ids is not None else [n.node_id for n in found.nodes or ()]
             nodes = [docstore.get_document(places.get(i, i), raise_error=False) for i in ids]
         present = [node for node in nodes if node is not None]
+        if len(present) < len(nodes):
+            warnings.warn(
+                f"the {self.vector_store.class_name()} found {len(nodes) - len(present)} chunks "
+                f"that are not of the index {self.folder.path}; they are left out.",
+                stacklevel=4,
+            )
         for name, asked, got in (
             ("doc_ids", query.doc_ids, {node.ref_doc_id for node in present}),
             ("node_ids", query.node_ids, {node.node_id for node in present}),
@@ -107,6 +123,28 @@ class Contents:
             for node, score in zip(nodes, scores, strict=True)
             if node is not None
         ]
+
+    def _with_node_ids(self, query: VectorStoreQuery) -> VectorStoreQuery:
+        """The query with its conditions as ids of chunks, which are all that FAISS heeds.
+
+        Raises:
+            ZtokError: a filter has an operator or a value that LlamaIndex does not know.
+        """
+        if query.filters is None and query.doc_ids is None and query.node_ids is None:
+            return query
+        nodes = self._index.docstore.docs
+        try:
+            passes = build_metadata_filter_fn(lambda i: nodes[i].metadata, query.filters)
+            allowed = [
+                i
+                for i, node in nodes.items()
+                if (query.node_ids is None or i in query.node_ids)
+                and (query.doc_ids is None or node.ref_doc_id in query.doc_ids)
+                and passes(i)
+            ]
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise ZtokError(f"the filters cannot be heeded ({error}); change them.") from error
+        return replace(query, filters=None, doc_ids=None, node_ids=allowed)
 
     def change(
         self, nodes: Sequence[BaseNode], hashes: dict[str, str], remove: Sequence[str]

@@ -30,6 +30,7 @@ from llama_index.vector_stores.faiss import FaissVectorStore  # type: ignore[imp
 from ztok_rag.errors import ZtokError
 from ztok_rag.index.checks import check_embedding
 from ztok_rag.index.retriever import Retriever
+from ztok_rag.index.vectors import FlatStore
 from ztok_rag.llamaindex.arguments import parameters, refuse_unknown
 from ztok_rag.llamaindex.postprocessor import FORMER_NAMES, ZTokenPostprocessor
 from ztok_rag.llamaindex.settings import llm_of
@@ -186,6 +187,8 @@ def _refuse_what_faiss_ignores(store: BasePydanticVectorStore, given: dict[str, 
     if not isinstance(store, FaissVectorStore):
         return
     heeded = {*_BASE, "similarity_top_k", "embed_model"}
+    if isinstance(store, FlatStore):
+        heeded |= {"filters", "doc_ids", "node_ids"}
     if given["vector_store_query_mode"] == VectorStoreQueryMode.DEFAULT:
         heeded.add("vector_store_query_mode")
     for name in given:

@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ztok_rag.errors import ZtokError
+from ztok_rag.inputs import absolute_path
 
 FORMAT = 2
 _MANIFEST = "ztok.json"
@@ -99,7 +100,7 @@ class IndexFolder:
     """Where an index lives: `index/`, `store/` and `ztok.json` in one folder."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = absolute_path(path)
 
     @property
     def index(self) -> Path:
@@ -126,10 +127,10 @@ class IndexFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             names = {entry.name for entry in self.path.iterdir()}
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a path with a NUL is the second
             raise ZtokError(
-                f"an index cannot be built in {self.path} ({error.strerror}); give a folder that "
-                "can be written."
+                f"an index cannot be built in {self.path} ({error}); give a folder that can be "
+                "written."
             ) from error
         if self.exists():
             with suppress(FormerIndexError):
@@ -146,7 +147,7 @@ class IndexFolder:
             ZtokError: there is no index, or its settings cannot be read.
         """
         self._require()
-        with self.locked():
+        with self.locked(is_reading=True):
             return Manifest.load(self.path / _MANIFEST)
 
     def settings(self) -> dict[str, Any]:
@@ -157,13 +158,38 @@ class IndexFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the folder cannot be written."""
+        return not os.access(self.path, os.W_OK)
+
+    def check_writable(self) -> None:
+        """Raise `ZtokError` if the index cannot be changed."""
+        if self.is_read_only:
+            raise ZtokError(
+                f"the index {self.path} is read-only and cannot be changed; make its folder "
+                "writable."
+            )
+
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, is_reading: bool = False) -> Iterator[None]:
         """Run the body while no other process changes the folder.
+
+        Args:
+            is_reading: the body only reads, so a folder that cannot be written will do. Whoever
+                can write in it is not kept from doing so then.
 
         Raises:
             ZtokError: another process holds the folder for a minute, or it cannot be written.
         """
+        if is_reading and self.is_read_only:
+            if (self.path / _COMMITTED).is_dir():
+                raise ZtokError(
+                    f"a change of the index {self.path} was interrupted and is not finished, and "
+                    "the folder is read-only; open the index once where it can be written."
+                )
+            yield
+            return
         lock = FileLock(self.path / _LOCK, timeout=_LOCK_SECONDS)
         try:
             lock.acquire()

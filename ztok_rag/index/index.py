@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,25 @@ from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from ztok_rag.errors import ZtokError
 from ztok_rag.index.checks import check_embedding, check_settings
-from ztok_rag.index.chunks import check_documents, chunk_text, compress_texts, split_documents
+from ztok_rag.index.chunks import chunk_text, compress_texts, split_documents
 from ztok_rag.index.contents import Contents
+from ztok_rag.index.documents import (
+    check_documents,
+    has_words,
+    name_of,
+    recognize,
+    warn_left_out,
+)
 from ztok_rag.index.engines import TOP_K, make_chat_engine, make_query_engine, make_retriever
 from ztok_rag.index.folder import IndexFolder, Manifest
 from ztok_rag.index.stats import IndexStats, count
-from ztok_rag.index.vectors import FlatStore, deletable, read_index, vector_index
+from ztok_rag.index.vectors import (
+    FlatStore,
+    deletable,
+    has_documents,
+    read_index,
+    vector_index,
+)
 from ztok_rag.llamaindex.embedding import default_embedding, embedding_dimension, embedding_name
 from ztok_rag.llamaindex.llm import ZTokenLLM
 from ztok_rag.llamaindex.postprocessor import ZTokenPostprocessor
@@ -48,7 +61,8 @@ class RefreshResult:
         added: documents that were not in the index.
         changed: documents whose text or metadata had changed, and that were replaced.
         unchanged: documents that were in the index already.
-        removed: documents of the index that were not given, and that were deleted.
+        removed: documents of the index that were deleted: those that were not given, where that was
+            asked for, and those that have no words any more.
     """
 
     added: tuple[str, ...] = ()
@@ -68,6 +82,19 @@ class ZTokenIndex(Closing):
     Threads may query an object while another thread changes it. Processes may share a folder; a
     process cannot change an index that another has changed since, and is told to load it again.
     """
+
+    def __reduce__(self) -> tuple[Callable[..., ZTokenIndex], tuple[Any, ...]]:
+        """A copy, also one in another process, is the same folder loaded again.
+
+        Raises:
+            ZtokError: the vectors are in a store of the caller's.
+        """
+        if self.contents.manifest.vector_store:
+            raise ZtokError(
+                f"the index {self.path} has vectors in a {self.contents.manifest.vector_store} of "
+                "yours, and cannot be copied or sent to another process; load it there."
+            )
+        return _load, (self.path, self._embed_model, self._compressor)
 
     def __init__(
         self,
@@ -90,7 +117,7 @@ class ZTokenIndex(Closing):
     @classmethod
     def build(
         cls,
-        documents: Sequence[Document],
+        documents: Iterable[Document],
         path: str | Path,
         *,
         rate: float = 4.0,
@@ -100,6 +127,7 @@ class ZTokenIndex(Closing):
         compressor: ZCompressor | None = None,
         vector_store: BasePydanticVectorStore | None = None,
         show_progress: bool = False,
+        allow_empty: bool = False,
     ) -> ZTokenIndex:
         """Index documents. An index in the folder is replaced; a folder of other files is refused.
 
@@ -107,7 +135,9 @@ class ZTokenIndex(Closing):
         A build that was killed can be repeated, and does not compress the same chunks again.
 
         Args:
-            documents: any number, each with an id of its own.
+            documents: any number, each with an id of its own; read once. Those without words are
+                left out, with a warning that names them. Metadata that JSON does not hold, such as
+                dates, are kept as the text that LlamaIndex shows of them.
             path: folder of the index, made if needed.
             rate: source tokens per Z-token, 1 to 64.
             chunk_size: longest chunk, in tokens of the base LLM, metadata included.
@@ -118,15 +148,20 @@ class ZTokenIndex(Closing):
             vector_store: an empty LlamaIndex vector store that the caller keeps; `None` is a
                 FAISS store in the folder, exact and by cosine.
             show_progress: whether to show progress bars.
+            allow_empty: whether an index with documents may be replaced by one without.
 
         Raises:
-            ZtokError: a document has no words, two have one id, a setting is out of range, or
-                the folder holds something else.
+            ZtokError: two documents have one id, metadata cannot be kept, a setting is out of
+                range, the folder holds something else, or the index in it would be emptied.
         """
         check_settings(rate, chunk_size, chunk_overlap)
-        check_documents(documents)
+        given = check_documents(documents)
+        worded = [document for document in given if has_words(document)]
         folder = IndexFolder(path)
         folder.claim()
+        if not worded and not allow_empty and has_documents(folder):
+            raise _would_empty(folder.path, "build")
+        warn_left_out(document for document in given if not has_words(document))
         compressor = compressor or default_compressor()
         embed_model = embed_model or user_embedding() or default_embedding()
         dimension = embedding_dimension(embed_model)
@@ -145,7 +180,7 @@ class ZTokenIndex(Closing):
         llama_index = vector_index(storage, nodes=[])
         index = cls(folder, manifest, llama_index, embed_model=embed_model, compressor=compressor)
         try:
-            index._change(add=documents, show_progress=show_progress)
+            index._change(add=worded, show_progress=show_progress)
             index.store.prune(manifest.fingerprint, index.contents.texts())
         except BaseException:
             index.close()
@@ -276,8 +311,9 @@ class ZTokenIndex(Closing):
 
         Args:
             kwargs: as of `VectorStoreIndex.as_retriever`. `similarity_top_k` chunks are
-                retrieved, by default 3. `filters`, `doc_ids`, `vector_store_query_mode` and the
-                like need a vector store of your own that heeds them; FAISS does not.
+                retrieved, by default 3, of those that `filters`, `doc_ids` and `node_ids` let
+                through. `vector_store_query_mode` and the like need a vector store of your own
+                that heeds them; FAISS does not.
 
         Raises:
             ZtokError: an argument is not known, out of range, or not heeded by the vector store.
@@ -339,12 +375,15 @@ class ZTokenIndex(Closing):
             ZtokError: the document has no words, or its id is there already.
         """
         with self._change_lock:
-            if document.doc_id in self.document_ids:
+            (own,) = check_documents([document])
+            if not has_words(own):
+                raise ZtokError(f"the document {name_of(own)} has no words to index; leave it out.")
+            if own.doc_id in self.document_ids:
                 raise ZtokError(
-                    f"the index {self.path} has a document {document.doc_id!r} already; use "
+                    f"the index {self.path} has a document {own.doc_id!r} already; use "
                     "refresh_ref_docs() to replace it."
                 )
-            self._change(add=[document], show_progress=show_progress)
+            self._change(add=[own], show_progress=show_progress)
 
     def delete_ref_doc(self, ref_doc_id: str, delete_from_docstore: bool = True) -> None:
         """Delete a document: its text, vectors and Z-tokens, in memory and on disk.
@@ -372,36 +411,52 @@ class ZTokenIndex(Closing):
 
     def refresh_ref_docs(
         self,
-        documents: Sequence[Document],
+        documents: Iterable[Document],
         *,
         remove_others: bool = False,
         show_progress: bool = False,
+        allow_empty: bool = False,
     ) -> RefreshResult:
         """Add documents that are new, and replace those whose text or metadata has changed.
 
+        A document is known by its id. Readers give random ids, unless told `filename_as_id=True`;
+        a document with a random id is known by the `file_path` in its metadata, and `page_label`
+        if there is one, and keeps the id that the index has for it. Without a `file_path`, it is
+        known by its text and metadata alone.
+
+        A document that has no words any more is removed; a new one without is left out, with a
+        warning.
+
         Args:
-            documents: any number, identified by their ids.
+            documents: any number; read once.
             remove_others: whether to delete all other documents of the index.
             show_progress: whether to show progress bars.
+            allow_empty: whether the index may end without any document.
 
         Raises:
-            ZtokError: a document has no words, or two have one id. Nothing is changed then.
+            ZtokError: two documents have one id, or the index would be emptied. Nothing is changed
+                then.
         """
         with self._change_lock:
-            check_documents(documents)
-            known = set(self.document_ids)
-            hash_of = self.contents.hash_of
-            new = [doc for doc in documents if doc.doc_id not in known]
-            old = [doc for doc in documents if doc.doc_id in known]
-            changed = [doc for doc in old if hash_of(doc.doc_id) != doc.hash]
-            given = {doc.doc_id for doc in documents}
+            known = self.contents.known()
+            given = recognize(check_documents(documents), known)
+            worded = [doc for doc in given if has_words(doc)]
+            blank = [doc for doc in given if not has_words(doc)]
+            new = [doc for doc in worded if doc.doc_id not in known]
+            old = [doc for doc in worded if doc.doc_id in known]
+            changed = [doc for doc in old if known[doc.doc_id].hash != doc.hash]
+            others = known.keys() - {doc.doc_id for doc in given} if remove_others else set()
+            removed = others | {doc.doc_id for doc in blank if doc.doc_id in known}
             result = RefreshResult(
                 added=_ids(new),
                 changed=_ids(changed),
-                unchanged=_ids(doc for doc in old if hash_of(doc.doc_id) == doc.hash),
-                removed=tuple(sorted(known - given)) if remove_others else (),
+                unchanged=_ids(doc for doc in old if known[doc.doc_id].hash == doc.hash),
+                removed=tuple(sorted(removed)),
             )
-            if new or changed or result.removed:
+            if known and not new and removed == known.keys() and not allow_empty:
+                raise _would_empty(self.path, "refresh_ref_docs")
+            warn_left_out(doc for doc in blank if doc.doc_id not in known)
+            if new or changed or removed:
                 self._change(
                     add=[*new, *changed],
                     remove=[*result.changed, *result.removed],
@@ -423,6 +478,7 @@ class ZTokenIndex(Closing):
             ZtokError: the rate is out of range, or the folder cannot be written.
         """
         with self._change_lock:
+            self.contents.folder.check_writable()
             rate = self.rate if rate is None else rate
             check_settings(rate, self.chunk_size, self.contents.manifest.chunk_overlap)
             fingerprint, slots = self.compressor.fingerprint, self.compressor.slots
@@ -446,7 +502,7 @@ class ZTokenIndex(Closing):
         Queries wait only for the last step: documents are split, compressed and embedded before.
         """
         with self._change_lock:
-            check_documents(add)
+            self.contents.folder.check_writable()
             # Hashed first, in case the caller changes a document in the meantime.
             hashes = {doc.doc_id: doc.hash for doc in add}
             nodes = self._prepare(add, show_progress)
@@ -481,6 +537,19 @@ class ZTokenIndex(Closing):
                 "again when it is first retrieved, or all of them now by recompress().",
                 stacklevel=3,
             )
+
+
+def _load(
+    path: Path, embed_model: BaseEmbedding | None, compressor: ZCompressor | None
+) -> ZTokenIndex:
+    return ZTokenIndex.load(path, embed_model=embed_model, compressor=compressor)
+
+
+def _would_empty(path: Path, method: str) -> ZtokError:
+    return ZtokError(
+        f"there is no document with words, so {method}() would empty the index {path}; give "
+        "documents, or allow_empty=True if that is meant."
+    )
 
 
 def _ids(documents: Iterable[Document]) -> tuple[str, ...]:

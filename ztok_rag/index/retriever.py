@@ -11,6 +11,8 @@ from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import VectorStoreQuery
 
+from ztok_rag.inputs import repair_surrogates
+
 if TYPE_CHECKING:
     from llama_index.core.embeddings import BaseEmbedding
 
@@ -45,9 +47,8 @@ class Retriever(BaseRetriever):
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         if query_bundle.embedding is None:
-            query_bundle.embedding = self._embed_model.get_agg_embedding_from_queries(
-                query_bundle.embedding_strs
-            )
+            asked = [repair_surrogates(s, "the question") for s in query_bundle.embedding_strs]
+            query_bundle.embedding = self._embed_model.get_agg_embedding_from_queries(asked)
         query = replace(
             self._query,
             query_embedding=query_bundle.embedding,

@@ -12,8 +12,13 @@ from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.schema import BaseNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.storage.index_store import SimpleIndexStore
-from llama_index.core.vector_stores.types import BasePydanticVectorStore
+from llama_index.core.vector_stores.types import (
+    BasePydanticVectorStore,
+    VectorStoreQuery,
+    VectorStoreQueryResult,
+)
 from llama_index.vector_stores.faiss import FaissMapVectorStore  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 
 from ztok_rag.errors import ZtokError
 from ztok_rag.index.folder import IndexFolder
@@ -53,6 +58,39 @@ class FlatStore(FaissMapVectorStore):  # type: ignore[misc]
         self._node_id_to_faiss_id_map.update({node_id: n for n, node_id in enumerate(ids, first)})
         return ids
 
+    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """The nearest nodes, of those in `query.node_ids` if they are given."""
+        if query.node_ids is None:
+            return super().query(query, **kwargs)
+        numbers = self._node_id_to_faiss_id_map
+        allowed = np.array([numbers[i] for i in query.node_ids if i in numbers], np.int64)
+        if not len(allowed):
+            return VectorStoreQueryResult(ids=[], similarities=[])
+        embedding = np.array([query.query_embedding], dtype=np.float32)
+        count = min(query.similarity_top_k, len(allowed))
+        scores, found = self._faiss_index.search(
+            embedding, count, params=_only(self._faiss_index, allowed)
+        )
+        names = self._faiss_id_to_node_id_map
+        pairs = [
+            (names[n], s)
+            for n, s in zip(found[0].tolist(), scores[0].tolist(), strict=True)
+            if n >= 0
+        ]
+        return VectorStoreQueryResult(ids=[i for i, _ in pairs], similarities=[s for _, s in pairs])
+
+
+def _only(index: Any, ids: NDArray[np.int64]) -> Any:
+    """Search parameters of an `IndexIDMap2` that look among some of its ids alone."""
+    make: Any = faiss  # its stubs do not know the arguments of its parameters
+    inner = faiss.downcast_index(index.index)
+    if not isinstance(inner, faiss.IndexPreTransform):
+        return make.SearchParameters(sel=faiss.IDSelectorBatch(ids))
+    # Behind a transformation, a selector is not translated: it must name places.
+    places = np.flatnonzero(np.isin(faiss.vector_to_array(index.id_map), ids))
+    chosen = make.SearchParameters(sel=faiss.IDSelectorBatch(places))
+    return make.SearchParametersPreTransform(index_params=chosen)
+
 
 def deletable(store: BasePydanticVectorStore) -> BasePydanticVectorStore:
     """The store itself; for a `FaissMapVectorStore`, a `FlatStore` over its vectors."""
@@ -85,7 +123,7 @@ def read_index(
     """
     path = str(folder.index)
     try:
-        with folder.locked():
+        with folder.locked(is_reading=True):
             vectors = FlatStore.from_persist_dir(path) if vector_store is None else vector_store
             storage = StorageContext.from_defaults(
                 docstore=SimpleDocumentStore.from_persist_dir(path),
@@ -98,3 +136,14 @@ def read_index(
         raise ZtokError(
             f"the index {folder.path} is damaged ({error}); build it again from its documents."
         ) from error
+
+
+def has_documents(folder: IndexFolder) -> bool:
+    """Whether an index is in a folder that holds documents, or may hold some."""
+    if not folder.exists():
+        return False
+    try:
+        with folder.locked(is_reading=True):
+            return bool(SimpleDocumentStore.from_persist_dir(str(folder.index)).docs)
+    except (OSError, ValueError, KeyError, TypeError):
+        return True

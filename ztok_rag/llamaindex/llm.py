@@ -31,6 +31,7 @@ from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.errors import ZtokError
 from ztok_rag.llamaindex.arguments import refuse_unknown_fields
 from ztok_rag.llamaindex.events import ZTokenSpliceEvent, dispatcher
+from ztok_rag.llamaindex.sending import MadeAgain
 from ztok_rag.llamaindex.token_counting import install_handle_tokenizer
 from ztok_rag.selection.look_twice import LookTwice, first_look
 from ztok_rag.storage.defaults import default_compressor, default_store
@@ -61,7 +62,7 @@ class _Prompt:
     positions: int
 
 
-class ZTokenLLM(CustomLLM):
+class ZTokenLLM(MadeAgain, CustomLLM):
     """Answers from any mix of text and handles, in every LlamaIndex component that takes an LLM.
 
     A handle raises `HandleError` if another store signed it, if it was altered, or if another
@@ -144,6 +145,12 @@ class ZTokenLLM(CustomLLM):
     @classmethod
     def class_name(cls) -> str:
         return "ZTokenLLM"
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "reader": self._reader,
+            "store": self._store,
+        }
 
     @property
     def reader(self) -> ZReader:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from llama_index.core.base.llms.types import BaseContentBlock, TextBlock
 from llama_index.core.bridge.pydantic import Field
-from llama_index.core.schema import BaseNode, ImageNode, MetadataMode, Node, TextNode
+from llama_index.core.schema import BaseNode, ImageNode, IndexNode, MetadataMode, Node, TextNode
 
 from ztok_rag.storage.handle import escape_handles
 
@@ -39,11 +40,14 @@ class ZTokenNode(TextNode):
 
     @classmethod
     def of(cls, node: BaseNode, llm_text: str) -> ZTokenNode:
-        """A copy of `node`, with its id and metadata, that shows the LLM `llm_text`."""
-        kept: dict[str, Any] = {
-            name: getattr(node, name) for name in _KEPT_FIELDS if hasattr(node, name)
-        }
-        return cls(text=node.get_content(MetadataMode.NONE), llm_text=llm_text, **kept)
+        """A copy of `node`, with its id and metadata, that shows the LLM `llm_text`.
+
+        It is an instance of the class of `node`, too, if that is a kind of `TextNode`.
+        """
+        kind = _kind_of(type(node)) if isinstance(node, TextNode) else ZTokenNode
+        names = {*_KEPT_FIELDS, *(kind.model_fields.keys() - {"text", "llm_text"})}
+        kept: dict[str, Any] = {name: getattr(node, name) for name in names if hasattr(node, name)}
+        return kind(text=node.get_content(MetadataMode.NONE), llm_text=llm_text, **kept)
 
     @classmethod
     def class_name(cls) -> str:
@@ -72,6 +76,37 @@ class ZTokenNode(TextNode):
         """Replace the text. The LLM is then shown the new text, because a handle is of the old."""
         super().set_content(value)
         self.llm_text = escape_handles(value)
+
+
+class ZTokenIndexNode(ZTokenNode, IndexNode):
+    """An `IndexNode` that shows the LLM something other than its text."""
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "ZTokenIndexNode"
+
+
+@lru_cache
+def _kind_of(cls: type[TextNode]) -> type[ZTokenNode]:
+    """The class of copies of nodes of `cls`."""
+    if issubclass(cls, ZTokenNode):
+        return cls
+    if cls is TextNode:
+        return ZTokenNode
+    if cls is IndexNode:
+        return ZTokenIndexNode
+    namespace = {"__module__": __name__, "__reduce__": _reduce}
+    return type(f"ZToken{cls.__name__}", (ZTokenNode, cls), namespace)
+
+
+def _reduce(node: ZTokenNode) -> tuple[Any, ...]:
+    """A class that was made when it was needed is found again by what it was made of."""
+    return _empty, (type(node).__mro__[2],), node.__getstate__()
+
+
+def _empty(cls: type[TextNode]) -> ZTokenNode:
+    kind = _kind_of(cls)
+    return kind.__new__(kind)
 
 
 def has_text_only(node: BaseNode) -> bool:

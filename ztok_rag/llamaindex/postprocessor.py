@@ -15,9 +15,11 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, Query
 
 from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.errors import ZtokError, check_rate
+from ztok_rag.inputs import repair_surrogates
 from ztok_rag.llamaindex.arguments import refuse_unknown_fields
 from ztok_rag.llamaindex.events import ZTokenLookupEvent, dispatcher
 from ztok_rag.llamaindex.node import ZTokenNode, has_text_only
+from ztok_rag.llamaindex.sending import MadeAgain
 from ztok_rag.llamaindex.settings import reads_z_tokens, user_embedding, user_llm
 from ztok_rag.llamaindex.token_counting import install_handle_tokenizer
 from ztok_rag.selection.budget import count_fitting, plan_rates
@@ -62,7 +64,7 @@ class PostprocessorStats:
     ms: float = 0.0
 
 
-class ZTokenPostprocessor(BaseNodePostprocessor):
+class ZTokenPostprocessor(MadeAgain, BaseNodePostprocessor):
     """Shows the LLM each retrieved text as Z-tokens; for use with `ZTokenLLM`.
 
     A text in the store is not compressed again, whatever the rate. A response's `source_nodes`
@@ -104,7 +106,7 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
     _embed_model: BaseEmbedding | None = PrivateAttr(default=None)
     _selector: QueryAwareSelector | None = PrivateAttr(default=None)
     _stats: PostprocessorStats = PrivateAttr(default_factory=PostprocessorStats)
-    _stats_lock: Any = PrivateAttr(default_factory=threading.Lock)
+    _lock: Any = PrivateAttr(default_factory=threading.Lock)
 
     def __init__(
         self,
@@ -162,6 +164,13 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
     def class_name(cls) -> str:
         return "ZTokenPostprocessor"
 
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "compressor": self._compressor,
+            "store": self._store,
+            "embed_model": self._embed_model or user_embedding(),
+        }
+
     @property
     def compressor(self) -> ZCompressor:
         """The compressor in use; the default one is loaded when first asked for."""
@@ -179,16 +188,17 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
     @property
     def selector(self) -> QueryAwareSelector:
         """Selects Z-tokens for a question; made when first asked for."""
-        if self._selector is None:
-            self._selector = QueryAwareSelector.over(
-                self.compressor, self.store, self._embed_model or user_embedding()
-            )
-        return self._selector
+        with self._lock:
+            if self._selector is None:
+                self._selector = QueryAwareSelector.over(
+                    self.compressor, self.store, self._embed_model or user_embedding()
+                )
+            return self._selector
 
     @property
     def stats(self) -> PostprocessorStats:
         """Counters as they stand now."""
-        with self._stats_lock:
+        with self._lock:
             return self._stats
 
     def _postprocess_nodes(
@@ -201,11 +211,11 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
         start = time.perf_counter()
         has_text = [has_text_only(item.node) for item in nodes]
         items = [item for item, text in zip(nodes, has_text, strict=True) if text]
+        texts = [_clean_text(item.node) for item in items]
         if self.query_aware and query_bundle is not None:
-            contents, compressed = self._for_question(items, query_bundle.query_str)
+            contents, compressed = self._for_question(items, texts, query_bundle.query_str)
         else:
-            contents, compressed = self._by_score(items)
-        texts = [item.node.get_content(MetadataMode.NONE) for item in items]
+            contents, compressed = self._by_score(items, texts)
         shown = iter(self._shown(texts, contents))
         processed = []
         for item, text in zip(nodes, has_text, strict=True):
@@ -246,31 +256,33 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
                 stacklevel=2,
             )
 
-    def _for_question(self, items: list[NodeWithScore], question: str) -> tuple[list[Content], int]:
+    def _for_question(
+        self, items: list[NodeWithScore], texts: list[str], question: str
+    ) -> tuple[list[Content], int]:
         """What is read of each node for a question, and how many nodes were compressed."""
         fitting, budget = list(range(len(items))), None
         if self.token_budget is not None:
-            order, sizes, overheads = self._measure(items)
+            order, sizes, overheads = self._measure(items, texts)
             count = count_fitting(sizes, overheads, self.token_budget, self.compressor.slots)
             fitting = sorted(order[:count])
             budget = self.token_budget - sum(overheads[:count])
             budget -= budget // (LONGEST + 1)  # spaces between the handles of one text
-        texts = [items[i].node.get_content(MetadataMode.NONE) for i in fitting]
-        sequences, compressed = self.selector.compose(question, texts, self.rate, budget=budget)
+        sequences, compressed = self.selector.compose(
+            question, [texts[i] for i in fitting], self.rate, budget=budget
+        )
         contents: list[Content] = [None] * len(items)
         for i, z in zip(fitting, sequences, strict=True):
             contents[i] = z
         return contents, compressed
 
-    def _by_score(self, items: list[NodeWithScore]) -> tuple[list[Content], int]:
+    def _by_score(self, items: list[NodeWithScore], texts: list[str]) -> tuple[list[Content], int]:
         """What is read of each node without a question, and how many nodes were compressed."""
-        texts = [item.node.get_content(MetadataMode.NONE) for item in items]
         if self.token_budget is None:
             if self.rate == 1:
                 return [*self.compressor.compress(texts, 1.0)], 0
             resolved, compressed = self.store.resolve(self.compressor, texts)
             return [own.at(self.rate, self.compressor.slots) for own in resolved], compressed
-        rates = self._rates_within_budget(items)
+        rates = self._rates_within_budget(items, texts)
         contents: list[Content] = [
             text if rate == 1 else None for text, rate in zip(texts, rates, strict=True)
         ]
@@ -280,10 +292,12 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
             contents[i] = own.at(rate, self.compressor.slots)
         return contents, compressed
 
-    def _rates_within_budget(self, items: list[NodeWithScore]) -> list[float | None]:
+    def _rates_within_budget(
+        self, items: list[NodeWithScore], texts: list[str]
+    ) -> list[float | None]:
         """The rate of each node, 1 for its text; `None` where the budget has no room for it."""
         assert self.token_budget is not None
-        order, sizes, overheads = self._measure(items)
+        order, sizes, overheads = self._measure(items, texts)
         budget = self.token_budget - self.token_budget // (LONGEST + 1)
         rates: list[float | None] = [None] * len(items)
         planned = plan_rates(sizes, overheads, budget, self.compressor.slots)
@@ -291,12 +305,14 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
             rates[i] = rate
         return rates
 
-    def _measure(self, items: list[NodeWithScore]) -> tuple[list[int], list[int], list[int]]:
+    def _measure(
+        self, items: list[NodeWithScore], texts: list[str]
+    ) -> tuple[list[int], list[int], list[int]]:
         """Places of the nodes, best score first; then tokens of their texts, and of the rest."""
         count = self.compressor.count_tokens
         best_first = sorted(range(len(items)), key=lambda i: -(items[i].score or 0.0))
+        sizes = [count(texts[i]) for i in best_first]
         nodes = [items[i].node for i in best_first]
-        sizes = [count(node.get_content(MetadataMode.NONE)) for node in nodes]
         around = [ZTokenNode.of(n, _HERE).get_content(MetadataMode.LLM) for n in nodes]
         overheads = [sum(map(count, content.split(_HERE))) for content in around]
         return best_first, sizes, overheads
@@ -325,7 +341,7 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
             return self.compressor.decompress([z])[0]
 
     def _count(self, nodes: int, compressed: int, ms: float) -> None:
-        with self._stats_lock:
+        with self._lock:
             now = self._stats
             self._stats = PostprocessorStats(
                 nodes=now.nodes + nodes,
@@ -333,6 +349,11 @@ class ZTokenPostprocessor(BaseNodePostprocessor):
                 hits=now.hits + nodes - compressed,
                 ms=now.ms + ms,
             )
+
+
+def _clean_text(node: BaseNode) -> str:
+    text = node.get_content(MetadataMode.NONE)
+    return repair_surrogates(text, f"the node {node.node_id!r}")
 
 
 def _escaped(node: BaseNode) -> BaseNode:

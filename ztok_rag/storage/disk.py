@@ -6,6 +6,9 @@ from above because of them.
 
 from __future__ import annotations
 
+import os
+import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +58,21 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]
         return (root / filename).resolve().is_relative_to(root)
 
 
+class _Literal(str):
+    """A path as it is: diskcache replaces `$NAME` in others by an environment variable."""
+
+    def __str__(self) -> str:
+        return self
+
+    def __contains__(self, part: object) -> bool:
+        return part not in ("$", "%") and isinstance(part, str) and super().__contains__(part)
+
+
 class BytesCache(diskcache.Cache):  # type: ignore[misc]
     """A diskcache `Cache` on `BytesDisk`, with what its public interface cannot do at once."""
 
     def __init__(self, directory: str, **settings: Any) -> None:
-        super().__init__(directory, disk=BytesDisk, **settings)
+        super().__init__(_Literal(directory), disk=BytesDisk, **settings)
 
     def all_keys(self) -> list[str]:
         """Every key, in one query; iterating asks for a hundred at a time, while others write."""
@@ -77,3 +90,82 @@ class BytesCache(diskcache.Cache):  # type: ignore[misc]
         """Move the write-ahead log into the database and cut it; false while it is in use."""
         ((busy, _, _),) = self._sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return not busy
+
+
+class ReadOnlyCache:
+    """The entries of a `BytesCache` in a folder that cannot be written."""
+
+    def __init__(self, directory: str) -> None:
+        """Open the database.
+
+        Raises:
+            sqlite3.Error: it is not a database of a `BytesCache`.
+        """
+        self._disk = BytesDisk(directory)
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._process = 0  # a connection is of no use after a fork
+        self._path = Path(directory, "cache.db").as_uri()
+        len(self)
+
+    def __len__(self) -> int:
+        return int(self._one("SELECT COUNT(*) FROM Cache")[0])
+
+    def __contains__(self, key: str) -> bool:
+        return self._row(key) is not None
+
+    def get(self, key: str, retry: bool = True) -> bytes | None:
+        """An entry, or `None`; raises `ValueError` where it cannot be read."""
+        row = self._row(key)
+        return None if row is None else self._disk.fetch(*row, False)
+
+    def all_keys(self) -> list[str]:
+        """Every key."""
+        return [key for (key,) in self._all("SELECT key FROM Cache") if isinstance(key, str)]
+
+    def value_bytes(self) -> int:
+        """Bytes of all values."""
+        return int(self._one("SELECT COALESCE(SUM(LENGTH(value)), 0) FROM Cache")[0])
+
+    def set(self, key: str, value: bytes, retry: bool = True) -> None:
+        """Raise `sqlite3.OperationalError`."""
+        raise sqlite3.OperationalError("its folder is read-only")
+
+    def delete(self, key: str, retry: bool = True) -> None:
+        """Raise `sqlite3.OperationalError`."""
+        raise sqlite3.OperationalError("its folder is read-only")
+
+    def close(self) -> None:
+        """Close the connection; it opens again when it is used."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
+
+    def _row(self, key: str) -> tuple[int, str | None, object] | None:
+        rows = self._all("SELECT mode, filename, value FROM Cache WHERE key = ? AND raw = 1", key)
+        return rows[0] if rows else None
+
+    def _one(self, query: str) -> tuple[Any, ...]:
+        (row,) = self._all(query)
+        return tuple(row)
+
+    def _all(self, query: str, *values: object) -> list[Any]:
+        with self._lock:
+            if self._connection is None or self._process != os.getpid():
+                self._connection, self._process = self._connect(), os.getpid()
+            return self._connection.execute(query, values).fetchall()
+
+    def _connect(self) -> sqlite3.Connection:
+        """Connect with locks if they can be made, so that others may write, and else without."""
+        for mode in ("mode=ro", "immutable=1"):
+            connection = sqlite3.connect(
+                f"{self._path}?{mode}", uri=True, check_same_thread=False, timeout=60
+            )
+            try:
+                connection.execute("SELECT COUNT(*) FROM Cache").fetchall()
+                return connection
+            except sqlite3.OperationalError as error:
+                connection.close()
+                failed = error
+        raise failed

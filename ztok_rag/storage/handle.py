@@ -39,7 +39,7 @@ _RETRY = "retrieve the text again through ZTokenPostprocessor"
 def encode_handle(z: ZSequence, secret: bytes) -> str:
     """The handle of `z`, signed with a store's secret of `SECRET_BYTES` bytes."""
     body = z.to_bytes()
-    data = _base64(_key_id(secret) + _mac(len(z), body, secret) + body)
+    data = _base64(secret_id(secret) + _mac(len(z), body, secret) + body)
     return f"{_OPEN}{len(z)}:{data}{_CLOSE}"
 
 
@@ -82,7 +82,7 @@ def decode_handle(handle: str, secret: bytes, code: TokenCode) -> ZSequence:
         signed[_KEY_ID_BYTES : _KEY_ID_BYTES + _MAC_BYTES],
         signed[_KEY_ID_BYTES + _MAC_BYTES :],
     )
-    if key_id != _key_id(secret):
+    if key_id != secret_id(secret):
         raise HandleError(
             f"the handle {_excerpt(handle)} was not made with this store's secret; give "
             f"ZTokenPostprocessor and ZTokenLLM the same store, or {_RETRY}."
@@ -189,7 +189,7 @@ def _base64(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
-def _key_id(secret: bytes) -> bytes:
+def secret_id(secret: bytes) -> bytes:
     """An id of the secret that does not reveal it, to tell a foreign handle from an edited one."""
     return hashlib.blake2b(key=secret, digest_size=_KEY_ID_BYTES, person=b"ztok-key-id").digest()
 

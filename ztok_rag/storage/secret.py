@@ -11,17 +11,25 @@ from pathlib import Path
 from ztok_rag.storage.handle import SECRET_BYTES
 
 
-def load_secret(path: Path) -> bytes:
+def load_secret(path: Path, *, is_read_only: bool = False) -> bytes:
     """The secret in `path`, which is made at first use.
 
     Where several processes make one at once, all of them get the same one.
+
+    Args:
+        path: the file.
+        is_read_only: write nothing; a secret that is not there is this process's own.
     """
     if path.exists():
         secret = path.read_bytes()
         if len(secret) == SECRET_BYTES:
-            if path.stat().st_mode & 0o077:
-                path.chmod(0o600)
+            if path.stat().st_mode & 0o077 and not is_read_only:
+                with suppress(OSError):  # another user's, or on a file system without modes
+                    path.chmod(0o600)
             return secret
+    if is_read_only:
+        return secrets.token_bytes(SECRET_BYTES)
+    if path.exists():
         warnings.warn(
             f"the secret {path} is damaged and is replaced; handles made with it are refused.",
             stacklevel=4,

@@ -20,7 +20,9 @@ import diskcache
 from ztok_rag.codec.base import cache_dir
 from ztok_rag.codec.compressed_text import CompressedText, stored_length
 from ztok_rag.errors import ZtokError, check_rate
-from ztok_rag.storage.disk import BytesCache
+from ztok_rag.inputs import absolute_path, as_list
+from ztok_rag.storage.disk import BytesCache, ReadOnlyCache
+from ztok_rag.storage.handle import secret_id
 from ztok_rag.storage.secret import load_secret
 
 if TYPE_CHECKING:
@@ -75,24 +77,36 @@ class ZStore(Closing):
     def __init__(self, path: str | Path | None = None) -> None:
         """Open the store in folder `path`, which is made if needed.
 
+        A store that is there and cannot be written is only read.
+
         Args:
             path: `None` is the folder `store` in the package's cache folder.
 
         Raises:
-            ZtokError: the folder cannot be made or written.
+            ZtokError: the folder cannot be made, or is there without a store and not writable.
         """
-        self.path = Path(path).expanduser() if path is not None else cache_dir() / "store"
+        self.path = absolute_path(path) if path is not None else cache_dir() / "store"
+        self._cache: BytesCache | ReadOnlyCache
+        database = self.path / "cache.db"
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._secret = load_secret(self.path / "secret")
-            self._cache = self._open()
-        except (OSError, sqlite3.OperationalError) as error:
+            if database.is_file() and not _all_writable(self.path, database):
+                self._secret = load_secret(self.path / "secret", is_read_only=True)
+                self._cache = ReadOnlyCache(str(self.path))
+            else:
+                self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._secret = load_secret(self.path / "secret")
+                self._cache = self._open()
+        except (OSError, ValueError, sqlite3.Error) as error:  # a path with a NUL is the second
             raise ZtokError(
                 f"cannot open the store {self.path} ({error}); give ZStore a writable folder."
             ) from error
         self._stats = StoreStats()
         self._stats_lock = threading.Lock()
         self._compress_lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
+        """A copy, also one in another process, is the same folder opened again."""
+        return type(self), (self.path,)
 
     def __len__(self) -> int:
         """Number of entries."""
@@ -103,9 +117,19 @@ class ZStore(Closing):
         self._cache.close()
 
     @property
+    def is_read_only(self) -> bool:
+        """Whether the folder could not be written when it was opened."""
+        return isinstance(self._cache, ReadOnlyCache)
+
+    @property
     def secret(self) -> bytes:
         """The key that signs handles, 32 bytes, made once per folder."""
         return self._secret
+
+    @property
+    def id(self) -> str:
+        """8 hex digits of the secret that do not reveal it: a store made anew has others."""
+        return secret_id(self._secret).hex()
 
     @property
     def stats(self) -> StoreStats:
@@ -180,7 +204,7 @@ class ZStore(Closing):
         Raises:
             ZtokError: the store cannot be read or written.
         """
-        gone = {_content_hash(text) for text in texts}
+        gone = {_content_hash(text) for text in as_list(texts, "texts to delete")}
         return self._remove(lambda key: key.rpartition(":")[2] in gone)
 
     def prune(self, fingerprint: str, texts: Sequence[str]) -> int:
@@ -195,7 +219,7 @@ class ZStore(Closing):
         Raises:
             ZtokError: the store cannot be read or written.
         """
-        hashes = {_content_hash(text) for text in texts}
+        hashes = {_content_hash(text) for text in as_list(texts, "texts to keep")}
 
         def doomed(key: str) -> bool:
             start, _, content = key.rpartition(":")
@@ -230,6 +254,7 @@ class ZStore(Closing):
             ZtokError: a text is empty, or the rate is out of range.
         """
         check_rate(rate)
+        texts = as_list(texts, "texts to compress")
         if rate == 1:
             return compressor.compress(texts, rate)
         return [text.at(rate, compressor.slots) for text in self.resolve(compressor, texts)[0]]
@@ -238,6 +263,7 @@ class ZStore(Closing):
         self, compressor: ZCompressor, texts: Sequence[str]
     ) -> tuple[list[CompressedText], int]:
         """`texts` compressed for all rates, and how many of them had to be compressed."""
+        texts = as_list(texts, "texts to compress")
         known = {text: self.get(compressor, text) for text in dict.fromkeys(texts)}
         compressed = 0
         if any(found is None for found in known.values()):
@@ -257,6 +283,10 @@ class ZStore(Closing):
 
     def _remove(self, doomed: Callable[[str], bool]) -> int:
         """Remove the entries whose key is `doomed`, and return their number."""
+        if isinstance(self._cache, ReadOnlyCache):
+            raise ZtokError(
+                f"the store {self.path} is read-only; make its folder writable and open it again."
+            )
         try:
             keys = [key for key in self._cache.all_keys() if doomed(key)]
             if keys:
@@ -273,7 +303,7 @@ class ZStore(Closing):
 
     def _empty_log(self) -> None:
         """Move the write-ahead log into the database and truncate it."""
-        if not self._cache.empty_log():
+        if isinstance(self._cache, BytesCache) and not self._cache.empty_log():
             warnings.warn(
                 f"the log of the store {self.path} is in use; what was deleted stays in it until "
                 "the next deletion, or until every process has closed the store.",
@@ -315,6 +345,10 @@ class ZStore(Closing):
         with self._stats_lock:
             now = {name: getattr(self._stats, name) + n for name, n in added.items()}
             self._stats = replace(self._stats, **now)
+
+
+def _all_writable(*paths: Path) -> bool:
+    return all(os.access(path, os.W_OK) for path in paths)
 
 
 def _key(fingerprint: str, text: str) -> str:
