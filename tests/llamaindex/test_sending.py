@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 import pickle
+import select
 import shutil
+import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -139,6 +142,76 @@ def test_nodes_keep_their_kind_and_fields(
     assert has_handles(shown(item)) and "Lindqvist" not in shown(item)
     again = pickle.loads(pickle.dumps(item.node))
     assert type(again) is type(item.node) and again.dict() == item.node.dict()
+
+
+# -- servers
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_process_forked_from_a_warm_one_answers(
+    compressor: ZCompressor, store: ZStore, tokenizer_left_as_it_was: None
+) -> None:
+    step = ZTokenPostprocessor(compressor=compressor, store=store)
+    llm = ZTokenLLM(reader=compressor.reader, store=store, max_new_tokens=6)
+
+    def ask(text: str) -> str:
+        node = NodeWithScore(node=TextNode(text=text), score=1.0)
+        (item,) = step.postprocess_nodes([node], QueryBundle(QUESTION))
+        return llm.complete(f"{shown(item)}\n\nQuestion: {QUESTION}\nAnswer:").text
+
+    expected = ask(PASSAGE)
+    busy, done = threading.Event(), threading.Event()
+
+    def hold() -> None:  # as a thread that answers does while the server forks
+        with compressor.model.base.lock:
+            busy.set()
+            done.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    busy.wait(60)
+    reads, writes = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writes, ask(PASSAGE).encode())
+        os._exit(0)
+    done.set()
+    holder.join()
+    os.close(writes)
+    ready, _, _ = select.select([reads], [], [], 60)
+    if not ready:
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert ready and os.read(reads, 1000).decode() == expected
+    os.close(reads)
+
+
+def test_threads_with_event_loops_of_their_own_get_their_own_answers(
+    compressor: ZCompressor, store: ZStore, tokenizer_left_as_it_was: None
+) -> None:
+    step = ZTokenPostprocessor(compressor=compressor, store=store)
+    llm = ZTokenLLM(reader=compressor.reader, store=store, max_new_tokens=6)
+    owners = ["Ada Merrow", "Piet Larsen", "Ilse Varga", "Bruno Keld"]
+
+    async def ask(owner: str) -> str:
+        node = NodeWithScore(node=TextNode(text=f"The old mill is run by {owner}."), score=1.0)
+        (item,) = await step.apostprocess_nodes([node], QueryBundle("Who runs the mill?"))
+        prompt = f"{shown(item)}\n\nQuestion: Who runs the mill?\nAnswer:"
+        return (await llm.acomplete(prompt)).text
+
+    expected = {owner: asyncio.run(ask(owner)) for owner in owners}
+    assert len(set(expected.values())) > 1
+    found: dict[str, str] = {}
+    threads = [
+        threading.Thread(target=lambda o=owner: found.update({o: asyncio.run(ask(o))}))
+        for owner in owners
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(300)
+    assert found == expected
 
 
 # -- ingestion

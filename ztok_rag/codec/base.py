@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import tempfile
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from ztok_rag.codec import internals
 from ztok_rag.errors import CheckpointError, ZtokError
+from ztok_rag.forks import ForkSafeLock, in_forked_processes
 from ztok_rag.inputs import absolute_path
 
 DEFAULT_BASE = "SmolLM2-135M-Instruct"
@@ -189,6 +189,10 @@ def _loading(base: str | Path | None) -> Iterator[str | Path]:
         ) from error
 
 
+# OpenMP's threads are not forked along, and a forked process would wait for them for ever.
+in_forked_processes(lambda: torch.set_num_threads(1))
+
+
 class BaseLM:
     """A frozen Hugging Face causal LM with switchable LoRA adapters on one copy of its weights.
 
@@ -203,7 +207,7 @@ class BaseLM:
         self.decoder: Any = model.get_decoder()
         self.head: nn.Module = model.get_output_embeddings()
         self.embeddings: nn.Embedding = model.get_input_embeddings()
-        self.lock = threading.RLock()
+        self.lock = ForkSafeLock()
         self.peft: PeftModel | None = None
         self._tuned: list[Any] = []
 

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -27,6 +26,7 @@ from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.codec.token_code import TokenCode
 from ztok_rag.codec.weights import dequantize, quantize
 from ztok_rag.errors import CheckpointError, ZtokError
+from ztok_rag.forks import ForkSafeLock
 from ztok_rag.inputs import absolute_path
 
 DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "default"
@@ -37,7 +37,7 @@ READ = "read"
 
 _alive: WeakValueDictionary[tuple[str, str, str], ZModel] = WeakValueDictionary()
 _received: list[ZModel] = []  # loaded for another process's objects, and kept for the next
-_loading = threading.Lock()
+_loading = ForkSafeLock()
 
 
 class ZModel(nn.Module):

@@ -20,6 +20,7 @@ from ztok_rag.codec.model import READ, ZModel
 from ztok_rag.codec.prompts import REPEAT_PROMPT
 from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.errors import SequenceError, ZtokError
+from ztok_rag.inputs import as_list, repair_surrogates
 
 Segment = str | ZSequence
 Prompt = str | Sequence[Segment]
@@ -106,7 +107,7 @@ class ZReader:
     ) -> int:
         """Input positions of a prompt: tokens of its text, and one per Z-token."""
         return sum(
-            1 if s is None else len(s) if isinstance(s, ZSequence) else len(self._ids(s))
+            1 if s is None else len(s) if isinstance(s, ZSequence) else len(self._ids(s, adapter))
             for s in self._arrange(prompt, adapter, ask_first)
         )
 
@@ -136,9 +137,10 @@ class ZReader:
             SequenceError: a `ZSequence` was made by another checkpoint.
             ZtokError: a prompt is empty or too long for the base, or the adapter is unknown.
         """
-        if isinstance(prompts, str):
-            raise ZtokError("generate takes a list of prompts; put the prompt in a list.")
-        read = [self._embed(p, max_new_tokens, adapter, copy, ask_first) for p in prompts]
+        read = [
+            self._embed(p, max_new_tokens, adapter, copy, ask_first)
+            for p in as_list(prompts, "prompts")
+        ]
         return self._generate(read, max_new_tokens, adapter, stop, batch_size)
 
     def stream(
@@ -175,6 +177,7 @@ class ZReader:
         Unlike `ZCompressor.decompress`, which joins the codes, this shows what a Z-token's one
         input embedding tells the reader.
         """
+        zs = as_list(zs, "sequences to repeat")
         read = [self._embed([z, REPEAT_PROMPT], 0, READ, False, False) for z in zs]
         limits = [z.source_tokens + z.source_tokens // 4 + 16 for z in zs]
         return self._generate(read, max(limits, default=1), READ, (), batch_size, limits)
@@ -198,7 +201,7 @@ class ZReader:
         if pointer is None:
             raise ZtokError("this checkpoint has no pointer; train one with `ztok train`.")
         arranged = self._arrange(prompt, READ, ask_first)
-        parts = [self._embed_segment(segment) for segment in arranged]
+        parts = [self._embed_segment(segment, READ) for segment in arranged]
         inputs = torch.cat(parts).unsqueeze(0)
         mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         with self.model.base.adapter(READ):
@@ -277,24 +280,31 @@ class ZReader:
             ask_first
             and has_codes
             and isinstance(last, str)
-            and len(self._ids(last)) <= _LONGEST_ASKED_FIRST
+            and len(self._ids(last, adapter)) <= _LONGEST_ASKED_FIRST
         ):
             return [None, last, "\n\n", *segments]
         return [None, *segments]
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[no-any-return]
+    def _ids(self, text: str, adapter: str | None) -> list[int]:
+        """Token ids of text in a prompt. The trained reader reads special tokens as text, too."""
+        ids: list[int] = self.tokenizer(
+            repair_surrogates(text, "the prompt"),
+            add_special_tokens=False,
+            split_special_tokens=adapter is not None,
+            verbose=False,
+        )["input_ids"]
+        return ids
 
     @torch.inference_mode()
     def _embed_ids(self, ids: list[int]) -> Tensor:
         base = self.model.base
         return base.embed(torch.tensor(ids, dtype=torch.long, device=base.device))
 
-    def _embed_segment(self, segment: Segment | None) -> Tensor:
+    def _embed_segment(self, segment: Segment | None, adapter: str | None) -> Tensor:
         if segment is None:
             return self._embed_ids([self.model.start_token])
         if isinstance(segment, str):
-            return self._embed_ids(self._ids(segment))
+            return self._embed_ids(self._ids(segment, adapter))
         self.check(segment)
         return self.model.embed_sequence(segment)
 
@@ -310,7 +320,7 @@ class ZReader:
         arranged = self._arrange(prompt, adapter, ask_first)
         if not arranged:
             raise ZtokError("the prompt is empty; give it some text.")
-        inputs = torch.cat([self._embed_segment(segment) for segment in arranged])
+        inputs = torch.cat([self._embed_segment(segment, adapter) for segment in arranged])
         if len(inputs) + max_new_tokens > self.max_positions:
             raise ZtokError(
                 f"the prompt takes {len(inputs)} positions and the answer up to "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 from llama_index.vector_stores.faiss import FaissMapVectorStore  # type: ignore[import-untyped]
 
 from ztok_rag.errors import ZtokError
+from ztok_rag.forks import ForkSafeLock
 from ztok_rag.index.chunks import chunk_text
 from ztok_rag.index.documents import KnownDocument
 from ztok_rag.index.folder import IndexFolder, Manifest
@@ -50,7 +50,7 @@ class Contents:
         self.manifest = manifest
         self.store = store
         self._index = index
-        self._state_lock = threading.RLock()
+        self._state_lock = ForkSafeLock()
 
     @property
     def document_ids(self) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from ztok_rag.errors import ZtokError
+from ztok_rag.forks import ForkSafeLock
 from ztok_rag.index.checks import check_embedding, check_settings
 from ztok_rag.index.chunks import chunk_text, compress_texts, split_documents
 from ztok_rag.index.contents import Contents
@@ -109,8 +109,8 @@ class ZTokenIndex(Closing):
         self.contents = Contents(folder, manifest, index, ZStore(folder.store))
         self._embed_model = embed_model
         self._compressor = compressor
-        self._change_lock = threading.RLock()
-        self._model_lock = threading.RLock()
+        self._change_lock = ForkSafeLock()
+        self._model_lock = ForkSafeLock()
 
     # -- making one
 

@@ -21,7 +21,11 @@ from llama_index.vector_stores.faiss import FaissMapVectorStore  # type: ignore[
 from numpy.typing import NDArray
 
 from ztok_rag.errors import ZtokError
+from ztok_rag.forks import in_forked_processes
 from ztok_rag.index.folder import IndexFolder
+
+# Its threads are not forked along, as in `ztok_rag.codec.base`.
+in_forked_processes(lambda: faiss.omp_set_num_threads(1))
 
 
 class FlatStore(FaissMapVectorStore):  # type: ignore[misc]

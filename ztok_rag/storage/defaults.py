@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from ztok_rag.forks import ForkSafeLock
 from ztok_rag.storage.store import ZStore
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
 
 # lru_cache alone may load twice when two threads call at once.
-_lock = threading.RLock()
+_lock = ForkSafeLock()
 
 
 def default_compressor() -> ZCompressor:

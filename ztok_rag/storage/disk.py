@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 from pathlib import Path
 from typing import Any
 
 import diskcache
 from diskcache.core import MODE_BINARY, MODE_RAW, UNKNOWN
+
+from ztok_rag.forks import ForkSafeLock
 
 
 class BytesDisk(diskcache.Disk):  # type: ignore[misc]
@@ -102,7 +103,7 @@ class ReadOnlyCache:
             sqlite3.Error: it is not a database of a `BytesCache`.
         """
         self._disk = BytesDisk(directory)
-        self._lock = threading.RLock()
+        self._lock = ForkSafeLock()
         self._connection: sqlite3.Connection | None = None
         self._process = 0  # a connection is of no use after a fork
         self._path = Path(directory, "cache.db").as_uri()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-import threading
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -20,6 +19,7 @@ import diskcache
 from ztok_rag.codec.base import cache_dir
 from ztok_rag.codec.compressed_text import CompressedText, stored_length
 from ztok_rag.errors import ZtokError, check_rate
+from ztok_rag.forks import ForkSafeLock
 from ztok_rag.inputs import absolute_path, as_list
 from ztok_rag.storage.disk import BytesCache, ReadOnlyCache
 from ztok_rag.storage.handle import secret_id
@@ -101,8 +101,8 @@ class ZStore(Closing):
                 f"cannot open the store {self.path} ({error}); give ZStore a writable folder."
             ) from error
         self._stats = StoreStats()
-        self._stats_lock = threading.Lock()
-        self._compress_lock = threading.Lock()
+        self._stats_lock = ForkSafeLock()
+        self._compress_lock = ForkSafeLock()
 
     def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
         """A copy, also one in another process, is the same folder opened again."""
