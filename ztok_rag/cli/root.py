@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-import typer
+from typing import Any
 
-from ztok_rag.cli import codes, evaluate, index, info, train
-from ztok_rag.errors import ZtokError
+import typer
+from typer.core import TyperGroup
+
+from ztok_rag.cli import codes, doctor, evaluate, index, info, train
+from ztok_rag.cli.console import INTERRUPTED, NO_READER, run_program, say
+
+
+class _Commands(TyperGroup):
+    """Commands that end as those of the operating system do.
+
+    Typer would turn both exceptions into exit statuses of its own.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say("stopped.")
+            raise SystemExit(INTERRUPTED) from None
+        except BrokenPipeError:
+            raise SystemExit(NO_READER) from None
+
 
 app = typer.Typer(
     name="ztok",
+    cls=_Commands,
     help="Compress retrieved context into Z-tokens.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -31,12 +52,9 @@ app.command("index")(index.index_folder)
 app.command()(index.ask)
 app.command()(index.stats)
 app.command()(info.info)
+app.command()(doctor.doctor)
 
 
 def main() -> None:
     """Run the command; errors of ours are one line on stderr and exit status 1."""
-    try:
-        app()
-    except ZtokError as error:
-        typer.echo(f"ztok: {error}", err=True)
-        raise SystemExit(1) from None
+    run_program(app, "ztok")
