@@ -39,6 +39,21 @@ def test_rag_qa_reports_the_gain_over_no_context(
     assert rows["text-reader", "f1"]["context_tokens"] == rows["text", "f1"]["context_tokens"]
 
 
+def test_odd_records_stop_the_run_or_are_left_out(
+    compressor: StandInCompressor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "qa.jsonl"
+    good = {"context": "It is about words.", "question": "What?", "answers": ["Paris"]}
+    lines = [json.dumps(good), '{"context": NaN}', '{"context": "\\ud835"}']
+    path.write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
+    arguments = ["--data", str(path), "--output", str(tmp_path / "out"), "--arms", "none"]
+    with pytest.raises(DataError, match=r"qa\.jsonl, line 2: NaN is not JSON"):
+        rag_qa.main(arguments)
+    rag_qa.main([*arguments, "--skip-odd-records"])
+    captured = capsys.readouterr()
+    assert "left out 2 odd records" in captured.err and "1 of 1 questions" in captured.out
+
+
 def test_rag_qa_retrieves_from_documents(compressor: StandInCompressor, tmp_path: Path) -> None:
     sentences = [f"This line of the report tells about word{i}." for i in range(40)]
     write(tmp_path / "documents.jsonl", [{"title": "Report", "text": " ".join(sentences)}])

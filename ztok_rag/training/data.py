@@ -21,6 +21,7 @@ from ztok_rag.errors import DataError
 from ztok_rag.training.corpus import cut_passages
 from ztok_rag.training.labels import first_place
 from ztok_rag.training.passages import DataFile, Passage
+from ztok_rag.training.passages import read_passages as read_passages  # callers find it here, too
 
 IntArray = NDArray[np.int64]
 IdArray = NDArray[np.int32]
