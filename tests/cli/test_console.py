@@ -41,7 +41,7 @@ def ended(main: Callable[[], object]) -> int:
 
 @pytest.fixture(autouse=True)
 def signals_left_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_end_by_exception", lambda: None)
+    monkeypatch.setattr(console, "_end_by_exception", lambda name: None)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
@@ -121,6 +121,30 @@ def test_a_signal_ends_a_command(number: int, status: int, line: bytes, tmp_path
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (status, b"", line)
     assert not list(tmp_path.iterdir())
+
+
+@POSIX
+@pytest.mark.parametrize(
+    ("number", "status", "line"),
+    [(signal.SIGINT, 130, b"program: stopped.\n"), (signal.SIGTERM, 143, b"")],
+)
+def test_a_signal_during_an_import_ends_the_program(
+    number: int, status: int, line: bytes, tmp_path: Path
+) -> None:
+    module = "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
+    (tmp_path / "slow.py").write_text(module, encoding="utf-8")
+    script = "from ztok_rag.cli.console import run_program\n"
+    script += "run_program(lambda: __import__('slow'), 'program')"
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"importing\n"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (status, line)
 
 
 @POSIX

@@ -44,7 +44,7 @@ def run_program(main: Callable[[], object], name: str) -> NoReturn:
         name: begins its messages.
     """
     prepare_streams()
-    _end_by_exception()
+    _end_by_exception(name)
     status = 1
     try:
         main()
@@ -110,21 +110,36 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str | bytes | os.PathLike)
 
 
-def _end_by_exception() -> None:
-    """Let a request to end unwind the stack, so that temporary files are removed.
+def _end_by_exception(name: str) -> None:
+    """Let Ctrl-C and a request to end unwind the stack, so that temporary files are removed.
 
     A signal that is ignored, as under `nohup`, stays ignored.
     """
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
+        is_interrupt = number == signal.SIGINT
+        if _is_importing(frame):  # PyTorch aborts with a dump if an exception comes then
+            if is_interrupt:
+                say("stopped.", name)
+            os._exit(128 + number)
+        raise KeyboardInterrupt if is_interrupt else SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         return
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+    for signal_name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, signal_name, None)
+        usual = (signal.SIG_DFL, signal.default_int_handler)
+        if number is not None and signal.getsignal(number) in usual:
             signal.signal(number, end)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported where the program is."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _settle_streams() -> None:

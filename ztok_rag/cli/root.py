@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from ztok_rag.cli import codes, doctor, evaluate, index, info, train
-from ztok_rag.cli.console import INTERRUPTED, NO_READER, run_program, say
+from ztok_rag.cli.console import INTERRUPTED, NO_READER, say
 
 
 class _Commands(TyperGroup):
-    """Commands that end as those of the operating system do.
+    """Commands that end as those of the operating system do."""
 
-    Typer would turn both exceptions into exit statuses of its own.
-    """
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _usual_ends():
+            return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _usual_ends():
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            say("stopped.")
-            raise SystemExit(INTERRUPTED) from None
-        except BrokenPipeError:
-            raise SystemExit(NO_READER) from None
+
+
+@contextmanager
+def _usual_ends() -> Iterator[None]:
+    """Turn exceptions into exit statuses before Typer does so in its own way."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("stopped.")
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:
+        raise SystemExit(NO_READER) from None
 
 
 app = typer.Typer(
@@ -53,8 +63,3 @@ app.command()(index.ask)
 app.command()(index.stats)
 app.command()(info.info)
 app.command()(doctor.doctor)
-
-
-def main() -> None:
-    """Run the command; errors of ours are one line on stderr and exit status 1."""
-    run_program(app, "ztok")
