@@ -262,9 +262,6 @@ def run(
             for row in summarize(arms, log.at(k), k)
             if row.rate is not None or k == options.k[0]
         ]
-    print(format_table(rows))
-    if cut := sum(row.truncated or 0 for row in rows if row.task != "average"):
-        print(f"{cut} prompts were longer than the base LLM reads and lost their middle.")
     results = write_results(
         output,
         rows,
@@ -276,6 +273,9 @@ def run(
         note=note,
     )
     write_report(output / "report.html", results, tasks, arms, log.at(options.k[0]))
+    print(format_table(rows))
+    if cut := sum(row.truncated or 0 for row in rows if row.task != "average"):
+        print(f"{cut} prompts were longer than the base LLM reads and lost their middle.")
     print(f"{note}\nWritten: {show(output)}/results.json, report.html, predictions.jsonl")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.errors import ZtokError
-from ztok_rag.files import show
+from ztok_rag.files import repair, show
 
 _STANDARD_OUTPUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
@@ -46,6 +46,8 @@ def check_folder(path: Path) -> None:
     Raises:
         ZtokError: they cannot.
     """
+    if repair(str(path)) != str(path):  # FAISS and safetensors could not open it
+        raise ZtokError(f"cannot write into {show(path)}: its name is not UTF-8; name another.")
     try:
         _try_folder(path, ".")
     except (OSError, ValueError) as error:
