@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from stand_in import StandInCompressor, install, write
 
+import common
 import rag_qa
 from ztok_rag.errors import DataError
 
@@ -52,6 +53,21 @@ def test_odd_records_stop_the_run_or_are_left_out(
     rag_qa.main([*arguments, "--skip-odd-records"])
     captured = capsys.readouterr()
     assert "left out 2 odd records" in captured.err and "1 of 1 questions" in captured.out
+
+
+def test_results_are_written_before_anything_is_printed(
+    compressor: StandInCompressor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "qa.jsonl", [{"context": "Words.", "question": "What?", "answers": ["A"]}])
+
+    def nobody_reads(rows: object) -> str:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(common, "format_table", nobody_reads)
+    out = tmp_path / "out"
+    with pytest.raises(BrokenPipeError):
+        rag_qa.main(["--data", str(tmp_path / "qa.jsonl"), "--output", str(out), "--arms", "none"])
+    assert (out / "results.json").exists() and (out / "report.html").exists()
 
 
 def test_rag_qa_retrieves_from_documents(compressor: StandInCompressor, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_what_can_be_made_is_good_and_is_not_made(tmp_path: Path) -> None:
     check_file(Path("-"))
     check_folder(tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ZtokError, match="cannot write into .*\ufffd: its name is not UTF-8"):
+    with pytest.raises(ZtokError, match="its name is not UTF-8; name another"):
         check_folder(tmp_path / "caf\udce9")
     with pytest.raises(ZtokError, match="null byte; name a file"):
         check_file(tmp_path / "a\0b")
