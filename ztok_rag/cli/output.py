@@ -107,5 +107,5 @@ def _try_folder(folder: Path, prefix: str) -> None:
 
 def _cause(error: Exception) -> str:
     if isinstance(error, NotADirectoryError | FileExistsError):
-        return "its folder is a file"
+        return "a file stands where a folder should"
     return getattr(error, "strerror", None) or str(error)
