@@ -14,7 +14,9 @@ from tqdm import tqdm
 
 from peers import PEER_NAMES, check_packages, make_peers
 from report import write_report
-from ztok_rag.errors import ZtokError
+from ztok_rag.cli.arguments import check_device
+from ztok_rag.cli.console import resumable, run_program, say, shows_bars
+from ztok_rag.cli.output import check_folder
 from ztok_rag.evaluation import (
     ARM_NAMES,
     Arm,
@@ -28,6 +30,8 @@ from ztok_rag.evaluation import (
     weights_digest,
     write_results,
 )
+from ztok_rag.files import show
+from ztok_rag.jsonl import OddRecords
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
@@ -112,6 +116,7 @@ def make_parser(description: str, *, k: int, limit: int | None) -> Parser:
         help="questions per task and arm whose prefill is timed (default: 8)",
     )
     parser.add_argument("--seed", type=count, default=0, help="default: 0")
+    add_skip_option(parser)
     return parser
 
 
@@ -148,19 +153,42 @@ def positive(text: str) -> int:
 
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Run a script's main function. An error is one line on stderr and a non-zero exit status."""
-    try:
-        main()
-    except ZtokError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+    name = Path(sys.argv[0]).name
+
+    def body() -> None:
+        with resumable(name):
+            main()
+
+    run_program(body, name)
+
+
+def odd_records(options: argparse.Namespace) -> OddRecords | None:
+    """What collects odd records where the options say so; `None` makes them errors."""
+    return OddRecords() if options.skip_odd_records else None
+
+
+def report_odd(odd: OddRecords | None) -> None:
+    """Say which records were left out, if any."""
+    if odd is not None and odd.found:
+        say(odd.report(), Path(sys.argv[0]).name)
+
+
+def add_skip_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--skip-odd-records`."""
+    parser.add_argument(
+        "--skip-odd-records", action="store_true", help="leave malformed records out, and go on"
+    )
 
 
 def load_compressor(options: argparse.Namespace) -> ZCompressor:
-    """Load the compressor that the options name. Its `reader` is the reader."""
+    """Load the compressor that the options name. Its `reader` is the reader.
+
+    Raises:
+        ZtokError: it cannot be loaded, or results could not be written afterwards.
+    """
+    if options.output is not None:
+        check_folder(options.output)
+    check_device(options.device)
     from ztok_rag.codec.compressor import ZCompressor
 
     return ZCompressor.from_pretrained(options.checkpoint, base=options.base, device=options.device)
@@ -196,7 +224,7 @@ def run(
     peers = make_peers(compressor, best_first=best_first)
     arms = make_arms(chosen, options.rates, peers)
     output = options.output or Path("results") / benchmark
-    checkpoint = str(options.checkpoint or "default")
+    checkpoint = show(options.checkpoint or "default")
     shared = {
         "benchmark": benchmark,
         "checkpoint": checkpoint,
@@ -212,7 +240,7 @@ def run(
     }
     total = sum(map(len, arms_at.values())) * sum(len(questions) for questions in tasks.values())
     try:
-        with tqdm(total=total, unit="answer", smoothing=0.1) as bar:
+        with tqdm(total=total, unit="answer", smoothing=0.1, disable=not shows_bars()) as bar:
             for k, questions in product(options.k, tasks.values()):
                 evaluate(
                     questions,
@@ -234,9 +262,6 @@ def run(
             for row in summarize(arms, log.at(k), k)
             if row.rate is not None or k == options.k[0]
         ]
-    print(format_table(rows))
-    if cut := sum(row.truncated or 0 for row in rows if row.task != "average"):
-        print(f"{cut} prompts were longer than the base LLM reads and lost their middle.")
     results = write_results(
         output,
         rows,
@@ -248,7 +273,10 @@ def run(
         note=note,
     )
     write_report(output / "report.html", results, tasks, arms, log.at(options.k[0]))
-    print(f"{note}\nWritten: {output}/results.json, report.html, predictions.jsonl")
+    print(format_table(rows))
+    if cut := sum(row.truncated or 0 for row in rows if row.task != "average"):
+        print(f"{cut} prompts were longer than the base LLM reads and lost their middle.")
+    print(f"{note}\nWritten: {show(output)}/results.json, report.html, predictions.jsonl")
 
 
 def peer_differences(

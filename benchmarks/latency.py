@@ -22,17 +22,29 @@ import torch
 from tqdm import tqdm
 
 import plots
-from common import Parser, count, load_compressor, names, positive, run_script
+from common import (
+    Parser,
+    add_skip_option,
+    count,
+    load_compressor,
+    names,
+    odd_records,
+    positive,
+    report_odd,
+    run_script,
+)
 from costs.bench import Bench
 from costs.compression import measure_compression
 from costs.context import measure_context
 from costs.corpus import make_corpus, read_records
 from costs.queries import measure_queries
 from costs.stored import measure_bytes
+from ztok_rag.cli.console import shows_bars
 from ztok_rag.codec.base import dtype_name
 from ztok_rag.codec.compressor import MAX_RATE
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation import Row, format_table, write_results
+from ztok_rag.files import show
 
 PARTS = ("compress", "query", "context", "bytes")
 CHUNK_TOKENS = 256
@@ -55,7 +67,9 @@ DRAW: Mapping[str, Callable[[Sequence[dict[str, Any]], Path], Path]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the parts asked for, and write results and pictures."""
     options = parse(arguments)
-    records = read_records(options.data)
+    odd = odd_records(options)
+    records = read_records(options.data, odd)
+    report_odd(odd)
     records = [records[i] for i in np.random.default_rng(options.seed).permutation(len(records))]
     compressor = load_compressor(options)
     needed = max(
@@ -67,12 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bench = Bench(compressor, corpus, rates, options.repeats, options)
     output = options.output or Path("results") / "latency"
     note = (
-        f"{len(corpus.offsets)} tokens of {options.data}, drawn by seed; scores are medians of "
-        f"{options.repeats} repeats after a warm-up, intervals those of the median, p10 and p90 "
+        f"{len(corpus.offsets)} tokens of {show(options.data)}, drawn by seed; scores are medians "
+        f"of {options.repeats} repeats after a warm-up, intervals those of the median, p10 and p90 "
         "beside them; ms, tokens per second, or bytes, as the metric says."
     )
     rows: list[Row] = []
-    with tqdm(total=len(options.parts), unit="part") as bar:
+    with tqdm(total=len(options.parts), unit="part", disable=not shows_bars()) as bar:
         for part in options.parts:
             bar.set_description(part)
             rows += MEASURE[part](bench, bar)
@@ -81,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 output,
                 rows,
                 seed=options.seed,
-                checkpoint=str(options.checkpoint or "default"),
+                checkpoint=show(options.checkpoint or "default"),
                 device=str(bench.base.device),
                 fingerprint=compressor.fingerprint,
                 benchmark="latency",
@@ -92,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             own = [row for row in results["rows"] if row["task"].split()[0] == part]
             DRAW[part](own, output / f"{part}.png")
     print(format_table(rows))
-    print(f"{note}\nWritten: {output}/results.json, {', '.join(f'{p}.png' for p in options.parts)}")
+    pictures = ", ".join(f"{part}.png" for part in options.parts)
+    print(f"{note}\nWritten: {show(output)}/results.json, {pictures}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -142,6 +157,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--base", default=None, metavar="ID", help="base LLM, by id or folder")
     parser.add_argument("--device", default=None, help="default: cuda if there is one, else cpu")
     parser.add_argument("--seed", type=count, default=0, help="default: 0")
+    add_skip_option(parser)
     options = parser.parse_args(arguments)
     if unknown := [part for part in options.parts if part not in PARTS]:
         raise DataError(f"unknown part {unknown[0]!r}; the parts are {', '.join(PARTS)}.")

@@ -8,14 +8,16 @@ A line of the log is one measurement: `{"run", "positions", "set", "asked", "rat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
 from common import Parser, run_script
+from ztok_rag.cli.output import check_file
 from ztok_rag.errors import DataError
+from ztok_rag.files import show
 from ztok_rag.jsonl import read_jsonl
 
 matplotlib.use("Agg")
@@ -37,8 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     options = parser.parse_args(arguments)
     points = read_points(options.log, options.run)
+    check_file(options.output)
     draw(points, options.output)
-    print(f"Written: {options.output}")
+    print(f"Written: {show(options.output)}")
 
 
 def read_points(path: Path, run: str) -> dict[str, list[dict[str, Any]]]:
@@ -47,16 +50,19 @@ def read_points(path: Path, run: str) -> dict[str, list[dict[str, Any]]]:
     Raises:
         DataError: a line lacks a field, or the log has no such run.
     """
-    points: dict[str, list[dict[str, Any]]] = {}
-    for number, record in enumerate(read_jsonl(path), 1):
+
+    def check(record: Mapping[str, Any]) -> None:
         if missing := [field for field in FIELDS if field not in record]:
-            raise DataError(f"{path}, line {number}: there is no {missing[0]!r}.")
+            raise ValueError(f"there is no {missing[0]!r}")
+
+    points: dict[str, list[dict[str, Any]]] = {}
+    for record in read_jsonl(path, check=check):
         if record["run"] == run and (
             record["set"] == "repeat" or record["asked"].endswith("whole tail")
         ):
             points.setdefault(record["set"], []).append(record)
     if not points:
-        raise DataError(f"{path} has no measurements of the run {run!r}.")
+        raise DataError(f"{show(path)} has no measurements of the run {run!r}.")
     return points
 
 

@@ -22,7 +22,9 @@ from common import (
     load_compressor,
     make_parser,
     names,
+    odd_records,
     peer_differences,
+    report_odd,
     run,
     run_script,
     split_context,
@@ -35,6 +37,7 @@ from tasks.records import load_config, load_task, task_file
 from ztok_rag.codec.prompts import QA_TEMPLATE
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation import Arm, PredictionLog, Question, Row, digest, sample, summarize
+from ztok_rag.files import show
 
 _QUERY_CHARACTERS = 1000
 
@@ -58,12 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         names = options.tasks or [name for name in TASKS if task_file(folder, name).exists()]
         if not names:
             raise DataError(
-                f"{folder} holds no TASK.jsonl file of {', '.join(TASKS)}; give another --data."
+                f"{show(folder)} holds no TASK.jsonl file of {', '.join(TASKS)}; "
+                "give another --data."
             )
         templates, lengths = load_config(folder, options.templates, names)
-        loaded = {name: load_task(folder, name) for name in names}
+        odd = odd_records(options)
+        loaded = {name: load_task(folder, name, odd) for name in names}
+        report_odd(odd)
         note = (
-            f"LongBench records of {options.data}, official templates, answer lengths and "
+            f"LongBench records of {show(options.data)}, official templates, answer lengths and "
             "metrics, over retrieved chunks."
         )
     chosen = {
@@ -84,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tasks=tasks,
         settings={
             "chunk_tokens": options.chunk_tokens,
-            "data": None if options.data is None else str(options.data),
+            "data": None if options.data is None else show(options.data),
             "templates": digest([templates, lengths]),
         },
         compressor=compressor,

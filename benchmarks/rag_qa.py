@@ -19,8 +19,10 @@ from common import (
     chunk_size,
     load_compressor,
     make_parser,
+    odd_records,
     peer_differences,
     positive,
+    report_odd,
     run,
     run_script,
     split_context,
@@ -41,7 +43,9 @@ from ztok_rag.evaluation import (
     sample,
     summarize,
 )
-from ztok_rag.jsonl import read_jsonl
+from ztok_rag.evaluation.datasets import short_names
+from ztok_rag.files import show
+from ztok_rag.jsonl import OddRecords, read_jsonl
 
 _DOCUMENT_FIELDS = ("text", "document", "context", "content")
 """Fields in which a record of `--documents` may have its text."""
@@ -52,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser(
         "Answer questions over a corpus from retrieved text and from Z-tokens.", k=1, limit=200
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="JSON Lines")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="FILE", help="JSON Lines; - is standard input"
+    )
     parser.add_argument(
         "--documents",
         type=Path,
@@ -72,9 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--max-new-tokens", type=positive, default=32, metavar="N", help="length of an answer"
     )
     options = parser.parse_args(arguments)
-    documents = None if options.documents is None else read_documents(options.documents)
-    records = _read_questions(options.data, with_context=documents is None)
-    task = f"{options.data.resolve().parent.name}/{options.data.stem}"
+    odd = odd_records(options)
+    documents = None if options.documents is None else read_documents(options.documents, odd)
+    records = _read_questions(options.data, with_context=documents is None, odd=odd)
+    report_odd(odd)
+    (task,) = short_names([options.data])
     chosen = sample(list(enumerate(records)), options.limit, options.seed)
     questions = [
         make_question(task, number, record, options.max_new_tokens) for number, record in chosen
@@ -95,13 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         passages = list(dict.fromkeys(chunk for text in documents for chunk in split(text)))
         corpus = (
             f"the {len(passages)} chunks, of up to {options.chunk_tokens} tokens, of "
-            f"{len(documents)} documents of {options.documents}"
+            f"{len(documents)} documents of {show(options.documents)}"
         )
         settings |= {"documents": digest(documents), "chunk_tokens": options.chunk_tokens}
     run(
         options,
         benchmark="rag_qa",
-        note=f"{len(questions)} of {len(records)} questions of {options.data}; the "
+        note=f"{len(questions)} of {len(records)} questions of {show(options.data)}; the "
         f"{' or '.join(map(str, options.k))} best of {corpus} by all-MiniLM-L6-v2.",
         tasks={task: questions},
         settings=settings,
@@ -112,26 +120,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
 
-def _read_questions(path: Path, *, with_context: bool) -> list[dict[str, Any]]:
+def _read_questions(
+    path: Path, *, with_context: bool, odd: OddRecords | None
+) -> list[dict[str, Any]]:
     """Read questions with their answers and, if wanted, their contexts.
+
+    Args:
+        path: of the file.
+        with_context: whether questions need their contexts.
+        odd: gets the odd records, which are left out; `None` makes them errors.
 
     Raises:
         DataError: the file cannot be read, or a record is malformed.
     """
     if path.suffix == ".json":
-        records = read_rag_dataset(path)
+        records = read_rag_dataset(path, odd)
     elif with_context:
-        return read_jsonl(path, QUESTION_FIELDS, check_question)
+        return read_jsonl(path, QUESTION_FIELDS, check_question, odd=odd)
     else:
         fields = {name: kind for name, kind in QUESTION_FIELDS.items() if name != "context"}
-        records = read_jsonl(path, fields)
+        records = read_jsonl(path, fields, odd=odd)
     if with_context:
         return records
     return [{name: record[name] for name in ("question", "answers")} for record in records]
 
 
-def read_documents(path: Path) -> list[str]:
+def read_documents(path: Path, odd: OddRecords | None = None) -> list[str]:
     """Read the texts of a file of documents, each after its title if it has one.
+
+    Args:
+        path: of the file.
+        odd: gets the odd records, which are left out; `None` makes them errors.
 
     Raises:
         DataError: the file cannot be read, or a record has no text.
@@ -142,7 +161,7 @@ def read_documents(path: Path) -> list[str]:
             raise ValueError(f"it has no text in any of the fields {', '.join(_DOCUMENT_FIELDS)}")
 
     texts = []
-    for record in read_jsonl(path, check=check):
+    for record in read_jsonl(path, check=check, odd=odd):
         text = _field(record, _DOCUMENT_FIELDS) or ""
         title = _field(record, ("title",))
         texts.append(f"{title}\n\n{text}" if title and not text.startswith(title) else text)

@@ -67,7 +67,7 @@ def write_records(path: Path) -> Path:
         for passage, questions in PASSAGES.items()
         for question, answer in questions.items()
     ]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
 
 

@@ -27,7 +27,7 @@ with tempfile.TemporaryDirectory() as folder:
         {"context": PASSAGE, "question": question, "answers": [answer]}
         for question, answer in QUESTIONS.items()
     )
-    data.write_text("".join(json.dumps(record) + "\n" for record in records))
+    data.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     rows, note = evaluate_checkpoint(
         ZCompressor.from_pretrained(),
         read_datasets([data], ("qa",)),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ztok_rag.errors import ZtokError
+from ztok_rag.files import repair
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ def repair_surrogates(text: str, name: str) -> str:
             UserWarning,
             stacklevel=4,
         )
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return repair(text)
     return text
 
 

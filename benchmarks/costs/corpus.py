@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ztok_rag.errors import DataError
-from ztok_rag.jsonl import read_jsonl
+from ztok_rag.files import show
+from ztok_rag.jsonl import OddRecords, read_jsonl
 
 TEXT_FIELDS = ("context", "text", "document")
 LONGEST_QUESTION = 300
@@ -58,21 +59,27 @@ class Corpus:
         return [found[i % len(found)] for i in range(number)]
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path, odd: OddRecords | None = None) -> list[dict[str, Any]]:
     """Read the records of a file, or of all `*.jsonl` files of a folder.
+
+    Args:
+        path: of the file or the folder.
+        odd: gets the odd records, which are left out; `None` makes them errors.
 
     Raises:
         DataError: there is no record, or one has no text.
     """
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    files = sorted(p for p in path.glob("*.jsonl") if p.is_file()) if path.is_dir() else [path]
     if not files:
-        raise DataError(f"{path} holds no *.jsonl file; give --data a file, or a folder of them.")
+        raise DataError(
+            f"{show(path)} holds no *.jsonl file; give --data a file, or a folder of them."
+        )
 
     def check(record: dict[str, Any]) -> None:
         if _text_of(record) is None:
             raise ValueError(f"it has no text in a field {', '.join(map(repr, TEXT_FIELDS))}")
 
-    return [record for file in files for record in read_jsonl(file, check=check)]
+    return [record for file in files for record in read_jsonl(file, check=check, odd=odd)]
 
 
 def _text_of(record: Mapping[str, Any]) -> str | None:

@@ -12,7 +12,8 @@ from typing import Any
 from tasks.kinds import QUALITY, TASKS
 from ztok_rag.codec.prompts import QA_TEMPLATE
 from ztok_rag.errors import DataError
-from ztok_rag.jsonl import read_jsonl
+from ztok_rag.files import read_text, show
+from ztok_rag.jsonl import OddRecords, read_jsonl
 
 CONFIG = ("dataset2prompt.json", "dataset2maxlen.json")
 
@@ -23,21 +24,29 @@ _QUALITY_LENGTH = 48
 _OPTION = re.compile(r"^\s*(\([A-Z]\) .*?)(?=\n\s*\([A-Z]\) |\Z)", re.DOTALL | re.MULTILINE)
 
 
-def load_task(folder: Path, task: str) -> list[dict[str, Any]]:
+def load_task(folder: Path, task: str, odd: OddRecords | None = None) -> list[dict[str, Any]]:
     """Read the records of a task. A missing or repeated `_id` is replaced by a unique one.
+
+    Args:
+        folder: of the files.
+        task: its name.
+        odd: gets the odd records, which are left out; `None` makes them errors.
 
     Raises:
         DataError: the file is missing, or a record is malformed.
     """
     path = task_file(folder, task)
     if not path.exists():
-        raise DataError(f"{path} does not exist; give a folder with the files of all --tasks.")
+        raise DataError(
+            f"{show(path)} does not exist; give a folder with the files of all --tasks."
+        )
     if task == QUALITY:
-        return _load_quality(path)
+        return _load_quality(path, odd)
     records = read_jsonl(
         path,
         {"input": str, "context": str, "answers": list},
         partial(_check_record, TASKS[task].metric),
+        odd=odd,
     )
     seen: set[str] = set()
     for number, record in enumerate(records):
@@ -65,9 +74,9 @@ def _check_record(metric: str, record: Mapping[str, Any]) -> None:
         raise ValueError("an answer is not of the form 'Paragraph 7'")
 
 
-def _load_quality(path: Path) -> list[dict[str, Any]]:
+def _load_quality(path: Path, odd: OddRecords | None) -> list[dict[str, Any]]:
     """Read L-Eval's QuALITY: one record per question, with its options as class names."""
-    documents = read_jsonl(path, {"id": str, "document": str}, _check_quality)
+    documents = read_jsonl(path, {"id": str, "document": str}, _check_quality, odd=odd)
     records = []
     for document in documents:
         for number, asked in enumerate(document["questions"]):
@@ -94,7 +103,8 @@ def _with_letter_of(answer: str, options: Sequence[str]) -> list[str]:
 
 
 def _check_quality(record: Mapping[str, Any]) -> None:
-    for asked in record.get("questions") or [{}]:
+    questions = record.get("questions")
+    for asked in questions if questions and isinstance(questions, list) else [{}]:
         if not isinstance(asked, dict) or not all(
             isinstance(asked.get(name), str) for name in ("question", "answer")
         ):
@@ -127,15 +137,17 @@ def load_config(
 
 def _load_json(path: Path, kind: type, tasks: Sequence[str]) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        values = json.loads(read_text(path))
+    except DataError as error:
         raise DataError(
-            f"cannot read {path} ({error.strerror}); LongBench's {path.name} belongs beside its "
-            "TASK.jsonl files (or give --templates FILE)."
+            f"{error} LongBench's {path.name} belongs beside its TASK.jsonl files (or give "
+            "--templates FILE)."
         ) from error
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}).") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{show(path)} is not JSON ({error}).") from error
     for task in tasks:
         if not isinstance(values, dict) or not isinstance(values.get(task), kind):
-            raise DataError(f"{path} has no entry of type {kind.__name__} for the task {task}.")
+            raise DataError(
+                f"{show(path)} has no entry of type {kind.__name__} for the task {task}."
+            )
     return dict(values)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from stand_in import StandInCompressor, install, write
 
+import common
 import rag_qa
 from ztok_rag.errors import DataError
 
@@ -37,6 +38,36 @@ def test_rag_qa_reports_the_gain_over_no_context(
     assert rows["text", "f1"]["gold_retrieved"] == 1
     assert rows["text", "exact_match"]["n"] == 4
     assert rows["text-reader", "f1"]["context_tokens"] == rows["text", "f1"]["context_tokens"]
+
+
+def test_odd_records_stop_the_run_or_are_left_out(
+    compressor: StandInCompressor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "qa.jsonl"
+    good = {"context": "It is about words.", "question": "What?", "answers": ["Paris"]}
+    lines = [json.dumps(good), '{"context": NaN}', '{"context": "\\ud835"}']
+    path.write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
+    arguments = ["--data", str(path), "--output", str(tmp_path / "out"), "--arms", "none"]
+    with pytest.raises(DataError, match=r"qa\.jsonl, line 2: NaN is not JSON"):
+        rag_qa.main(arguments)
+    rag_qa.main([*arguments, "--skip-odd-records"])
+    captured = capsys.readouterr()
+    assert "left out 2 odd records" in captured.err and "1 of 1 questions" in captured.out
+
+
+def test_results_are_written_before_anything_is_printed(
+    compressor: StandInCompressor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "qa.jsonl", [{"context": "Words.", "question": "What?", "answers": ["A"]}])
+
+    def nobody_reads(rows: object) -> str:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(common, "format_table", nobody_reads)
+    out = tmp_path / "out"
+    with pytest.raises(BrokenPipeError):
+        rag_qa.main(["--data", str(tmp_path / "qa.jsonl"), "--output", str(out), "--arms", "none"])
+    assert (out / "results.json").exists() and (out / "report.html").exists()
 
 
 def test_rag_qa_retrieves_from_documents(compressor: StandInCompressor, tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from tiny_base import passages, tiny_model, tiny_tokenizer, write_questions
 
 from ztok_rag.codec.compressor import ZCompressor
 from ztok_rag.errors import DataError
+from ztok_rag.jsonl import OddRecords
 from ztok_rag.training import surprisal
 from ztok_rag.training.corpus import cut_passages, find_documents
 from ztok_rag.training.data import prepare_data
-from ztok_rag.training.passages import find_data, near, read_passages
+from ztok_rag.training.passages import DataFile, find_data, near, read_all, read_passages
 from ztok_rag.training.rows import check_kinds
 from ztok_rag.training.surprisal import weigh_passages
 
@@ -78,6 +79,65 @@ def test_a_malformed_record_is_named(line: str, cause: str, tmp_path: Path) -> N
     path.write_text('{"text": "fine"}\n' + line + "\n")
     with pytest.raises(DataError, match=cause):
         read_passages(path)
+
+
+def test_files_of_other_editors_are_the_same_passages(tmp_path: Path) -> None:
+    lines, text = '{"text": "One."}\n{"text": "Two."}\n', "One.\n\nTwo.\n"
+    for suffix, content in ((".jsonl", lines), (".txt", text)):
+        for encoding in ("utf-8-sig", "utf-16"):
+            for end in ("\n", "\r\n", "\r"):
+                path = tmp_path / f"a{suffix}"
+                path.write_bytes(content.replace("\n", end).encode(encoding))
+                assert [p.text for p in read_passages(path)] == ["One.", "Two."]
+
+
+def test_pipes_are_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = json.dumps({"text": "A passage of words. " * 20}).encode() + b"\n"
+    opened: list[str] = []
+
+    def once(path: Path) -> bytes:
+        opened.append(str(path))
+        return gzip.compress(lines) if str(path).endswith("63") else lines
+
+    monkeypatch.setattr("ztok_rag.training.passages.read_bytes", once)
+    files = find_data(["-:2", "/dev/fd/63"])
+    assert [(str(file.path), file.share) for file in files] == [("-", 2.0), ("/dev/fd/63", 1.0)]
+    files.append(DataFile(Path("/dev/stdin"), is_corpus=True))
+    read_all(files)
+    for _ in range(2):
+        data = prepare_data(files, tiny_tokenizer(), tmp_path / "data", progress=False)
+    assert len(data.passages) == 1 and opened == ["-", "/dev/fd/63", "/dev/stdin"]
+
+
+def test_odd_records_are_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    odd_lines = ['{"text": "\\ud835"}', '{"text": NaN}', '{"text": 1}', "[]", '{"question": "Q?"}']
+    path.write_text("\n".join([*odd_lines, '{"text": "Fine."}']), encoding="utf-8")
+    for is_corpus in (False, True):
+        odd = OddRecords()
+        content = DataFile(path, is_corpus=is_corpus).read(odd)
+        assert [p.text for p in content.passages] == ["Fine."] and len(odd.found) == 5
+        with pytest.raises(DataError, match=r"a\.jsonl, line 1: it has half a surrogate pair"):
+            DataFile(path, is_corpus=is_corpus).read()
+
+
+def test_a_data_set_that_was_not_finished_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("A passage of words. " * 20, encoding="utf-8")
+
+    def killed(*_: object) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr("ztok_rag.training.data.os.replace", killed)
+    with pytest.raises(SystemExit):
+        prepare_data(
+            find_data([str(tmp_path / "a.txt")]),
+            tiny_tokenizer(),
+            tmp_path / "data",
+            progress=False,
+        )
+    assert [path.suffix for path in (tmp_path / "data").iterdir()] in ([], [".lock"])
 
 
 def test_bad_data_are_refused(tmp_path: Path) -> None:

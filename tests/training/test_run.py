@@ -141,6 +141,26 @@ def test_the_command_trains(base: Path, tmp_path: Path) -> None:
     assert (model.config.slots, model.config.rank, model.config.packer_width) == (8, 4, 16)
 
 
+def test_odd_data_stop_the_run_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Loaded(Exception):
+        pass
+
+    def load(*_: object, **__: object) -> None:
+        raise Loaded
+
+    monkeypatch.setattr("ztok_rag.training.run.BaseLM.load", load)
+    data = tmp_path / "a.jsonl"
+    data.write_text('{"text": "Fine."}\n{"text": NaN}\n', encoding="utf-8")
+    arguments = ["train", "--data", str(data), "--output", str(tmp_path / "run")]
+    done = CliRunner().invoke(cli.app, arguments)
+    assert f"{data}, line 2: NaN is not JSON." == str(done.exception)
+    done = CliRunner().invoke(cli.app, [*arguments, "--skip-odd-records"])
+    assert isinstance(done.exception, Loaded)
+    assert f"left out 1 odd record: {data}, line 2: NaN is not JSON." in caplog.text
+
+
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [

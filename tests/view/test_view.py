@@ -111,6 +111,26 @@ def test_spans_show_the_source_their_density_and_what_they_hold(
     assert "was not asked to repeat" in page and not panes(page, "back")
 
 
+UNICODE = [
+    TEXT,
+    "\n  Zanzabell\r\n\r\tcolumn \u00a0 \u3000 wide\u2028line \ufeffmark  \n\n",
+    "日本語の文章は、空白なしで書かれます。" * 40,
+    "👩‍👩‍👧‍👦 e\u0301 \u202eabc\u202c नमस्ते مرحبا <b>&amp;</b> ]]> " * 30,
+    "".join(f"Item {n}: weir beside gravel, {n * 7 % 90 + 2} pieces.\n" for n in range(110)),
+]
+
+
+@pytest.mark.parametrize("text", UNICODE)
+@pytest.mark.parametrize("rate", [1, 4, 24])
+def test_without_its_tags_the_page_holds_the_text(
+    compressor: ZCompressor, text: str, rate: int
+) -> None:
+    (z,) = compressor.compress([text], rate)
+    page = render(text, z, ["Repeated."], compressor.tokenizer)
+    assert text in bare(page)
+    assert text in bare(render(text, z, [], compressor.tokenizer))
+
+
 def test_differences_are_marked_as_elements() -> None:
     tokenizer = WordTokenizer()
     source, back = "Berg left the island in 1968.", "Berg left a small island in 1968."

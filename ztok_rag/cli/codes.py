@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import re
-import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ztok_rag.cli.arguments import load_compressor
+from ztok_rag.cli.console import say
+from ztok_rag.cli.output import (
+    check_file,
+    is_standard_output,
+    write_file,
+    write_standard_output,
+)
 from ztok_rag.errors import DataError, SequenceError, ZtokError, check_rate
+from ztok_rag.files import STANDARD_INPUT, decode, marked_encoding, read_bytes, show
 
 if TYPE_CHECKING:
     from ztok_rag.codec.sequence import ZSequence
@@ -21,7 +29,9 @@ _CODES = re.compile(rb"Z[TLX]\d\n")  # begins files of codes, of this version an
 
 def compress(
     file: Annotated[Path, typer.Argument(help="UTF-8 text file; - is standard input.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="File of codes to write.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="File of codes to write; - is standard output.")
+    ],
     rate: Annotated[float, typer.Option(help="Source tokens per Z-token.")] = 4.0,
     lossless: Annotated[
         bool, typer.Option("--lossless", help="Fail where the exact text would not come back.")
@@ -31,8 +41,9 @@ def compress(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if any.")] = None,
 ) -> None:
     """Compress a text file into a file of Z-token codes."""
-    text = _to_text(_read(file), file)
-    from ztok_rag.codec.compressor import MAX_RATE, ZCompressor
+    text = _exact_text(read_bytes(file), file)
+    check_file(output)
+    from ztok_rag.codec.compressor import MAX_RATE
     from ztok_rag.codec.config import ZConfig
     from ztok_rag.codec.model import DEFAULT_CHECKPOINT
 
@@ -43,18 +54,19 @@ def compress(
             f"at rate {rate:g} tokens are left out, so the exact text does not come back; "
             f"leave --lossless out, or give a --rate of at most {slots}."
         )
-    compressor = ZCompressor.from_pretrained(checkpoint, base=base, device=device)
+    compressor = load_compressor(checkpoint, base, device)
     (z,) = compressor.compress([text], rate)
     if lossless and _join(z, compressor.tokenizer) != text:
         raise ZtokError(
             f"the tokenizer of {compressor.model.base.name} does not give the exact text back; "
             "leave --lossless out, or use another --base."
         )
-    z.save(output)
-    stored = len(z.to_bytes())
+    data = z.to_bytes()
+    write_file(output, data)
     typer.echo(
-        f"{z.source_tokens} tokens -> {len(z)} Z-tokens (rate {z.rate:.2f}), {stored} bytes, "
-        f"{stored / z.source_tokens:.2f} per token"
+        f"{z.source_tokens} tokens -> {len(z)} Z-tokens (rate {z.rate:.2f}), {len(data)} bytes, "
+        f"{len(data) / z.source_tokens:.2f} per token",
+        err=is_standard_output(output),
     )
 
 
@@ -70,32 +82,37 @@ def decompress(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if any.")] = None,
 ) -> None:
     """Write the text of a file of codes: exact up to rate 16, above with what the base LLM adds."""
+    data = read_bytes(file)
+    if output is not None:
+        check_file(output)
     from ztok_rag.codec.sequence import text_digest
-    from ztok_rag.codec.serialization import write_atomic
 
-    z = _to_codes(_read(file), file, checkpoint)
+    z = _to_codes(data, file, checkpoint)
     text = _text_of(z, checkpoint, base, device)
     if output is not None:
-        write_atomic(output, text.encode())
+        write_file(output, text.encode())
     else:
-        typer.echo(text.encode(), nl=False)
+        write_standard_output(text.encode())
     if not z.digest or z.digest == text_digest(text):
         return
     if z.holds_all:
         raise SequenceError(
-            f"the text of {file} did not come back exactly: the tokenizer changes such text, or is "
-            "another than it was; give the --base that it was compressed with."
+            f"the text of {show(file)} did not come back exactly: the tokenizer changes such text, "
+            "or is another than it was; give the --base that it was compressed with."
         )
-    typer.echo(
-        f"ztok: the text of {file} did not come back exactly: at rate {z.rate:.1f} tokens were "
-        "left out, and the base LLM wrote others in their place.",
-        err=True,
+    say(
+        f"the text of {show(file)} did not come back exactly: at rate {z.rate:.1f} tokens were "
+        "left out, and the base LLM wrote others in their place."
     )
 
 
 def view(
-    file: Annotated[Path, typer.Argument(help="UTF-8 text file, or a file of codes.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="HTML page to write.")],
+    file: Annotated[
+        Path, typer.Argument(help="Text file, or a file of codes; - is standard input.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="HTML page to write; - is standard output.")
+    ],
     rate: Annotated[
         float | None,
         typer.Option(help="Source tokens per Z-token; default: 4, or as the file of codes is."),
@@ -109,24 +126,24 @@ def view(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda if any.")] = None,
 ) -> None:
     """Write an HTML page of a text, its Z-tokens, and what the reader repeats from them."""
-    if output.is_dir():
-        raise DataError(f"{output} is a folder; name the HTML file to write.")
+    check_file(output)
     text, z = _read_text_or_codes(file, checkpoint, base)
-    from ztok_rag.codec.compressor import MAX_RATE, ZCompressor
-    from ztok_rag.codec.serialization import write_atomic
+    from ztok_rag.codec.compressor import MAX_RATE
     from ztok_rag.view.page import cut_windows, first_windows, render
 
     if rate is not None:
         check_rate(rate, MAX_RATE)
-    compressor = ZCompressor.from_pretrained(checkpoint, base=base, device=device)
+    compressor = load_compressor(checkpoint, base, device)
     if z is None or rate is not None:
         (z,) = compressor.compress([text], 4.0 if rate is None else rate)
     windows = first_windows(z, reconstruct_tokens)
-    page = render(text, z, compressor.reader.repeat(windows), compressor.tokenizer, title=file.name)
-    write_atomic(output, page.encode())
+    title = "standard input" if str(file) == STANDARD_INPUT else show(file.name)
+    page = render(text, z, compressor.reader.repeat(windows), compressor.tokenizer, title=title)
+    write_file(output, page.encode())
     typer.echo(
         f"{z.source_tokens} tokens -> {len(z)} Z-tokens (rate {z.rate:.2f}), {len(windows)} of "
-        f"{len(cut_windows(z))} windows repeated\nWritten: {output}"
+        f"{len(cut_windows(z))} windows repeated\nWritten: {show(output)}",
+        err=is_standard_output(output),
     )
 
 
@@ -134,9 +151,7 @@ def _text_of(z: ZSequence, checkpoint: Path | None, base: str | None, device: st
     """The text of a sequence. Where every token is held, only the tokenizer is loaded."""
     if z.holds_all:
         return _join(z, _tokenizer(checkpoint, base))
-    from ztok_rag.codec.compressor import ZCompressor
-
-    compressor = ZCompressor.from_pretrained(checkpoint, base=base, device=device)
+    compressor = load_compressor(checkpoint, base, device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the command says it in a line of its own
         return compressor.decompress([z])[0]
@@ -179,41 +194,43 @@ def _to_codes(data: bytes, file: Path, checkpoint: Path | None) -> ZSequence:
             )
         return ZSequence.from_bytes(data, code)
     except SequenceError as error:
-        raise SequenceError(f"{file}: {error}") from error
+        raise SequenceError(f"{show(file)}: {error}") from error
 
 
 def _read_text_or_codes(
     file: Path, checkpoint: Path | None, base: str | None
 ) -> tuple[str, ZSequence | None]:
     """The text of a file, and its Z-tokens if it is a file of codes."""
-    data = _read(file)
+    data = read_bytes(file)
     if not _CODES.match(data):
-        return _to_text(data, file), None
+        return _words(decode(data, file), file), None
     from ztok_rag.codec.sequence import text_digest
 
     z = _to_codes(data, file, checkpoint)
     text = _join(z, _tokenizer(checkpoint, base)) if z.holds_all else ""
     if z.digest != text_digest(text):
-        raise DataError(f"{file} does not hold its whole text; give the text file instead.")
+        raise DataError(f"{show(file)} does not hold its whole text; give the text file instead.")
     return text, z
 
 
-def _read(file: Path) -> bytes:
-    """The bytes of a file, which is opened once, so that it may be a pipe."""
-    if str(file) == "-":
-        return sys.stdin.buffer.read()
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}.") from error
+def _exact_text(data: bytes, file: Path) -> str:
+    """The text whose UTF-8 bytes are `data`; a byte order mark is its first character.
+
+    Raises:
+        DataError: there is none, or it has no words.
+    """
+    encoding = marked_encoding(data)
+    if encoding not in (None, "utf-8-sig"):
+        raise DataError(
+            f"{show(file)} is {encoding.upper()} text, and decompression would give UTF-8; "
+            f"convert it first, as by `iconv -f {encoding.upper()} -t UTF-8`."
+        )
+    mark = "\ufeff" if encoding else ""
+    return mark + _words(decode(data, file), file)
 
 
-def _to_text(data: bytes, file: Path) -> str:
-    """The text in the bytes of a UTF-8 file; line ends stay as they are."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text; convert it first.") from error
+def _words(text: str, file: Path) -> str:
+    """`text`, if it has any words."""
     if not text.strip():
-        raise DataError(f"{file} has no words to compress.")
+        raise DataError(f"{show(file)} has no words to compress.")
     return text

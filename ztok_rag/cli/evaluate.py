@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ztok_rag.cli.arguments import names, numbers
+from ztok_rag.cli.arguments import load_compressor, names, numbers, odd_records
+from ztok_rag.cli.console import resumable, say, shows_bars
+from ztok_rag.cli.output import check_folder
+from ztok_rag.files import show
 
 
 def evaluate(
@@ -15,7 +18,7 @@ def evaluate(
         list[Path],
         typer.Argument(
             metavar="DATA.jsonl",
-            help="JSON Lines of {context, question, answers} or of {text}.",
+            help="JSON Lines of {context, question, answers} or of {text}; - is standard input.",
         ),
     ],
     output: Annotated[
@@ -42,13 +45,19 @@ def evaluate(
     max_text_tokens: Annotated[
         int, typer.Option(help="Longer texts are cut to this before they are reconstructed.")
     ] = 256,
+    skip_odd_records: Annotated[
+        bool, typer.Option("--skip-odd-records", help="Leave malformed records out, and go on.")
+    ] = False,
 ) -> None:
     """Score a checkpoint: answers from Z-tokens, and texts reconstructed from them."""
     from ztok_rag.evaluation import format_table
     from ztok_rag.evaluation.checkpoint import EvalSettings, evaluate_checkpoint
     from ztok_rag.evaluation.datasets import read_datasets
 
-    datasets = read_datasets(data, None if tasks is None else names(tasks))
+    odd = odd_records(skip_odd_records)
+    datasets = read_datasets(data, None if tasks is None else names(tasks), odd)
+    if odd and odd.found:
+        say(odd.report())
     settings = EvalSettings(
         rates=numbers(rates),
         arms=names(arms),
@@ -58,13 +67,13 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         max_text_tokens=max_text_tokens,
     )
-    from ztok_rag.codec.compressor import ZCompressor
-
-    compressor = ZCompressor.from_pretrained(checkpoint, base=base, device=device)
-    name = str(checkpoint or "default")
-    try:
-        rows, note = evaluate_checkpoint(compressor, datasets, output, settings, checkpoint=name)
-    except KeyboardInterrupt:
-        typer.echo("ztok: stopped; the same command goes on from here.", err=True)
-        raise typer.Exit(130) from None
-    typer.echo(f"{format_table(rows)}\n{note}\nWritten: {output}/results.json, predictions.jsonl")
+    check_folder(output)
+    name = "default" if checkpoint is None else show(checkpoint)
+    with resumable():
+        compressor = load_compressor(checkpoint, base, device)
+        rows, note = evaluate_checkpoint(
+            compressor, datasets, output, settings, checkpoint=name, progress=shows_bars()
+        )
+    typer.echo(
+        f"{format_table(rows)}\n{note}\nWritten: {show(output)}/results.json, predictions.jsonl"
+    )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from ztok_rag.cli.arguments import load_compressor
+from ztok_rag.cli.console import say, shows_bars
+from ztok_rag.cli.folder import read_folder
+from ztok_rag.cli.output import check_folder, literal
 from ztok_rag.errors import DataError
-
-if TYPE_CHECKING:
-    from ztok_rag.codec.compressor import ZCompressor
+from ztok_rag.files import repair, show
 
 
 def index_folder(
@@ -35,11 +37,14 @@ def index_folder(
     ] = False,
 ) -> None:
     """Index a folder's text files as Z-tokens; the second time, only what has changed."""
-    texts, skipped = _read_folder(folder, store)
-    if not texts:
-        raise DataError(f"{folder} has no text files; name a folder of UTF-8 text.")
-    import sys
-
+    store = literal(store)
+    found = read_folder(folder, store)
+    if not found.texts:
+        report = f" ({found.report().rstrip('.')})" if found.left_out else ""
+        raise DataError(f"{show(folder)} has no text files{report}; name a folder of UTF-8 text.")
+    if found.left_out:
+        say(found.report())
+    check_folder(store)
     from llama_index.core import Document
 
     from ztok_rag.index.folder import IndexFolder
@@ -54,10 +59,10 @@ def index_folder(
             excluded_llm_metadata_keys=["file"],
             excluded_embed_metadata_keys=["file"],
         )
-        for name, text in texts.items()
+        for name, text in found.texts.items()
     ]
-    compressor = _compressor(checkpoint)
-    bars = sys.stderr.isatty()
+    compressor = None if checkpoint is None else load_compressor(checkpoint)
+    bars = shows_bars()
     if IndexFolder(store).exists() and not rebuild:
         index = ZTokenIndex.load(store, compressor=compressor)
         if chunk_size not in (None, index.chunk_size):
@@ -83,7 +88,8 @@ def index_folder(
     stats = index.stats()
     typer.echo(
         f"{stats.documents} files: {len(result.added)} added, {len(result.changed)} changed, "
-        f"{len(result.unchanged)} unchanged, {len(result.removed)} removed, {skipped} skipped; "
+        f"{len(result.unchanged)} unchanged, {len(result.removed)} removed, "
+        f"{len(found.left_out)} skipped; "
         f"{stats.chunks} chunks, {stats.source_tokens} tokens -> {stats.z_tokens} Z-tokens "
         f"(rate {stats.rate:.2f}), {stats.bytes_per_token:.2f} bytes per token"
     )
@@ -96,9 +102,16 @@ def ask(
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
 ) -> None:
     """Answer a question from the Z-tokens of an index, and name the sources."""
+    from ztok_rag.index.folder import IndexFolder
     from ztok_rag.index.index import ZTokenIndex
 
-    index = ZTokenIndex.load(store, compressor=_compressor(checkpoint))
+    question = repair(question)
+    if not question.strip():
+        raise DataError("the question has no words; ask one.")
+    store = literal(store)
+    IndexFolder(store).read()  # before any model is loaded
+    compressor = None if checkpoint is None else load_compressor(checkpoint)
+    index = ZTokenIndex.load(store, compressor=compressor)
     response = index.query(question, similarity_top_k=top_k)
     typer.echo(str(response))
     for item in response.source_nodes:
@@ -113,7 +126,7 @@ def stats(
     """Show what an index holds and how small it is."""
     from ztok_rag.index.index import ZTokenIndex
 
-    index = ZTokenIndex.load(store)
+    index = ZTokenIndex.load(literal(store))
     held = index.stats()
     rows = {
         "documents": str(held.documents),
@@ -127,49 +140,3 @@ def stats(
         rows["not compressed"] = f"{held.pending} chunks; `ztok index` compresses them"
     for name, value in rows.items():
         typer.echo(f"{name:18} {value}")
-
-
-def _compressor(checkpoint: Path | None) -> ZCompressor | None:
-    """The compressor of a checkpoint; `None` for the default one, which is loaded when needed."""
-    if checkpoint is None:
-        return None
-    from ztok_rag.codec.compressor import ZCompressor
-
-    return ZCompressor.from_pretrained(checkpoint)
-
-
-def _read_folder(folder: Path, excluded: Path) -> tuple[dict[str, str], int]:
-    """The text files of a folder and its subfolders, without hidden ones.
-
-    Args:
-        folder: the folder.
-        excluded: a folder whose files are left out; it may be inside the other.
-
-    Returns:
-        Texts by path relative to `folder`, and the number of files that were skipped because they
-        are binary or have no words.
-
-    Raises:
-        DataError: it is not a folder, or a file cannot be read.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; name a folder of text files.")
-    texts: dict[str, str] = {}
-    skipped = 0
-    outside = excluded.expanduser().resolve()
-    for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if hidden or not file.is_file() or file.resolve().is_relative_to(outside):
-            continue
-        try:
-            text = file.read_text(encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"cannot read {file}: {error.strerror}.") from error
-        except UnicodeDecodeError:
-            text = ""
-        if not text.strip() or "\0" in text:
-            skipped += 1
-        else:
-            texts[name.as_posix()] = text
-    return texts, skipped

@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
-import typer
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from ztok_rag.cli import codes, evaluate, index, info, train
-from ztok_rag.errors import ZtokError
+import typer
+from typer.core import TyperGroup
+
+from ztok_rag.cli import codes, doctor, evaluate, index, info, train
+from ztok_rag.cli.console import INTERRUPTED, NO_READER, say
+
+
+class _Commands(TyperGroup):
+    """Commands that end as those of the operating system do."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _usual_ends():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _usual_ends():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _usual_ends() -> Iterator[None]:
+    """Turn exceptions into exit statuses before Typer does so in its own way."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("stopped.")
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:
+        raise SystemExit(NO_READER) from None
+
 
 app = typer.Typer(
     name="ztok",
+    cls=_Commands,
     help="Compress retrieved context into Z-tokens.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -31,12 +62,4 @@ app.command("index")(index.index_folder)
 app.command()(index.ask)
 app.command()(index.stats)
 app.command()(info.info)
-
-
-def main() -> None:
-    """Run the command; errors of ours are one line on stderr and exit status 1."""
-    try:
-        app()
-    except ZtokError as error:
-        typer.echo(f"ztok: {error}", err=True)
-        raise SystemExit(1) from None
+app.command()(doctor.doctor)

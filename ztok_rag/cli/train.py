@@ -7,16 +7,19 @@ from typing import Annotated
 
 import typer
 
-from ztok_rag.cli.arguments import numbers
+from ztok_rag.cli.arguments import check_device, numbers, odd_records
+from ztok_rag.cli.console import resumable, shows_bars
+from ztok_rag.cli.output import check_folder
 from ztok_rag.errors import DataError
+from ztok_rag.files import show
 
 
 def train(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="JSON Lines, text file or folder; PATH:0.2 draws from it a fifth as often, "
-            "PATH:2 twice. Repeatable."
+            help="JSON Lines, text file or folder, - is standard input; PATH:0.2 draws from it a "
+            "fifth as often, PATH:2 twice. Repeatable."
         ),
     ] = None,
     corpus: Annotated[
@@ -68,6 +71,9 @@ def train(
     ] = False,
     seed: Annotated[int, typer.Option(help="Of rows and weights.")] = 0,
     save_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
+    skip_odd_records: Annotated[
+        bool, typer.Option("--skip-odd-records", help="Leave malformed records out, and go on.")
+    ] = False,
 ) -> None:
     """Train a checkpoint, or adapt the shipped one to documents."""
     if not data and not corpus:
@@ -89,33 +95,38 @@ def train(
         raise DataError("--rates are source tokens per Z-token, at least 1 each.")
     if not data and init is None and base is None:
         init = DEFAULT_CHECKPOINT
+    check_device(device)
     on_gpu = torch.cuda.is_available() if device is None else device.startswith("cuda")
     devices = int(os.environ.get("WORLD_SIZE", "1"))  # `accelerate launch` sets it
     if workers is None:
         workers = max(1, min(12, (os.cpu_count() or 1) // devices - 2)) if on_gpu else 0
-    folder = run_training(
-        data or [],
-        output,
-        corpus=corpus or [],
-        base=base,
-        init=init,
-        device=device,
-        model_settings={"rank": rank, "slots": slots, "packer_width": packer_width},
-        phases=parse_phases(phases) if phases else None,
-        rows=RowSettings(rates=tuple(wanted), before=before),
-        settings=TrainSettings(
-            steps=steps if steps is not None else 1000 if data else 300,
-            size=size or (36864 if on_gpu else 3072),
-            per_step=accumulate * devices,
-            lr=lr,
-            workers=workers,
-            seed=seed,
-            save_minutes=save_minutes,
-            is_compiled=compile_layers,
-        ),
-        selector=RelevanceSettings(steps=selector_steps, seed=seed),
-    )
-    typer.echo(f"checkpoint: {folder}")
+    check_folder(output)
+    with resumable():
+        folder = run_training(
+            data or [],
+            output,
+            corpus=corpus or [],
+            base=base,
+            init=init,
+            device=device,
+            model_settings={"rank": rank, "slots": slots, "packer_width": packer_width},
+            phases=parse_phases(phases) if phases else None,
+            rows=RowSettings(rates=tuple(wanted), before=before),
+            settings=TrainSettings(
+                steps=steps if steps is not None else 1000 if data else 300,
+                size=size or (36864 if on_gpu else 3072),
+                per_step=accumulate * devices,
+                lr=lr,
+                workers=workers,
+                seed=seed,
+                save_minutes=save_minutes,
+                is_compiled=compile_layers,
+            ),
+            selector=RelevanceSettings(steps=selector_steps, seed=seed),
+            progress=shows_bars(),
+            odd=odd_records(skip_odd_records),
+        )
+    typer.echo(f"checkpoint: {show(folder)}")
 
 
 def average(
@@ -129,6 +140,7 @@ def average(
     from ztok_rag.training.average import average_checkpoints
 
     if output.exists():
-        raise DataError(f"{output} is there already; name a new folder.")
+        raise DataError(f"{show(output)} is there already; name a new folder.")
+    check_folder(output)
     average_checkpoints(checkpoints, base=base).save_pretrained(output)
-    typer.echo(f"checkpoint: {output}")
+    typer.echo(f"checkpoint: {show(output)}")

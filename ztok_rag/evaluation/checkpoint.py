@@ -28,6 +28,7 @@ from ztok_rag.evaluation.results import write_results
 from ztok_rag.evaluation.rows import Row
 from ztok_rag.evaluation.run import evaluate, reconstruct, reconstruction_arms
 from ztok_rag.evaluation.summary import paired_share, summarize
+from ztok_rag.files import show
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
@@ -313,4 +314,4 @@ def _describe(
             f"{len(texts)} of {len(set(data.texts))} distinct texts reconstructed, {cut} of them "
             f"cut to their first {settings.max_text_tokens} tokens, at the end of a word"
         )
-    return f"{data.path}: {'; '.join(parts)}."
+    return f"{show(data.path)}: {'; '.join(parts)}."

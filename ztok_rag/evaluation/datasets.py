@@ -9,7 +9,8 @@ from typing import Any
 
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation.questions import QUESTION_FIELDS, check_question
-from ztok_rag.jsonl import check_field, read_jsonl
+from ztok_rag.files import is_pipe, show
+from ztok_rag.jsonl import OddRecords, check_field, read_jsonl
 
 QA = "qa"
 
@@ -42,12 +43,15 @@ class Dataset:
         return [record[field] for record in self.records]
 
 
-def read_datasets(paths: Sequence[Path], tasks: Sequence[str] | None = None) -> list[Dataset]:
+def read_datasets(
+    paths: Sequence[Path], tasks: Sequence[str] | None = None, odd: OddRecords | None = None
+) -> list[Dataset]:
     """Read files of questions and files of texts. A file given twice is read once.
 
     Args:
         paths: JSON Lines of `{context, question, answers}` or of `{text}`.
         tasks: the tasks to run, of `TASK_NAMES`; `None` is all that a file's records allow.
+        odd: gets the odd records, which are left out; `None` makes them errors.
 
     Raises:
         DataError: a task is unknown, a file cannot be read or fits none of the tasks, or a record
@@ -59,22 +63,39 @@ def read_datasets(paths: Sequence[Path], tasks: Sequence[str] | None = None) -> 
         raise DataError(f"unknown task {unknown[0]!r}; the tasks are {', '.join(TASK_NAMES)}.")
     if not wanted:
         raise DataError(f"there is no task to run; the tasks are {', '.join(TASK_NAMES)}.")
-    different = list({path.resolve(): path for path in paths}.values())
-    names = [f"{path.resolve().parent.name}/{path.stem}" for path in different]
+    different = list({path if is_pipe(path) else path.resolve(): path for path in paths}.values())
     return [
-        _read_dataset(path, name if names.count(name) == 1 else str(path.resolve()), wanted)
-        for path, name in zip(different, names, strict=True)
+        _read_dataset(path, name, wanted, odd)
+        for path, name in zip(different, short_names(different), strict=True)
     ]
 
 
-def _read_dataset(path: Path, name: str, wanted: Sequence[str]) -> Dataset:
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Folder and file name of each path, or all of it where others have them, too.
+
+    Pipes are numbered: their own names are others in the next run.
+    """
+    pipes = [path for path in paths if is_pipe(path)]
+    short = {
+        path: f"pipe {pipes.index(path) + 1}"
+        if path in pipes
+        else show(f"{path.resolve().parent.name}/{path.stem}")
+        for path in paths
+    }
+    names = list(short.values())
+    return [
+        short[path] if names.count(short[path]) == 1 else show(path.resolve()) for path in paths
+    ]
+
+
+def _read_dataset(path: Path, name: str, wanted: Sequence[str], odd: OddRecords | None) -> Dataset:
     shape = _Shape()
-    records = read_jsonl(path, check=shape.check)
+    records = read_jsonl(path, check=shape.check, odd=odd)
     has_questions = bool(shape.has_questions)
     tasks = tuple(task for task in wanted if has_questions or task != QA)
     if not tasks:
         raise DataError(
-            f"{path} holds texts without questions, of which --tasks {QA} makes no use; "
+            f"{show(path)} holds texts without questions, of which --tasks {QA} makes no use; "
             f"leave the file out or add {RECONSTRUCTION} to --tasks."
         )
     return Dataset(name, path, records, has_questions, tasks)
@@ -97,9 +118,7 @@ class _Shape:
             raise ValueError(
                 "it has neither a 'text' nor a 'question' with 'context' and 'answers'"
             )
-        if self.has_questions is None:
-            self.has_questions = asks
-        if asks != self.has_questions:
+        if self.has_questions not in (None, asks):
             raise ValueError(
                 f"it has {'a' if asks else 'no'} 'question', unlike the file's first record; "
                 "keep questions and texts in files of their own"
@@ -112,3 +131,4 @@ class _Shape:
             check_field(record, "text", str)
             if not record["text"].strip():
                 raise ValueError("field 'text' is empty")
+        self.has_questions = asks

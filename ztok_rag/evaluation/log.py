@@ -14,6 +14,7 @@ from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation.arms import Arm
 from ztok_rag.evaluation.questions import Question
+from ztok_rag.files import show
 from ztok_rag.jsonl import read_jsonl
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class PredictionLog:
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
             raise DataError(
-                f"cannot write to {folder} ({error.strerror}); give another --output."
+                f"cannot write to {show(folder)} ({error.strerror}); give another --output."
             ) from error
 
     def _check_settings(self, path: Path, settings: dict[str, Any]) -> None:
@@ -85,7 +86,7 @@ class PredictionLog:
         self._drop_partial_line()
         fields = {"task": str, "arm": str, "id": str, "prediction": str}
         try:
-            records = read_jsonl(self.path, fields, _require_rate, allow_empty=True)
+            records = read_jsonl(self.path, fields, _require_rate, allow_empty=True, any_text=True)
         except DataError as error:
             raise DataError(f"{error} Delete that line to run it again.") from error
         self.records = {_key(record): record for record in records}

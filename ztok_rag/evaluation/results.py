@@ -15,6 +15,7 @@ from typing import Any
 
 from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.evaluation.rows import Row
+from ztok_rag.files import repair
 
 
 def machine_info(device: str | None = None) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def machine_info(device: str | None = None) -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:
@@ -56,7 +57,11 @@ def git_commit() -> str | None:
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=True,
         ).stdout.strip()
 
     try:
@@ -97,7 +102,7 @@ def write_results(
 
 def _own_command() -> list[str]:
     """The arguments of this process. A program with an absolute path is given by name only."""
-    program, *arguments = sys.argv
+    program, *arguments = map(repair, sys.argv)
     dtype = os.environ.get("ZTOK_DTYPE")
     setting = [f"ZTOK_DTYPE={dtype}"] if dtype else []
     name = Path(program).name if Path(program).is_absolute() else program

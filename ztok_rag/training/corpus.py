@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ztok_rag.errors import DataError
+from ztok_rag.files import is_pipe, show
 from ztok_rag.training.passages import DataFile
 
 _SUFFIXES = {".txt", ".md", ".rst", ".jsonl"}
@@ -20,11 +20,15 @@ def find_documents(folder: str | Path) -> list[DataFile]:
         DataError: there are none.
     """
     folder = Path(folder)
+    if not folder.is_dir() and is_pipe(folder):
+        return [DataFile(folder, is_corpus=True)]
     files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
     found = [DataFile(file, is_corpus=True) for file in files if file.suffix in _SUFFIXES]
     if not found:
         kinds = ", ".join(sorted(_SUFFIXES))
-        raise DataError(f"{folder} holds no documents; a corpus is a folder of {kinds} files.")
+        raise DataError(
+            f"{show(folder)} holds no documents; a corpus is a folder of {kinds} files."
+        )
     return found
 
 
@@ -34,16 +38,7 @@ def read_documents(file: Path) -> list[str]:
     Raises:
         DataError: it cannot be read.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-        if file.suffix != ".jsonl":
-            return [text]
-        return [json.loads(line)["text"] for line in text.split("\n") if line.strip()]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"cannot read {file} ({type(error).__name__}: {error}); a corpus is UTF-8 text, "
-            "or JSON Lines of objects with `text`."
-        ) from error
+    return [passage.text for passage in DataFile(file, is_corpus=True).read().passages]
 
 
 def cut_passages(document: str, tokenizer: Any, tokens: int) -> Iterator[str]:

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ztok_rag.errors import DataError
-from ztok_rag.training.corpus import cut_passages, read_documents
+from ztok_rag.training.corpus import cut_passages
 from ztok_rag.training.labels import first_place
-from ztok_rag.training.passages import DataFile, Passage, read_passages
+from ztok_rag.training.passages import DataFile, Passage
+from ztok_rag.training.passages import read_passages as read_passages  # callers find it here, too
 
 IntArray = NDArray[np.int64]
 IdArray = NDArray[np.int32]
@@ -147,11 +148,7 @@ def _digest(files: Sequence[DataFile], tokenizer: Any, longest: int) -> str:
     digest = hashlib.blake2b(json.dumps([_FORMAT, longest]).encode(), digest_size=8)
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     for file in files:
-        try:
-            content = file.path.read_bytes()
-        except OSError as error:
-            raise DataError(f"cannot read {file.path} ({error.strerror}).") from error
-        digest.update(hashlib.blake2b(content).digest() + bytes([file.is_corpus]))
+        digest.update(file.read().digest + bytes([file.is_corpus]))
     return digest.hexdigest()
 
 
@@ -191,12 +188,8 @@ def _build(
 
 def _passages(file: DataFile, tokenizer: Any, longest: int) -> Iterator[Passage]:
     """A file's passages; text without questions in pieces, where it is long."""
-    if file.is_corpus:
-        passages = [Passage(text) for text in read_documents(file.path)]
-    else:
-        passages = read_passages(file.path)
     most = min(PIECE, longest)
-    for passage in passages:
+    for passage in file.read().passages:
         # A token has a character at least, so the short need not be tokenized to tell.
         if passage.questions or len(passage.text) <= most:
             yield passage
@@ -258,19 +251,23 @@ def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 def _write(rows: _Rows, target: Path) -> None:
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    for name in ("passages", "questions", "answers", "bare_answers"):
-        ragged = Ragged.of(getattr(rows, name))
-        np.save(temporary / f"{name}.npy", ragged.ids)
-        np.save(temporary / f"{name}_edges.npy", ragged.edges)
-    for name in ("passage_set", "question_passage", "question_set"):
-        np.save(temporary / f"{name}.npy", np.array(getattr(rows, name), np.int64))
-    spans = np.array(rows.question_span, np.int64).reshape(-1, 2)
-    np.save(temporary / "question_span.npy", spans)
-    counts = {
-        "passages": len(rows.passages),
-        "tokens": sum(map(len, rows.passages)),
-        "questions": len(rows.questions),
-    }
-    (temporary / "data.json").write_text(json.dumps(counts) + "\n", encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
+    try:
+        for name in ("passages", "questions", "answers", "bare_answers"):
+            ragged = Ragged.of(getattr(rows, name))
+            np.save(temporary / f"{name}.npy", ragged.ids)
+            np.save(temporary / f"{name}_edges.npy", ragged.edges)
+        for name in ("passage_set", "question_passage", "question_set"):
+            np.save(temporary / f"{name}.npy", np.array(getattr(rows, name), np.int64))
+        spans = np.array(rows.question_span, np.int64).reshape(-1, 2)
+        np.save(temporary / "question_span.npy", spans)
+        counts = {
+            "passages": len(rows.passages),
+            "tokens": sum(map(len, rows.passages)),
+            "questions": len(rows.questions),
+        }
+        (temporary / "data.json").write_text(json.dumps(counts) + "\n", encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,18 @@ from safetensors.torch import load_file, save_file
 from ztok_rag.codec.base import BaseLM
 from ztok_rag.codec.model import ZModel
 from ztok_rag.errors import DataError
+from ztok_rag.jsonl import OddRecords
 from ztok_rag.training.batches import LENGTHS
 from ztok_rag.training.corpus import find_documents
 from ztok_rag.training.data import prepare_data
 from ztok_rag.training.loop import Trainer, TrainSettings
-from ztok_rag.training.passages import DataFile, Passage, find_data, read_passages
+from ztok_rag.training.passages import DataFile, Passage, find_data, read_all
 from ztok_rag.training.phrases import Phrases
 from ztok_rag.training.relevance import RelevanceSettings, train_relevance
 from ztok_rag.training.rows import SHARES, Rows, RowSettings, check_kinds
 from ztok_rag.training.surprisal import fit_code, weigh_passages
+
+logger = logging.getLogger(__name__)
 
 _ROOM = 0.7  # share of the longest row that a passage may fill
 
@@ -66,6 +70,7 @@ def run_training(
     settings: TrainSettings | None = None,
     selector: RelevanceSettings | None = None,
     progress: bool = True,
+    odd: OddRecords | None = None,
 ) -> Path:
     """Train, or go on with the run in `output`, and return the checkpoint's folder.
 
@@ -85,6 +90,7 @@ def run_training(
         settings: of each phase.
         selector: how the selector is trained after the last phase.
         progress: show bars.
+        odd: gets the odd records of the data, which are left out; `None` makes them errors.
 
     Raises:
         DataError: the data cannot be read or trained on.
@@ -92,10 +98,13 @@ def run_training(
     """
     settings, output = settings or TrainSettings(), Path(output)
     files = [*find_data(data), *(file for folder in corpus for file in find_documents(folder))]
+    read_all(files, odd)
     accelerator = Accelerator(cpu=device == "cpu")
     if accelerator.num_processes > 1:
         device = str(accelerator.device)
     is_main = accelerator.is_main_process
+    if odd and odd.found and is_main:
+        logger.warning("warning: %s", odd.report())
     torch.manual_seed(settings.seed)
     if init is not None:
         model = ZModel.from_pretrained(init, base=base, device=device)
@@ -109,6 +118,8 @@ def run_training(
         longest=int(_ROOM * longest),
         progress=progress and is_main,
     )
+    asked = [] if model.selector is None else _asked(files)
+    del files  # and with them all text that has no questions
     if phases is None:
         phases = [[kind for kind in SHARES if kind != "answer" or len(prepared.questions)]]
     check_kinds([kind for phase in phases for kind in phase], prepared)
@@ -137,7 +148,6 @@ def run_training(
     folder = output / "checkpoint"
     model.eval()
     if is_main:  # the others are done: the selector is small
-        asked = _asked(files, model)
         train_selector(model, asked, selector or RelevanceSettings(), output, progress=progress)
         model.save_pretrained(folder)
     return folder
@@ -169,9 +179,7 @@ def train_selector(
         temporary.replace(path)
 
 
-def _asked(files: Sequence[DataFile], model: ZModel) -> list[Passage]:
-    """The passages that have questions, if there is a selector to train on them."""
-    if model.selector is None:
-        return []
-    passages = [p for file in files if not file.is_corpus for p in read_passages(file.path)]
+def _asked(files: Sequence[DataFile]) -> list[Passage]:
+    """The passages that have questions."""
+    passages = [p for file in files if not file.is_corpus for p in file.read().passages]
     return [passage for passage in passages if passage.questions]

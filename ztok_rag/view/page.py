@@ -122,10 +122,7 @@ def render(
         facts="".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts),
         legend=_legend(spans),
         shown=_shown(len(diffs), len(windows)),
-        windows="\n".join(
-            _window(window, "".join(map(marked, window)), diff)
-            for window, diff in itertools.zip_longest(windows, diffs)
-        ),
+        texts=_texts([(window, "".join(map(marked, window))) for window in windows], diffs),
     )
 
 
@@ -245,25 +242,35 @@ def _density(span: _Span) -> int:
     return len(_LEVELS) + 1 - above
 
 
-def _window(spans: Sequence[_Span], source: str, diff: Difference | None) -> str:
-    """A window: its source text and, if there is one, what the reader repeated beside it."""
+def _texts(windows: Sequence[tuple[Sequence[_Span], str]], diffs: Sequence[Difference]) -> str:
+    """The source, window by window, then what the reader repeated of the first ones.
+
+    Nothing stands between the windows of the source, so that the page holds the text as it is.
+    The style sheet puts what was repeated beside its source.
+    """
+    parts = [_source(spans, source) for spans, source in windows]
+    parts += [_repeated(number, diff) for number, diff in enumerate(diffs, 1)]
+    return f'<div class="texts{" both" if diffs else ""}">{"".join(parts)}</div>'
+
+
+def _source(spans: Sequence[_Span], source: str) -> str:
+    """The source text of a window, under a head that is no text of the page."""
     number = spans[0].window
     tokens = sum(len(span.tokens) for span in spans)
-    head = f"{tokens} source tokens, {len(spans)} Z-tokens"
-    if diff is None:
-        back = ""
-    else:
-        head += f"; words kept {diff.kept}, lost {diff.lost}, invented {diff.invented}"
-        back = (
-            "<div><h4>Repeated by the reader</h4>"
-            f'<div class="text back" dir="auto" lang="">{diff.page}</div></div>'
-        )
+    head = f"Window {number}: {tokens} source tokens, {len(spans)} Z-tokens"
     return (
-        f'<section><h3>Window {number} <small>{head}</small></h3><div class="pair">'
-        f'<div><h4>Source</h4><div class="text source" dir="auto" lang="" tabindex="0" '
-        f'role="group" aria-describedby="detail" aria-label="Source of window {number}; the left '
-        f'and right arrow keys go from Z-token to Z-token">{source}</div></div>'
-        f"{back}</div></section>"
+        f'<div class="text source" dir="auto" lang="" tabindex="0" role="group" '
+        f'data-head="{head}" aria-describedby="detail" aria-label="{head}; the left and right '
+        f'arrow keys go from Z-token to Z-token">{source}</div>'
+    )
+
+
+def _repeated(number: int, diff: Difference) -> str:
+    """What the reader repeated of a window."""
+    counts = f"words kept {diff.kept}, lost {diff.lost}, invented {diff.invented}"
+    return (
+        f'<section class="repeated"><h3>Window {number}, repeated <small>{counts}</small></h3>'
+        f'<div class="text back" dir="auto" lang="">{diff.page}</div></section>'
     )
 
 
