@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+import regex
 from conftest import BAKERY, LIGHTHOUSE
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
@@ -13,6 +15,7 @@ from ztok_rag import ZCompressor, ZStore
 from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.selection.query_aware import QueryAwareSelector, allocate, split_pieces
 from ztok_rag.selection.sentences import BITS, SentenceScorer, probabilities, split_sentences
+from ztok_rag.selection.words import find_words
 
 
 @pytest.fixture
@@ -171,3 +174,42 @@ def test_allocation_keeps_the_budget_and_prefers_what_is_asked_for() -> None:
     assert allocate(scores, costs, 60) == [1.0, 1.0, 1.0]
     assert allocate(scores, costs, 60, 0.85) == [1.0, 1.0, math.inf]
     assert allocate(scores, costs, 60, 0.75) == [math.inf, 1.0, math.inf]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        (
+            "渡船七点开。船票四元！「真的？」是。",
+            ["渡船七点开。", "船票四元！", "「真的？」", "是。"],
+        ),
+        ("川の水車です。工場は閉まりました。", ["川の水車です。", "工場は閉まりました。"]),
+        ("यह नाव है। टिकट चार।", ["यह नाव है। ", "टिकट चार।"]),
+        ("It opens at 6.30 a.m. Tickets cost 4.", ["It opens at 6.30 a.m. ", "Tickets cost 4."]),
+        ("One line\nanother", ["One line\n", "another"]),
+    ],
+)
+def test_sentences_end_in_any_script(text: str, sentences: list[str]) -> None:
+    assert [text[a:b] for a, b in split_sentences(text)] == sentences
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "渡船每天早上七点一刻开往奥德林岛和其他许多岛屿直到冬天来临为止",
+        "เรือข้ามฟากออกทุกเช้าเวลาเจ็ดโมงสิบห้าและกลับมาตอนเย็นทุกวันยกเว้นวันอาทิตย์",
+        "x" * 2000,
+        "🧑‍🍳" * 200,
+        "http://example.org/" + "a/b-c" * 100,
+    ],
+)
+def test_pieces_exist_without_spaces_and_cut_no_character(text: str) -> None:
+    pieces = split_pieces(text)
+    assert len(pieces) > 1 and pieces[0][0] == 0 and pieces[-1][1] == len(text)
+    assert all(b == c for (_, b), (c, _) in itertools.pairwise(pieces))
+    whole = {match.start() for match in regex.finditer(r"\X", text)}
+    assert {start for start, _ in pieces} <= whole
+
+
+def test_words_of_chinese_and_japanese_are_characters() -> None:
+    assert [text for text, _, _ in find_words("船票 costs 4 元")] == ["船", "票", "cost", "4", "元"]
