@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache
 
 from ztok_rag.codec.base import BaseLM, decode_exactly
 from ztok_rag.codec.copying import CopyFromCodes, CopySource
+from ztok_rag.codec.generation import Answer, GreedyDecoder
 from ztok_rag.codec.model import READ, ZModel
 from ztok_rag.codec.prompts import REPEAT_PROMPT
 from ztok_rag.codec.sequence import ZSequence
+from ztok_rag.codec.speculation import Drafter
 from ztok_rag.errors import SequenceError, ZtokError
 
 Segment = str | ZSequence
@@ -51,10 +53,12 @@ class _Read:
     Attributes:
         inputs: `[positions, hidden]` input embeddings.
         source: what an answer may copy; `None` where it does not copy.
+        known: token ids of the prompt's Z-tokens and texts, which an answer may quote.
     """
 
     inputs: Tensor
-    source: CopySource | None = None
+    source: CopySource | None
+    known: list[list[int]]
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -70,10 +74,18 @@ class ZReader:
       Z-tokens that hold more than one token.
     - `ask_first`: read the text after the last Z-token before everything, too, so that the
       reader knows the question when it comes to the Z-tokens; for the trained reader only.
+    - `speculate`: read what may come next in one pass with what was written, where the answer
+      goes on like the prompt or like itself (`ztok_rag.codec.speculation`). It takes fewer passes
+      of the LLM and changes no answer.
+
+    Attributes:
+        model: the checkpoint.
+        passes: of the LLM so far, to write answers; each reads a batch.
     """
 
     def __init__(self, model: ZModel) -> None:
         self.model = model
+        self.passes = 0
 
     @classmethod
     def from_pretrained(
@@ -120,6 +132,7 @@ class ZReader:
         batch_size: int = 8,
         copy: bool | None = None,
         ask_first: bool = True,
+        speculate: bool = True,
     ) -> list[str]:
         """Answer prompts, each with at least one token.
 
@@ -131,6 +144,7 @@ class ZReader:
             batch_size: prompts per forward pass; prompts of like length are read together.
             copy: draw the answer towards what the Z-tokens hold.
             ask_first: read the question before the Z-tokens, too.
+            speculate: confirm drafts in one pass.
 
         Raises:
             SequenceError: a `ZSequence` was made by another checkpoint.
@@ -139,7 +153,8 @@ class ZReader:
         if isinstance(prompts, str):
             raise ZtokError("generate takes a list of prompts; put the prompt in a list.")
         read = [self._embed(p, max_new_tokens, adapter, copy, ask_first) for p in prompts]
-        return self._generate(read, max_new_tokens, adapter, stop, batch_size)
+        answers = [self._answer(r, max_new_tokens, speculate) for r in read]
+        return self._generate(answers, adapter, stop, batch_size)
 
     def stream(
         self,
@@ -150,17 +165,18 @@ class ZReader:
         stop: Sequence[str] = (),
         copy: bool | None = None,
         ask_first: bool = True,
+        speculate: bool = True,
     ) -> Iterator[str]:
         """Answer one prompt piece by piece; the pieces join to what `generate` returns."""
         read = self._embed(prompt, max_new_tokens, adapter, copy, ask_first)
-        return self._stream(read, max_new_tokens, adapter, stop)
+        return self._stream(self._answer(read, max_new_tokens, speculate), adapter, stop)
 
     def measure(self, prompt: Prompt, *, adapter: str | None = READ) -> PromptCost:
         """Read one prompt, produce one token, and say what that cost."""
         started = time.perf_counter()
         read = self._embed(prompt, 1, adapter)
         ready = time.perf_counter()
-        next(self._tokens(read, 1, adapter))
+        self._advance(GreedyDecoder(self.model.base, [self._answer(read, 1, False)], adapter))
         ended = time.perf_counter()
         return PromptCost(
             context_tokens=len(read),
@@ -169,7 +185,9 @@ class ZReader:
             kv_bytes=len(read) * self.model.base.kv_bytes_per_position,
         )
 
-    def repeat(self, zs: Sequence[ZSequence], *, batch_size: int = 8) -> list[str]:
+    def repeat(
+        self, zs: Sequence[ZSequence], *, batch_size: int = 8, speculate: bool = True
+    ) -> list[str]:
         """The texts of sequences as the reader sees them: it repeats them word for word.
 
         Unlike `ZCompressor.decompress`, which joins the codes, this shows what a Z-token's one
@@ -177,7 +195,8 @@ class ZReader:
         """
         read = [self._embed([z, REPEAT_PROMPT], 0, READ, False, False) for z in zs]
         limits = [z.source_tokens + z.source_tokens // 4 + 16 for z in zs]
-        return self._generate(read, max(limits, default=1), READ, (), batch_size, limits)
+        answers = [self._answer(*each, speculate) for each in zip(read, limits, strict=True)]
+        return self._generate(answers, READ, (), batch_size)
 
     @torch.inference_mode()
     def point(self, prompt: Prompt, *, ask_first: bool = True) -> list[NDArray[np.float32]]:
@@ -323,65 +342,43 @@ class ZReader:
                 z.codes.shape[1] > 1 and len(z.ids) > len(z) for z in sequences
             )
         source = CopySource([z.ids for z in sequences]) if copy and sequences else None
-        return _Read(inputs, source)
+        known = [z.ids.tolist() for z in sequences]
+        known += [self._ids(s) for s in dict.fromkeys(s for s in arranged if isinstance(s, str))]
+        return _Read(inputs, source, known)
 
-    @torch.inference_mode()
+    def _answer(self, read: _Read, limit: int, speculate: bool) -> Answer:
+        copying = CopyFromCodes([read.source], self.tokenizer.eos_token_id)
+        return Answer(
+            inputs=read.inputs,
+            limit=limit,
+            processor=None if read.source is None else copying,
+            drafter=Drafter(read.known) if speculate else None,
+        )
+
     def _generate(
-        self,
-        prompts: Sequence[_Read],
-        max_new_tokens: int,
-        adapter: str | None,
-        stop: Sequence[str],
-        batch_size: int,
-        limits: Sequence[int] | None = None,
+        self, answers: Sequence[Answer], adapter: str | None, stop: Sequence[str], batch_size: int
     ) -> list[str]:
-        """Answers of prompts, in batches of like length, padded on the left."""
-        base, tokenizer = self.model.base, self.tokenizer
-        answers = [""] * len(prompts)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        """Texts of answers, written in batches of like length."""
+        order = sorted(range(len(answers)), key=lambda i: len(answers[i].inputs))
         for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            longest = max(len(prompts[i]) for i in batch)
-            first = prompts[batch[0]].inputs
-            inputs = first.new_zeros(len(batch), longest, first.shape[1])
-            mask = torch.zeros(len(batch), longest, dtype=torch.long, device=base.device)
-            for row, i in enumerate(batch):
-                inputs[row, longest - len(prompts[i]) :] = prompts[i].inputs
-                mask[row, longest - len(prompts[i]) :] = 1
-            limit = max(limits[i] for i in batch) if limits else max_new_tokens
-            copying = self._copying([prompts[i] for i in batch])
-            with base.adapter(adapter):
-                ids = base.model.generate(
-                    inputs_embeds=inputs,
-                    attention_mask=mask,
-                    max_new_tokens=limit,
-                    min_new_tokens=1,
-                    do_sample=False,
-                    pad_token_id=tokenizer.eos_token_id,
-                    logits_processor=LogitsProcessorList(copying),
-                    stopping_criteria=StoppingCriteriaList(
-                        [_StopStrings(tokenizer, stop)] if stop else []
-                    ),
-                )
-            for row, i in enumerate(batch):
-                tokens = ids[row][: limits[i]] if limits else ids[row]
-                answers[i] = _before(tokenizer.decode(tokens, skip_special_tokens=True), stop)
-        return answers
+            batch = [answers[i] for i in order[start : start + batch_size]]
+            decoder = GreedyDecoder(self.model.base, batch, adapter)
+            while not decoder.done:
+                self._advance(decoder)
+                for answer in batch:
+                    if stop and not answer.done:
+                        text = self._text(answer)
+                        answer.done = _before(text, stop) != text
+        return [_before(self._text(answer), stop) for answer in answers]
 
-    def _copying(self, prompts: Sequence[_Read]) -> list[CopyFromCodes]:
-        sources = [prompt.source for prompt in prompts]
-        return [CopyFromCodes(sources, self.tokenizer.eos_token_id)] if any(sources) else []
-
-    def _stream(
-        self, read: _Read, max_new_tokens: int, adapter: str | None, stop: Sequence[str]
-    ) -> Iterator[str]:
-        tokens: list[int] = []
+    def _stream(self, answer: Answer, adapter: str | None, stop: Sequence[str]) -> Iterator[str]:
+        decoder = GreedyDecoder(self.model.base, [answer], adapter)
         sent = ""
         # Text that might yet turn out to begin a stop string is held back.
         held = max((len(s) for s in stop), default=1) - 1
-        for token in self._tokens(read, max_new_tokens, adapter):
-            tokens.append(token)
-            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        while not decoder.done:
+            self._advance(decoder)
+            text = self._text(answer)
             final = _before(text, stop)
             # A trailing replacement character is a letter whose bytes are not all here yet.
             ready = final if final != text else text[: len(text) - held].removesuffix("\ufffd")
@@ -390,45 +387,16 @@ class ZReader:
                 sent = ready
             if final != text:
                 return
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        text = self._text(answer)
         if len(text) > len(sent):
             yield text[len(sent) :]
 
-    def _tokens(self, read: _Read, limit: int, adapter: str | None) -> Iterator[int]:
-        """Greedy token ids for one prompt, the end token last; holds the base per token."""
-        base, end = self.model.base, int(self.tokenizer.eos_token_id)
-        cache = DynamicCache(config=base.model.config)
-        copying = self._copying([read])
-        inputs, written = read.inputs.unsqueeze(0), torch.zeros(1, 0, dtype=torch.long)
-        for number in range(limit):
-            with torch.inference_mode(), base.adapter(adapter):
-                hidden = base.decoder(
-                    inputs_embeds=inputs, past_key_values=cache, use_cache=True
-                ).last_hidden_state
-                logits = base.head(hidden[:, -1])
-                if number == 0:
-                    logits[:, end] = -torch.inf
-                for processor in copying:
-                    logits = processor(written, logits.float())
-                token = int(logits[0].argmax())
-                inputs = self._embed_ids([token]).unsqueeze(0)
-            written = torch.cat([written, torch.tensor([[token]])], dim=1)
-            yield token
-            if token == end:
-                return
+    def _advance(self, decoder: GreedyDecoder) -> None:
+        decoder.advance()
+        self.passes += 1
 
-
-class _StopStrings(StoppingCriteria):  # type: ignore[misc]
-    """Ends each row of a batch once its text holds a stop string."""
-
-    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
-        self.tokenizer = tokenizer
-        self.stop = stop
-
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        texts = self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
-        done = [any(s in text for s in self.stop) for text in texts]
-        return torch.tensor(done, device=input_ids.device)
+    def _text(self, answer: Answer) -> str:
+        return self.tokenizer.decode(answer.tokens, skip_special_tokens=True)  # type: ignore[no-any-return]
 
 
 def _before(text: str, stop: Sequence[str]) -> str:

@@ -91,6 +91,9 @@ class ZTokenLLM(CustomLLM):
         default=True,
         description="Read long context coarsely, then likely places finely; or how to do so.",
     )
+    speculate: bool = Field(
+        default=True, description="Confirm what may come next several tokens at a time."
+    )
 
     _reader: ZReader | None = PrivateAttr(default=None)
     _store: ZStore | None = PrivateAttr(default=None)
@@ -105,6 +108,7 @@ class ZTokenLLM(CustomLLM):
         copying: bool | None = None,
         ask_first: bool = True,
         look_twice: bool | LookTwice = True,
+        speculate: bool = True,
         **kwargs: Any,
     ) -> None:
         """Set up; a default reader is loaded when first needed.
@@ -123,6 +127,8 @@ class ZTokenLLM(CustomLLM):
                 too.
             look_twice: read long context coarsely, and then the places where the answer may stand
                 finely; a `LookTwice` says how, `False` reads it once, as it is.
+            speculate: read what may come next in one pass with what was written, where the answer
+                goes on like the prompt; the same answers, sooner.
             kwargs: fields of LlamaIndex's `LLM`, such as `system_prompt`.
 
         Raises:
@@ -135,6 +141,7 @@ class ZTokenLLM(CustomLLM):
             copying=copying,
             ask_first=ask_first,
             look_twice=look_twice,
+            speculate=speculate,
             **kwargs,
         )
         self._reader = reader
@@ -326,6 +333,7 @@ class ZTokenLLM(CustomLLM):
             "adapter": self.adapter,
             "copy": self.copying,
             "ask_first": self.ask_first,
+            "speculate": self.speculate,
             "stop": (stop,) if isinstance(stop, str) else tuple(stop),
             "max_new_tokens": kwargs.get("max_new_tokens")
             or kwargs.get("max_tokens")
