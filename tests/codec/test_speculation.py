@@ -14,7 +14,7 @@ from tests.conftest import BAKERY, PASSAGE
 from tests.training.tiny_base import LAYOUTS, tiny_base
 from ztok_rag import ZCompressor, ZReader
 from ztok_rag.codec import generation
-from ztok_rag.codec.base import BaseLM
+from ztok_rag.codec.base import BaseLM, default_dtype
 from ztok_rag.codec.copying import CopyFromCodes, CopySource
 from ztok_rag.codec.generation import Answer, GreedyDecoder
 from ztok_rag.codec.speculation import LONGEST_DRAFT, Draft, Drafter, choose_width
@@ -152,6 +152,9 @@ def test_every_layout_writes_the_same(layout: str) -> None:
     assert decoded(base, answers(True))[0] == decoded(base, answers(False))[0]
 
 
+in_float32 = pytest.mark.skipif(
+    default_dtype("cpu") != torch.float32, reason="bf16 rounds passes of several tokens otherwise"
+)
 ASK = "\n\nQuestion: {}\nAnswer:"
 QUESTIONS = [
     (PASSAGE, "Who was the last keeper?"),
@@ -175,6 +178,7 @@ def ids_of(reader: ZReader, prompt: list[object], speculate: bool, **arguments: 
     return answer.tokens
 
 
+@in_float32
 def test_real_answers_are_the_same_in_fewer_passes(
     compressor: ZCompressor, reader: ZReader
 ) -> None:
@@ -199,6 +203,7 @@ def test_real_answers_are_the_same_in_fewer_passes(
     assert passes[True, "n"] < passes[False, "n"]
 
 
+@in_float32
 def test_repeating_takes_far_fewer_passes(compressor: ZCompressor, reader: ZReader) -> None:
     zs = compressor.compress([PASSAGE, BAKERY], 2)
     texts, passes = [], []
@@ -210,6 +215,7 @@ def test_repeating_takes_far_fewer_passes(compressor: ZCompressor, reader: ZRead
     assert passes[1] < passes[0] / 3
 
 
+@in_float32
 def test_stop_strings_and_limits_hold(compressor: ZCompressor, reader: ZReader) -> None:
     (z,) = compressor.compress([PASSAGE], 2)
     prompt = [z, "\n\nRepeat the text above word for word:\n"]
@@ -220,6 +226,7 @@ def test_stop_strings_and_limits_hold(compressor: ZCompressor, reader: ZReader) 
         assert "1873" not in off or "stop" not in arguments
 
 
+@in_float32
 def test_the_plain_base_speculates_too(reader: ZReader) -> None:
     prompt = "red, green, blue, red, green, blue, red, green,"
     passes, texts = [], []

@@ -91,8 +91,9 @@ class ZTokenLLM(CustomLLM):
         default=True,
         description="Read long context coarsely, then likely places finely; or how to do so.",
     )
-    speculate: bool = Field(
-        default=True, description="Confirm what may come next several tokens at a time."
+    speculate: bool | None = Field(
+        default=None,
+        description="Confirm what may come next several tokens at a time; None does in float32.",
     )
 
     _reader: ZReader | None = PrivateAttr(default=None)
@@ -108,7 +109,7 @@ class ZTokenLLM(CustomLLM):
         copying: bool | None = None,
         ask_first: bool = True,
         look_twice: bool | LookTwice = True,
-        speculate: bool = True,
+        speculate: bool | None = None,
         **kwargs: Any,
     ) -> None:
         """Set up; a default reader is loaded when first needed.
@@ -128,7 +129,8 @@ class ZTokenLLM(CustomLLM):
             look_twice: read long context coarsely, and then the places where the answer may stand
                 finely; a `LookTwice` says how, `False` reads it once, as it is.
             speculate: read what may come next in one pass with what was written, where the answer
-                goes on like the prompt; the same answers, sooner.
+                goes on like the prompt: the same answers, sooner. `None` does so in float32, where
+                they are the same to the token.
             kwargs: fields of LlamaIndex's `LLM`, such as `system_prompt`.
 
         Raises:
