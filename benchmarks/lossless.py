@@ -176,8 +176,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="JSON Lines of records with context, text or document, or folders of such files",
     )  # fmt: skip
     parser.add_argument(
-        "--characters", type=lengths, default=[1000, 2000, 1000, 2000, 6000], metavar="N,M",
-        help="length of each document, from the data in turns (default: 1000,2000,1000,2000,6000)",
+        "--characters", type=lengths, default=[1000, 1500, 1000, 5000, 1000], metavar="N,M",
+        help="length of each document, from the data in turns (default: 1000,1500,1000,5000,1000)",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=None, metavar="DIR")
     parser.add_argument("--checkpoint", default=None, metavar="DIR", help="default: the shipped")

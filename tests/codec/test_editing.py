@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import BAKERY, PASSAGE
-from ztok_rag import ZCompressor, ZReader, ZtokError
+from ztok_rag import ZCompressor, ZReader, ZtokError, find_duplicates
 from ztok_rag.codec.compressed_text import CompressedText
-from ztok_rag.codec.duplicates import find_duplicates
 from ztok_rag.codec.sequence import ZSequence, text_digest
 from ztok_rag.codec.token_code import TokenCode
 from ztok_rag.errors import SequenceError
