@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
 
-from ztok_rag.codec.base import BaseLM, decode_exactly
+from ztok_rag.codec.base import BaseLM
 from ztok_rag.codec.copying import CopyFromCodes, CopySource
+from ztok_rag.codec.filling import fill_gaps
 from ztok_rag.codec.generation import Answer, GreedyDecoder
 from ztok_rag.codec.model import READ, ZModel
 from ztok_rag.codec.prompts import REPEAT_PROMPT
@@ -234,38 +234,13 @@ class ZReader:
         sizes = np.cumsum([len(own) for own in places])[:-1]
         return np.split(scores.float().cpu().numpy(), sizes)
 
-    @torch.inference_mode()
     def fill(self, z: ZSequence) -> str:
         """The text of a sequence that left tokens out; the plain base writes these, greedily.
 
         The tokens that are held, and how many are missing between them, are given.
         """
         self.check(z)
-        base = self.model.base
-        ids = np.full(z.source_tokens, -1, np.int64)
-        ids[z.places] = z.ids
-        cache = DynamicCache(config=base.model.config)
-        pending, written = [self.model.start_token], 0
-        with base.adapter(None):
-            for place in range(len(ids)):
-                if ids[place] < 0:
-                    if written + len(pending) > self.max_positions:
-                        cache, pending, written = self._restart(ids[:place])
-                    tokens = torch.tensor([pending], device=base.device)
-                    hidden = base.decoder(
-                        inputs_embeds=base.embed(tokens), past_key_values=cache, use_cache=True
-                    ).last_hidden_state
-                    logits = base.head(hidden[0, -1])
-                    logits[self.tokenizer.all_special_ids] = -torch.inf
-                    ids[place] = int(logits.argmax())
-                    written, pending = written + len(pending), []
-                pending.append(int(ids[place]))
-        return decode_exactly(self.tokenizer, ids)
-
-    def _restart(self, ids: NDArray[np.int64]) -> tuple[DynamicCache, list[int], int]:
-        """An empty cache, and the last half of the base's context to read into it."""
-        last = ids[-(self.max_positions // 2) :].tolist()
-        return DynamicCache(config=self.model.base.model.config), [self.model.start_token, *last], 0
+        return fill_gaps(self.model.base, z)
 
     def check(self, z: ZSequence) -> None:
         """Raise `SequenceError` unless this checkpoint reads the sequence."""
