@@ -54,6 +54,10 @@ bench: $(STAMP)
 		--parts compress,query --repeats 2 --output $(RESULTS)/latency
 	$(BIN)/python benchmarks/latency.py --data $(DATA)/squad/dev.jsonl --parts bytes \
 		--output $(RESULTS)/latency_bytes
+	$(BIN)/python benchmarks/speculation.py --data $(DATA)/squad/dev.jsonl \
+		--summaries $(DATA)/sum_scitldr/train.jsonl --output $(RESULTS)/speculation
+	$(BIN)/python benchmarks/lossless.py --output $(RESULTS)/lossless --data \
+		$(DATA)/covidqa/documents.jsonl,$(DATA)/fairytaleqa/val.jsonl,$(DATA)/text_more/texts.jsonl
 	$(BIN)/python benchmarks/learning_curve.py --log $(RESULTS)/training/gpu/curve.jsonl \
 		--output docs/learning_curve.png
 	$(BIN)/python benchmarks/figures.py

@@ -40,7 +40,7 @@ from ztok_rag import (
     ZTokenTransform,
     ZtokError,
 )
-from ztok_rag import default_embedding
+from ztok_rag import default_embedding, find_duplicates
 
 
 def compress(texts: Sequence[str], folder: Path) -> list[str]:
@@ -51,6 +51,8 @@ def compress(texts: Sequence[str], folder: Path) -> list[str]:
     assert_type(compressor.decompress([z]), list[str])
     assert_type(compressor.held_text(z), str)
     assert_type(compressor.reader, ZReader)
+    both = ZSequence.concat([z, z + z.slice(0, 9, unit="tokens")])
+    assert_type(find_duplicates([both, z], at_least=4)[0].places[0].span, tuple[int, int])
     z.save(folder / "text.zt")
     assert_type(ZSequence.load("text.zt", compressor.model.token_code), ZSequence)
     assert_type(ZSequence.from_bytes(z.to_bytes(), z.code), ZSequence)
@@ -59,6 +61,7 @@ def compress(texts: Sequence[str], folder: Path) -> list[str]:
         assert_type(store.get_or_compress(compressor, texts, rate=4), list[ZSequence])
         assert_type(store.stats.hits, int)
     reader = ZReader.from_pretrained()
+    assert_type(reader.repeat([z], speculate=True), list[str])
     return reader.generate([[z, "Question?"], "Text alone"], max_new_tokens=16, adapter=None)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
+    from ztok_rag.codec.duplicates import find_duplicates
     from ztok_rag.codec.reader import ZReader
     from ztok_rag.codec.sequence import ZSequence
     from ztok_rag.errors import (
@@ -43,6 +44,7 @@ _HOMES = {
     "ZTokenTransform": "llamaindex.transform",
     "ZtokError": "errors",
     "default_embedding": "llamaindex.embedding",
+    "find_duplicates": "codec.duplicates",
 }
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "ZTokenTransform",
     "ZtokError",
     "default_embedding",
+    "find_duplicates",
 ]
 
 

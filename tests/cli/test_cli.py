@@ -12,6 +12,8 @@ import pytest
 from conftest import PASSAGE, ztok
 
 from ztok_rag import ZCompressor, ZSequence
+from ztok_rag.cli.codes import _coded_by_llm
+from ztok_rag.codec.llm_code import LosslessText
 
 EXACT = PASSAGE + "\r\n\tA caf\u00e9, \u65e5\u672c \U0001f600 <|im_end|>  \r\n\n"
 
@@ -19,7 +21,7 @@ EXACT = PASSAGE + "\r\n\tA caf\u00e9, \u65e5\u672c \U0001f600 <|im_end|>  \r\n\n
 def test_compress_then_decompress(tmp_path: Path, compressor: ZCompressor) -> None:
     source, codes, back = (tmp_path / name for name in ("in.txt", "out.zt", "back.txt"))
     source.write_bytes(EXACT.encode())
-    done = ztok("compress", str(source), "-o", str(codes), "--rate", "8", "--lossless")
+    done = ztok("compress", str(source), "-o", str(codes), "--rate", "8")
     assert done.returncode == 0, done.stderr
     z = ZSequence.load(codes, compressor.model.token_code)
     assert f"{z.source_tokens} tokens -> {len(z)} Z-tokens" in done.stdout
@@ -27,6 +29,34 @@ def test_compress_then_decompress(tmp_path: Path, compressor: ZCompressor) -> No
     done = ztok("decompress", str(codes), "-o", str(back))
     assert done.returncode == 0 and not done.stderr
     assert back.read_bytes() == EXACT.encode()
+
+
+def test_lossless_files_are_small_and_exact(tmp_path: Path, compressor: ZCompressor) -> None:
+    source, codes, back = (tmp_path / name for name in ("in.txt", "out.zt", "back.txt"))
+    source.write_bytes(EXACT.encode())
+    done = ztok("compress", str(source), "-o", str(codes), "--rate", "8", "--lossless")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    (z,) = compressor.compress([EXACT], 8)
+    assert codes.stat().st_size < len(z.to_bytes()) / 2
+    assert f"{codes.stat().st_size} bytes" in done.stdout
+    done = ztok("decompress", str(codes), "-o", str(back))
+    assert done.returncode == 0 and not done.stderr
+    assert back.read_bytes() == EXACT.encode()
+    done = ztok("view", str(codes), "-o", str(back), "--reconstruct-tokens", "0")
+    assert done.returncode == 0 and f"-> {len(z)} Z-tokens" in done.stdout, done.stderr
+    codes.write_bytes(codes.read_bytes()[:-2])
+    done = ztok("decompress", str(codes))
+    assert done.returncode == 1 and not done.stdout
+    assert "on a machine of the same kind" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_z_tokens_are_written_where_the_llm_code_does_not_decode(
+    compressor: ZCompressor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(LosslessText, "encode", lambda *arguments: None)
+    (z,) = compressor.compress([PASSAGE], 4)
+    assert _coded_by_llm(PASSAGE, z, compressor, 4.0) == z.to_bytes()
+    assert capsys.readouterr().err.startswith("ztok: this machine does not decode")
 
 
 def test_pipes_are_opened_once(tmp_path: Path) -> None:

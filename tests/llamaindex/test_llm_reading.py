@@ -114,6 +114,18 @@ def test_asking_first_and_copying_reach_the_reader(compressor: ZCompressor, stor
         assert ZTokenLLM.from_dict(llm.to_dict()).copying == llm.copying
 
 
+def test_speculation_reaches_the_reader(compressor: ZCompressor, store: ZStore) -> None:
+    asked = prompt(compressor, store, PASSAGE)
+    passes = []
+    for speculate in (False, True):
+        llm = make(compressor, store, speculate=speculate)
+        streamed = "".join(str(part.delta) for part in llm.stream_complete(asked))
+        passes.append(llm.reader.passes)
+        assert llm.complete(asked).text == streamed
+        assert llm.reader.passes == 2 * passes[-1]
+    assert passes[1] < passes[0]
+
+
 def test_sources_of_a_text_in_several_handles(compressor: ZCompressor, store: ZStore) -> None:
     text = f"{BAKERY} {PASSAGE}"
     (z,) = compressor.compress([text], 2)

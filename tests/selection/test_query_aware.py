@@ -180,12 +180,12 @@ def test_allocation_keeps_the_budget_and_prefers_what_is_asked_for() -> None:
     ("text", "sentences"),
     [
         (
-            "渡船七点开。船票四元！「真的？」是。",
-            ["渡船七点开。", "船票四元！", "「真的？」", "是。"],
+            "渡船七点开。船票四元\uff01「真的\uff1f」是。",
+            ["渡船七点开。", "船票四元\uff01", "「真的\uff1f」", "是。"],
         ),
         ("川の水車です。工場は閉まりました。", ["川の水車です。", "工場は閉まりました。"]),
         ("यह नाव है। टिकट चार।", ["यह नाव है। ", "टिकट चार।"]),
-        ("It opens at 6.30 a.m. Tickets cost 4.", ["It opens at 6.30 a.m. ", "Tickets cost 4."]),
+        ("It costs 6.30 today. No? Yes.", ["It costs 6.30 today. ", "No? ", "Yes."]),
         ("One line\nanother", ["One line\n", "another"]),
     ],
 )

@@ -21,6 +21,7 @@ from ztok_rag.errors import DataError, SequenceError, ZtokError, check_rate
 from ztok_rag.files import STANDARD_INPUT, decode, marked_encoding, read_bytes, show
 
 if TYPE_CHECKING:
+    from ztok_rag.codec.compressor import ZCompressor
     from ztok_rag.codec.sequence import ZSequence
     from ztok_rag.codec.token_code import TokenCode
 
@@ -34,7 +35,12 @@ def compress(
     ],
     rate: Annotated[float, typer.Option(help="Source tokens per Z-token.")] = 4.0,
     lossless: Annotated[
-        bool, typer.Option("--lossless", help="Fail where the exact text would not come back.")
+        bool,
+        typer.Option(
+            "--lossless",
+            help="Code the exact text with the base LLM, in fewer bytes but slowly. Fail where it "
+            "would not come back.",
+        ),
     ] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
     base: Annotated[str | None, typer.Option(help="Base LLM: Hugging Face id or folder.")] = None,
@@ -61,7 +67,7 @@ def compress(
             f"the tokenizer of {compressor.model.base.name} does not give the exact text back; "
             "leave --lossless out, or use another --base."
         )
-    data = z.to_bytes()
+    data = _coded_by_llm(text, z, compressor, rate) if lossless else z.to_bytes()
     write_file(output, data)
     typer.echo(
         f"{z.source_tokens} tokens -> {len(z)} Z-tokens (rate {z.rate:.2f}), {len(data)} bytes, "
@@ -85,15 +91,19 @@ def decompress(
     data = read_bytes(file)
     if output is not None:
         check_file(output)
+    from ztok_rag.codec.llm_code import MAGIC
     from ztok_rag.codec.sequence import text_digest
 
-    z = _to_codes(data, file, checkpoint)
-    text = _text_of(z, checkpoint, base, device)
+    z = None if data.startswith(MAGIC) else _to_codes(data, file, checkpoint)
+    if z is None:
+        text, _ = _lossless_text(data, file, checkpoint, base)
+    else:
+        text = _text_of(z, checkpoint, base, device)
     if output is not None:
         write_file(output, text.encode())
     else:
         write_standard_output(text.encode())
-    if not z.digest or z.digest == text_digest(text):
+    if z is None or not z.digest or z.digest == text_digest(text):
         return
     if z.holds_all:
         raise SequenceError(
@@ -127,7 +137,7 @@ def view(
 ) -> None:
     """Write an HTML page of a text, its Z-tokens, and what the reader repeats from them."""
     check_file(output)
-    text, z = _read_text_or_codes(file, checkpoint, base)
+    text, z, own_rate = _read_text_or_codes(file, checkpoint, base)
     from ztok_rag.codec.compressor import MAX_RATE
     from ztok_rag.view.page import cut_windows, first_windows, render
 
@@ -135,7 +145,7 @@ def view(
         check_rate(rate, MAX_RATE)
     compressor = load_compressor(checkpoint, base, device)
     if z is None or rate is not None:
-        (z,) = compressor.compress([text], 4.0 if rate is None else rate)
+        (z,) = compressor.compress([text], own_rate if rate is None else rate)
     windows = first_windows(z, reconstruct_tokens)
     title = "standard input" if str(file) == STANDARD_INPUT else show(file.name)
     page = render(text, z, compressor.reader.repeat(windows), compressor.tokenizer, title=title)
@@ -145,6 +155,45 @@ def view(
         f"{len(cut_windows(z))} windows repeated\nWritten: {show(output)}",
         err=is_standard_output(output),
     )
+
+
+def _coded_by_llm(text: str, z: ZSequence, compressor: ZCompressor, rate: float) -> bytes:
+    """A file of a text in the code of the base LLM; of its Z-tokens, where that does not decode."""
+    from ztok_rag.codec.llm_code import LosslessText, coding_base
+
+    coded = LosslessText.encode(text, z.ids, coding_base(compressor.model.base), rate)
+    if coded is not None:
+        return coded.to_bytes()
+    typer.echo(
+        "ztok: this machine does not decode what it codes with the base LLM; the file holds the "
+        "Z-tokens, and the text comes back exactly all the same.",
+        err=True,
+    )
+    return z.to_bytes()
+
+
+def _lossless_text(
+    data: bytes, file: Path, checkpoint: Path | None, base: str | None
+) -> tuple[str, float]:
+    """The text in a file of `ztok compress --lossless`, and the rate that was asked for.
+
+    Raises:
+        SequenceError: it does not come back.
+    """
+    import torch
+
+    from ztok_rag.codec.base import BaseLM
+    from ztok_rag.codec.config import ZConfig
+    from ztok_rag.codec.llm_code import LosslessText
+    from ztok_rag.codec.model import DEFAULT_CHECKPOINT
+
+    name = base or ZConfig.load(checkpoint or DEFAULT_CHECKPOINT).base
+    try:
+        coded = LosslessText.from_bytes(data)
+        text = coded.decode(BaseLM.load(name, device="cpu", dtype=torch.float32))
+    except SequenceError as error:
+        raise SequenceError(f"{show(file)}: {error}") from error
+    return text, coded.rate
 
 
 def _text_of(z: ZSequence, checkpoint: Path | None, base: str | None, device: str | None) -> str:
@@ -199,18 +248,23 @@ def _to_codes(data: bytes, file: Path, checkpoint: Path | None) -> ZSequence:
 
 def _read_text_or_codes(
     file: Path, checkpoint: Path | None, base: str | None
-) -> tuple[str, ZSequence | None]:
-    """The text of a file, and its Z-tokens if it is a file of codes."""
+) -> tuple[str, ZSequence | None, float]:
+    """The text of a file, its Z-tokens if it is a file of codes, and the rate to view it at."""
     data = read_bytes(file)
     if not _CODES.match(data):
-        return _words(decode(data, file), file), None
+        return _words(decode(data, file), file), None, 4.0
+    from ztok_rag.codec.llm_code import MAGIC
     from ztok_rag.codec.sequence import text_digest
+
+    if data.startswith(MAGIC):
+        text, rate = _lossless_text(data, file, checkpoint, base)
+        return text, None, rate
 
     z = _to_codes(data, file, checkpoint)
     text = _join(z, _tokenizer(checkpoint, base)) if z.holds_all else ""
     if z.digest != text_digest(text):
         raise DataError(f"{show(file)} does not hold its whole text; give the text file instead.")
-    return text, z
+    return text, z, z.rate
 
 
 def _exact_text(data: bytes, file: Path) -> str:

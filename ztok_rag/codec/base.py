@@ -255,6 +255,12 @@ class BaseLM:
         return int(self.embeddings.weight.shape[0])
 
     @property
+    def start_token(self) -> int:
+        """Token id that begins a text: the tokenizer's first, else the one that ends texts."""
+        first = self.tokenizer.bos_token_id
+        return int(self.tokenizer.eos_token_id if first is None else first)
+
+    @property
     def num_layers(self) -> int:
         return len(self.decoder.layers)
 

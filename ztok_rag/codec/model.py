@@ -206,9 +206,7 @@ class ZModel(nn.Module):
         Attention dwells on a sequence's first position whatever it holds ("attention sink", Xiao
         et al. 2023, arXiv 2309.17453), so a Z-token there could not be read as itself.
         """
-        tokenizer = self.base.tokenizer
-        first = tokenizer.bos_token_id
-        return int(tokenizer.eos_token_id if first is None else first)
+        return self.base.start_token
 
     def embed_codes(self, codes: Tensor) -> Tensor:
         """Input embeddings `[n_z, hidden]` of codes `[n_z, slots]`, in the base's dtype."""

@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from ztok_rag.codec.base import BaseLM, decode_exactly
-from ztok_rag.codec.copying import CopyFromCodes, CopySource
+from ztok_rag.codec.base import BaseLM
+from ztok_rag.codec.copying import CopyCosts, CopyFromCodes, CopySource
+from ztok_rag.codec.filling import fill_gaps
+from ztok_rag.codec.generation import Answer, GreedyDecoder
 from ztok_rag.codec.model import READ, ZModel
 from ztok_rag.codec.prompts import REPEAT_PROMPT
 from ztok_rag.codec.sequence import ZSequence
+from ztok_rag.codec.speculation import Drafter
 from ztok_rag.errors import SequenceError, ZtokError
 from ztok_rag.inputs import as_list, repair_surrogates
 
@@ -52,10 +54,14 @@ class _Read:
     Attributes:
         inputs: `[positions, hidden]` input embeddings.
         source: what an answer may copy; `None` where it does not copy.
+        known: token ids of the prompt's Z-tokens and texts, which an answer may quote.
+        costs: of not copying; `None` is the default.
     """
 
     inputs: Tensor
-    source: CopySource | None = None
+    source: CopySource | None
+    known: list[list[int]]
+    costs: CopyCosts | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -68,13 +74,22 @@ class ZReader:
 
     - `adapter`: `"read"` is the trained reader, of text and Z-tokens; `None` the plain base LLM.
     - `copy`: draw the answer towards what the Z-tokens hold; `None` does so where the prompt has
-      Z-tokens that hold more than one token.
+      Z-tokens that hold more than one token, and `CopyCosts` says how strongly.
     - `ask_first`: read the text after the last Z-token before everything, too, so that the
       reader knows the question when it comes to the Z-tokens; for the trained reader only.
+    - `speculate`: read what may come next in one pass with what was written, where the answer
+      goes on like the prompt or like itself (`ztok_rag.codec.speculation`). It takes fewer passes
+      of the LLM. In float32 it changes no answer, and `None` does so there; bf16 rounds passes of
+      several tokens otherwise, and about one token in a hundred is another.
+
+    Attributes:
+        model: the checkpoint.
+        passes: of the LLM so far, to write answers; each reads a batch.
     """
 
     def __init__(self, model: ZModel) -> None:
         self.model = model
+        self.passes = 0
 
     @classmethod
     def from_pretrained(
@@ -119,8 +134,9 @@ class ZReader:
         adapter: str | None = READ,
         stop: Sequence[str] = (),
         batch_size: int = 8,
-        copy: bool | None = None,
+        copy: bool | CopyCosts | None = None,
         ask_first: bool = True,
+        speculate: bool | None = None,
     ) -> list[str]:
         """Answer prompts, each with at least one token.
 
@@ -132,6 +148,7 @@ class ZReader:
             batch_size: prompts per forward pass; prompts of like length are read together.
             copy: draw the answer towards what the Z-tokens hold.
             ask_first: read the question before the Z-tokens, too.
+            speculate: confirm drafts in one pass.
 
         Raises:
             SequenceError: a `ZSequence` was made by another checkpoint.
@@ -141,7 +158,8 @@ class ZReader:
             self._embed(p, max_new_tokens, adapter, copy, ask_first)
             for p in as_list(prompts, "prompts")
         ]
-        return self._generate(read, max_new_tokens, adapter, stop, batch_size)
+        answers = [self._answer(r, max_new_tokens, speculate) for r in read]
+        return self._generate(answers, adapter, stop, batch_size)
 
     def stream(
         self,
@@ -150,19 +168,20 @@ class ZReader:
         max_new_tokens: int = 64,
         adapter: str | None = READ,
         stop: Sequence[str] = (),
-        copy: bool | None = None,
+        copy: bool | CopyCosts | None = None,
         ask_first: bool = True,
+        speculate: bool | None = None,
     ) -> Iterator[str]:
         """Answer one prompt piece by piece; the pieces join to what `generate` returns."""
         read = self._embed(prompt, max_new_tokens, adapter, copy, ask_first)
-        return self._stream(read, max_new_tokens, adapter, stop)
+        return self._stream(self._answer(read, max_new_tokens, speculate), adapter, stop)
 
     def measure(self, prompt: Prompt, *, adapter: str | None = READ) -> PromptCost:
         """Read one prompt, produce one token, and say what that cost."""
         started = time.perf_counter()
         read = self._embed(prompt, 1, adapter)
         ready = time.perf_counter()
-        next(self._tokens(read, 1, adapter))
+        self._advance(GreedyDecoder(self.model.base, [self._answer(read, 1, False)], adapter))
         ended = time.perf_counter()
         return PromptCost(
             context_tokens=len(read),
@@ -171,7 +190,9 @@ class ZReader:
             kv_bytes=len(read) * self.model.base.kv_bytes_per_position,
         )
 
-    def repeat(self, zs: Sequence[ZSequence], *, batch_size: int = 8) -> list[str]:
+    def repeat(
+        self, zs: Sequence[ZSequence], *, batch_size: int = 8, speculate: bool | None = None
+    ) -> list[str]:
         """The texts of sequences as the reader sees them: it repeats them word for word.
 
         Unlike `ZCompressor.decompress`, which joins the codes, this shows what a Z-token's one
@@ -180,7 +201,8 @@ class ZReader:
         zs = as_list(zs, "sequences to repeat")
         read = [self._embed([z, REPEAT_PROMPT], 0, READ, False, False) for z in zs]
         limits = [z.source_tokens + z.source_tokens // 4 + 16 for z in zs]
-        return self._generate(read, max(limits, default=1), READ, (), batch_size, limits)
+        answers = [self._answer(*each, speculate) for each in zip(read, limits, strict=True)]
+        return self._generate(answers, READ, (), batch_size)
 
     @torch.inference_mode()
     def point(self, prompt: Prompt, *, ask_first: bool = True) -> list[NDArray[np.float32]]:
@@ -217,38 +239,13 @@ class ZReader:
         sizes = np.cumsum([len(own) for own in places])[:-1]
         return np.split(scores.float().cpu().numpy(), sizes)
 
-    @torch.inference_mode()
     def fill(self, z: ZSequence) -> str:
         """The text of a sequence that left tokens out; the plain base writes these, greedily.
 
         The tokens that are held, and how many are missing between them, are given.
         """
         self.check(z)
-        base = self.model.base
-        ids = np.full(z.source_tokens, -1, np.int64)
-        ids[z.places] = z.ids
-        cache = DynamicCache(config=base.model.config)
-        pending, written = [self.model.start_token], 0
-        with base.adapter(None):
-            for place in range(len(ids)):
-                if ids[place] < 0:
-                    if written + len(pending) > self.max_positions:
-                        cache, pending, written = self._restart(ids[:place])
-                    tokens = torch.tensor([pending], device=base.device)
-                    hidden = base.decoder(
-                        inputs_embeds=base.embed(tokens), past_key_values=cache, use_cache=True
-                    ).last_hidden_state
-                    logits = base.head(hidden[0, -1])
-                    logits[self.tokenizer.all_special_ids] = -torch.inf
-                    ids[place] = int(logits.argmax())
-                    written, pending = written + len(pending), []
-                pending.append(int(ids[place]))
-        return decode_exactly(self.tokenizer, ids)
-
-    def _restart(self, ids: NDArray[np.int64]) -> tuple[DynamicCache, list[int], int]:
-        """An empty cache, and the last half of the base's context to read into it."""
-        last = ids[-(self.max_positions // 2) :].tolist()
-        return DynamicCache(config=self.model.base.model.config), [self.model.start_token, *last], 0
+        return fill_gaps(self.model.base, z)
 
     def check(self, z: ZSequence) -> None:
         """Raise `SequenceError` unless this checkpoint reads the sequence."""
@@ -313,7 +310,7 @@ class ZReader:
         prompt: Prompt,
         max_new_tokens: int,
         adapter: str | None,
-        copy: bool | None = None,
+        copy: bool | CopyCosts | None = None,
         ask_first: bool = True,
     ) -> _Read:
         """Reader inputs of a prompt, and what its answer copies."""
@@ -333,65 +330,46 @@ class ZReader:
                 z.codes.shape[1] > 1 and len(z.ids) > len(z) for z in sequences
             )
         source = CopySource([z.ids for z in sequences]) if copy and sequences else None
-        return _Read(inputs, source)
+        known = [z.ids.tolist() for z in sequences]
+        texts = dict.fromkeys(s for s in arranged if isinstance(s, str))
+        known += [self._ids(text, adapter) for text in texts]
+        return _Read(inputs, source, known, copy if isinstance(copy, CopyCosts) else None)
 
-    @torch.inference_mode()
+    def _answer(self, read: _Read, limit: int, speculate: bool | None) -> Answer:
+        if speculate is None:
+            speculate = self.model.base.dtype == torch.float32
+        copying = CopyFromCodes([read.source], self.tokenizer.eos_token_id, read.costs)
+        return Answer(
+            inputs=read.inputs,
+            limit=limit,
+            processor=None if read.source is None else copying,
+            drafter=Drafter(read.known) if speculate else None,
+        )
+
     def _generate(
-        self,
-        prompts: Sequence[_Read],
-        max_new_tokens: int,
-        adapter: str | None,
-        stop: Sequence[str],
-        batch_size: int,
-        limits: Sequence[int] | None = None,
+        self, answers: Sequence[Answer], adapter: str | None, stop: Sequence[str], batch_size: int
     ) -> list[str]:
-        """Answers of prompts, in batches of like length, padded on the left."""
-        base, tokenizer = self.model.base, self.tokenizer
-        answers = [""] * len(prompts)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        """Texts of answers, written in batches of like length."""
+        order = sorted(range(len(answers)), key=lambda i: len(answers[i].inputs))
         for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            longest = max(len(prompts[i]) for i in batch)
-            first = prompts[batch[0]].inputs
-            inputs = first.new_zeros(len(batch), longest, first.shape[1])
-            mask = torch.zeros(len(batch), longest, dtype=torch.long, device=base.device)
-            for row, i in enumerate(batch):
-                inputs[row, longest - len(prompts[i]) :] = prompts[i].inputs
-                mask[row, longest - len(prompts[i]) :] = 1
-            limit = max(limits[i] for i in batch) if limits else max_new_tokens
-            copying = self._copying([prompts[i] for i in batch])
-            with base.adapter(adapter):
-                ids = base.model.generate(
-                    inputs_embeds=inputs,
-                    attention_mask=mask,
-                    max_new_tokens=limit,
-                    min_new_tokens=1,
-                    do_sample=False,
-                    pad_token_id=tokenizer.eos_token_id,
-                    logits_processor=LogitsProcessorList(copying),
-                    stopping_criteria=StoppingCriteriaList(
-                        [_StopStrings(tokenizer, stop)] if stop else []
-                    ),
-                )
-            for row, i in enumerate(batch):
-                tokens = ids[row][: limits[i]] if limits else ids[row]
-                answers[i] = _before(tokenizer.decode(tokens, skip_special_tokens=True), stop)
-        return answers
+            batch = [answers[i] for i in order[start : start + batch_size]]
+            decoder = GreedyDecoder(self.model.base, batch, adapter)
+            while not decoder.done:
+                self._advance(decoder)
+                for answer in batch:
+                    if stop and not answer.done:
+                        text = self._text(answer)
+                        answer.done = _before(text, stop) != text
+        return [_before(self._text(answer), stop) for answer in answers]
 
-    def _copying(self, prompts: Sequence[_Read]) -> list[CopyFromCodes]:
-        sources = [prompt.source for prompt in prompts]
-        return [CopyFromCodes(sources, self.tokenizer.eos_token_id)] if any(sources) else []
-
-    def _stream(
-        self, read: _Read, max_new_tokens: int, adapter: str | None, stop: Sequence[str]
-    ) -> Iterator[str]:
-        tokens: list[int] = []
+    def _stream(self, answer: Answer, adapter: str | None, stop: Sequence[str]) -> Iterator[str]:
+        decoder = GreedyDecoder(self.model.base, [answer], adapter)
         sent = ""
         # Text that might yet turn out to begin a stop string is held back.
         held = max((len(s) for s in stop), default=1) - 1
-        for token in self._tokens(read, max_new_tokens, adapter):
-            tokens.append(token)
-            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        while not decoder.done:
+            self._advance(decoder)
+            text = self._text(answer)
             final = _before(text, stop)
             # A trailing replacement character is a letter whose bytes are not all here yet.
             ready = final if final != text else text[: len(text) - held].removesuffix("\ufffd")
@@ -400,45 +378,16 @@ class ZReader:
                 sent = ready
             if final != text:
                 return
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        text = self._text(answer)
         if len(text) > len(sent):
             yield text[len(sent) :]
 
-    def _tokens(self, read: _Read, limit: int, adapter: str | None) -> Iterator[int]:
-        """Greedy token ids for one prompt, the end token last; holds the base per token."""
-        base, end = self.model.base, int(self.tokenizer.eos_token_id)
-        cache = DynamicCache(config=base.model.config)
-        copying = self._copying([read])
-        inputs, written = read.inputs.unsqueeze(0), torch.zeros(1, 0, dtype=torch.long)
-        for number in range(limit):
-            with torch.inference_mode(), base.adapter(adapter):
-                hidden = base.decoder(
-                    inputs_embeds=inputs, past_key_values=cache, use_cache=True
-                ).last_hidden_state
-                logits = base.head(hidden[:, -1])
-                if number == 0:
-                    logits[:, end] = -torch.inf
-                for processor in copying:
-                    logits = processor(written, logits.float())
-                token = int(logits[0].argmax())
-                inputs = self._embed_ids([token]).unsqueeze(0)
-            written = torch.cat([written, torch.tensor([[token]])], dim=1)
-            yield token
-            if token == end:
-                return
+    def _advance(self, decoder: GreedyDecoder) -> None:
+        decoder.advance()
+        self.passes += 1
 
-
-class _StopStrings(StoppingCriteria):  # type: ignore[misc]
-    """Ends each row of a batch once its text holds a stop string."""
-
-    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
-        self.tokenizer = tokenizer
-        self.stop = stop
-
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        texts = self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
-        done = [any(s in text for s in self.stop) for text in texts]
-        return torch.tensor(done, device=input_ids.device)
+    def _text(self, answer: Answer) -> str:
+        return self.tokenizer.decode(answer.tokens, skip_special_tokens=True)  # type: ignore[no-any-return]
 
 
 def _before(text: str, stop: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,6 +121,89 @@ class ZSequence:
             source_tokens=last - first,
             digest=b"",
         )
+
+    def covering(
+        self, start: int, end: int, *, unit: Literal["characters", "tokens"] = "characters"
+    ) -> tuple[int, int]:
+        """Which Z-tokens hold a part of the source text.
+
+        Args:
+            start: first character or token of the part.
+            end: the one after its last.
+            unit: what `start` and `end` count, in the source text.
+
+        Returns:
+            Index of the first Z-token that holds any of it, and of the one after the last.
+
+        Raises:
+            SequenceError: no Z-token holds any of it.
+        """
+        if unit == "tokens":
+            firsts = self.places[np.cumsum(self.sizes) - self.sizes]
+            begins, ends = np.append(0, firsts[1:]), np.append(firsts[1:], self.source_tokens)
+        else:
+            begins, ends = self.spans.T
+        # The first tokens of a character that takes several have a span of no characters.
+        touched = np.flatnonzero((begins < end) & (np.maximum(ends, begins + 1) > start))
+        if start >= end or not len(touched):
+            raise SequenceError(
+                f"no Z-token holds any of the {unit} from {start} to {end}; this sequence has "
+                f"those from {begins[0]} to {ends[-1]}."
+            )
+        return int(touched[0]), int(touched[-1]) + 1
+
+    def slice(
+        self, start: int, end: int, *, unit: Literal["characters", "tokens"] = "characters"
+    ) -> ZSequence:
+        """The Z-tokens of a part of the source text, as a text of their own; nothing is decoded.
+
+        Z-tokens are kept whole: those at the edges bring what else they hold, and `covering` tells
+        how far that reaches. A character whose tokens are shared by two Z-tokens belongs to the
+        later. Spans and places count from the beginning of the slice. The digest is empty, unless
+        the slice is the whole sequence. Arguments and errors as `covering`.
+        """
+        first, last = self.covering(start, end, unit=unit)
+        if (first, last) == (0, len(self)):
+            return self
+        part = self.part(first, last)
+        return dataclasses.replace(part, spans=part.spans - part.spans[0, 0])
+
+    @staticmethod
+    def concat(sequences: Sequence[ZSequence]) -> ZSequence:
+        """Sequences as one, in order, whose text is theirs joined without anything between.
+
+        Spans and places count from the beginning of the first. The digest of several is empty: the
+        text's cannot be told from theirs, so `decompress` does not check it.
+
+        Raises:
+            SequenceError: there is none, or they are not of one checkpoint.
+        """
+        if not sequences:
+            raise SequenceError("there is nothing to concatenate; give at least one sequence.")
+        if len({(z.fingerprint, z.slots) for z in sequences}) > 1:
+            raise SequenceError(
+                "sequences of several checkpoints cannot be concatenated; compress their texts "
+                "again with one."
+            )
+        if len(sequences) == 1:
+            return sequences[0]
+        tokens = np.cumsum([0, *(z.source_tokens for z in sequences)])
+        lengths = [z.spans[-1, 1] - z.spans[0, 0] for z in sequences]
+        starts = np.cumsum([0, *lengths]) - [*(z.spans[0, 0] for z in sequences), 0]
+        return dataclasses.replace(
+            sequences[0],
+            codes=np.concatenate([z.codes for z in sequences]),
+            places=np.concatenate(
+                [z.places + at for z, at in zip(sequences, tokens, strict=False)]
+            ),
+            spans=np.concatenate([z.spans + at for z, at in zip(sequences, starts, strict=False)]),
+            source_tokens=int(tokens[-1]),
+            digest=b"",
+        )
+
+    def __add__(self, other: ZSequence) -> ZSequence:
+        """`concat` of two."""
+        return self.concat([self, other]) if isinstance(other, ZSequence) else NotImplemented
 
     def parts(self, longest: int) -> list[ZSequence]:
         """Pieces of at most `longest` Z-tokens each, in order."""

@@ -26,6 +26,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.custom import CustomLLM
 
 from ztok_rag.codec.citations import locate
+from ztok_rag.codec.copying import CopyCosts
 from ztok_rag.codec.model import READ
 from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.errors import ZtokError
@@ -81,7 +82,7 @@ class ZTokenLLM(MadeAgain, CustomLLM):
         default=READ,
         description="Reader adapter to answer with; None is the plain base LLM.",
     )
-    copying: bool | None = Field(
+    copying: bool | CopyCosts | None = Field(
         default=None,
         description="Draw answers towards what the Z-tokens hold; None where they hold several.",
     )
@@ -91,6 +92,10 @@ class ZTokenLLM(MadeAgain, CustomLLM):
     look_twice: bool | LookTwice = Field(
         default=True,
         description="Read long context coarsely, then likely places finely; or how to do so.",
+    )
+    speculate: bool | None = Field(
+        default=None,
+        description="Confirm what may come next several tokens at a time; None does in float32.",
     )
 
     _reader: ZReader | None = PrivateAttr(default=None)
@@ -103,9 +108,10 @@ class ZTokenLLM(MadeAgain, CustomLLM):
         store: ZStore | None = None,
         max_new_tokens: int = 64,
         adapter: str | None = READ,
-        copying: bool | None = None,
+        copying: bool | CopyCosts | None = None,
         ask_first: bool = True,
         look_twice: bool | LookTwice = True,
+        speculate: bool | None = None,
         **kwargs: Any,
     ) -> None:
         """Set up; a default reader is loaded when first needed.
@@ -119,11 +125,14 @@ class ZTokenLLM(MadeAgain, CustomLLM):
             max_new_tokens: longest answer, in tokens.
             adapter: reader adapter to answer with; `None` is the plain base LLM.
             copying: draw answers towards what the Z-tokens hold; `None` does so where Z-tokens
-                hold more than one token.
+                hold more than one token, and `CopyCosts` says how strongly.
             ask_first: read what follows the last handle, such as the question, before everything,
                 too.
             look_twice: read long context coarsely, and then the places where the answer may stand
                 finely; a `LookTwice` says how, `False` reads it once, as it is.
+            speculate: read what may come next in one pass with what was written, where the answer
+                goes on like the prompt: the same answers, sooner. `None` does so in float32, where
+                they are the same to the token.
             kwargs: fields of LlamaIndex's `LLM`, such as `system_prompt`.
 
         Raises:
@@ -136,6 +145,7 @@ class ZTokenLLM(MadeAgain, CustomLLM):
             copying=copying,
             ask_first=ask_first,
             look_twice=look_twice,
+            speculate=speculate,
             **kwargs,
         )
         self._reader = reader
@@ -333,6 +343,7 @@ class ZTokenLLM(MadeAgain, CustomLLM):
             "adapter": self.adapter,
             "copy": self.copying,
             "ask_first": self.ask_first,
+            "speculate": self.speculate,
             "stop": (stop,) if isinstance(stop, str) else tuple(stop),
             "max_new_tokens": kwargs.get("max_new_tokens")
             or kwargs.get("max_tokens")

@@ -1,0 +1,214 @@
+"""LLM passes and time of answers with speculative decoding, and without.
+
+    python benchmarks/speculation.py --data FILE.jsonl --summaries FILE.jsonl --output DIR
+
+Both are JSON Lines files, or folders of them, whose records have a `context`; those of `--data` a
+`question`, too. The tasks are `answers` from Z-tokens; `text`, the same from raw text; `quotations`
+of a sentence of the context; `summaries`, written freely; and `repeat`, the context word for word.
+With and without take turns, so that other load on the machine falls on both alike; prompts are read
+in both, and their time is part of it. `same` is the share of answers that are equal, of 100.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common import Parser, count, load_compressor, positive, run_script
+from costs.bench import seconds
+from costs.corpus import read_records
+from ztok_rag.codec.base import dtype_name
+from ztok_rag.codec.compressor import ZCompressor
+from ztok_rag.codec.prompts import QA_TEMPLATE
+from ztok_rag.codec.reader import Prompt, ZReader
+from ztok_rag.errors import DataError
+from ztok_rag.evaluation import Row, bootstrap_ci, format_table, split_template, write_results
+
+BATCH_SIZES = (1, 8)
+TOKENS = (60, 400)
+"""Fewest and most tokens of a context."""
+
+Work = Callable[[ZReader, bool], list[str]]
+"""Takes a reader and whether to speculate; returns the answers of one batch."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure all tasks at each batch size, and write the results."""
+    options = parse(arguments)
+    compressor = load_compressor(options)
+    questions = choose(options.data, compressor, options)
+    summaries = choose(options.summaries, compressor, options)
+    output = options.output or Path("results") / "speculation"
+    rows: list[Row] = []
+    tasks = make_tasks(compressor, questions, summaries, options)
+    with tqdm(total=len(tasks) * len(BATCH_SIZES), unit="task") as bar:
+        for size in BATCH_SIZES:
+            for task, (rate, batches) in tasks.items():
+                bar.set_description(f"{task}, {size} at once")
+                rows += measure(f"{task}, {size} at once", rate, batches(size), compressor, options)
+                bar.update()
+    note = (
+        f"{len(questions)} records of {options.data} and {len(summaries)} of {options.summaries}, "
+        "drawn by seed; scores are means per answer: passes of the LLM (a pass reads a batch), "
+        "seconds, and the share of equal answers."
+    )
+    write_results(
+        output,
+        rows,
+        seed=options.seed,
+        checkpoint=str(options.checkpoint or "default"),
+        device=str(compressor.model.base.device),
+        fingerprint=compressor.fingerprint,
+        benchmark="speculation",
+        note=note,
+        dtype=dtype_name(compressor.model.base.dtype),
+        threads=torch.get_num_threads(),
+    )
+    print(format_table(rows))
+    print(f"{note}\nWritten: {output}/results.json")
+
+
+def choose(
+    path: Path, compressor: ZCompressor, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Records drawn by the seed, with contexts of a middling length."""
+    records = read_records(path)
+    chosen = []
+    for number in np.random.default_rng(options.seed).permutation(len(records)):
+        tokens = compressor.count_tokens(records[number].get("context", ""))
+        if TOKENS[0] <= tokens <= TOKENS[1]:
+            chosen.append(records[number])
+        if len(chosen) == options.limit:
+            return chosen
+    raise DataError(
+        f"{path} has {len(chosen)} contexts of {TOKENS[0]} to {TOKENS[1]} tokens, and --limit is "
+        f"{options.limit}; give more, or a smaller --limit."
+    )
+
+
+def make_tasks(
+    compressor: ZCompressor,
+    questions: Sequence[Mapping[str, Any]],
+    summaries: Sequence[Mapping[str, Any]],
+    options: argparse.Namespace,
+) -> dict[str, tuple[float, Callable[[int], list[Work]]]]:
+    """The rate of each task, and what makes its batches."""
+    rate, limit = options.rate, options.max_new_tokens
+    texts = [str(record["context"]) for record in questions]
+    asked = [str(record["question"]) for record in questions]
+    opening = [" ".join(text.split()[:6]) for text in texts]
+    quoted = [f'Repeat the sentence that begins with "{words}" word for word.' for words in opening]
+    zs = compressor.compress(texts, rate)
+    others = compressor.compress([str(record["context"]) for record in summaries], rate)
+
+    def generating(prompts: list[Prompt], **arguments: Any) -> Callable[[int], list[Work]]:
+        def batches(size: int) -> list[Work]:
+            return [
+                lambda reader, speculate, own=prompts[at : at + size]: reader.generate(  # type: ignore[misc]
+                    own, max_new_tokens=limit, speculate=speculate, batch_size=size, **arguments
+                )
+                for at in range(0, len(prompts), size)
+            ]
+
+        return batches
+
+    def repeating(size: int) -> list[Work]:
+        return [
+            lambda reader, speculate, own=zs[at : at + size]: reader.repeat(  # type: ignore[misc]
+                own, speculate=speculate, batch_size=size
+            )
+            for at in range(0, len(zs), size)
+        ]
+
+    def ask(contexts: Sequence[Any], questions: Sequence[str]) -> list[Prompt]:
+        prompts: list[Prompt] = []
+        for context, question in zip(contexts, questions, strict=True):
+            before, after = split_template(QA_TEMPLATE, question=question)
+            prompts.append([before, context, after])
+        return prompts
+
+    summary = ask(others, ["Summarize the text."] * len(others))
+    return {
+        "answers": (rate, generating(ask(zs, asked))),
+        "text": (1.0, generating(ask(texts, asked))),
+        "quotations": (rate, generating(ask(zs, quoted))),
+        "summaries": (rate, generating(summary, copy=False)),
+        "repeat": (rate, repeating),
+    }
+
+
+def measure(
+    task: str,
+    rate: float,
+    batches: Sequence[Work],
+    compressor: ZCompressor,
+    options: argparse.Namespace,
+) -> list[Row]:
+    """Rows of passes and seconds with and without, and of how many answers are the same."""
+    reader, base = compressor.reader, compressor.model.base
+    passes: dict[bool, list[float]] = {False: [], True: []}
+    times: dict[bool, list[float]] = {False: [], True: []}
+    texts: dict[bool, list[str]] = {False: [], True: []}
+    batches[0](reader, True)  # a warm-up
+    for number, work in enumerate(batches):
+        for speculate in (False, True) if number % 2 else (True, False):
+            before = reader.passes
+            made: list[str] = []
+            took = seconds(base, lambda s=speculate, m=made: m.extend(work(reader, s)))  # noqa: B023
+            texts[speculate] += made
+            times[speculate] += [took / len(made)] * len(made)
+            passes[speculate] += [float(reader.passes - before)] * len(made)
+    tokens = [len(compressor.tokenizer(t)["input_ids"]) for t in texts[False]]
+    same = [100.0 * (a == b) for a, b in zip(texts[False], texts[True], strict=True)]
+
+    def row(arm: str, metric: str, values: Sequence[float]) -> Row:
+        interval = bootstrap_ci(values, seed=options.seed)
+        low, high = np.quantile(values, [0.1, 0.9])
+        return Row(
+            "speculation", task, arm, rate, 0, metric, float(np.mean(values)), interval,
+            len(values), p10=float(low), p90=float(high), answer_tokens=float(np.mean(tokens)),
+        )  # fmt: skip
+
+    rows = []
+    for speculate, arm in ((False, "one by one"), (True, "speculate")):
+        rows += [
+            row(arm, "passes", passes[speculate]),
+            row(arm, "seconds_per_answer", times[speculate]),
+        ]
+    return [*rows, row("speculate", "same", same)]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = Parser(description="Measure speculative decoding.")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="PATH",
+        help="JSON Lines of records with context and question, or a folder of such files",
+    )  # fmt: skip
+    parser.add_argument(
+        "--summaries", type=Path, required=True, metavar="PATH",
+        help="likewise; only the contexts are used",
+    )  # fmt: skip
+    parser.add_argument(
+        "--limit", type=positive, default=8, metavar="N", help="records of each (default: 8)"
+    )
+    parser.add_argument("--rate", type=float, default=4.0, metavar="R", help="default: 4")
+    parser.add_argument(
+        "--max-new-tokens", type=positive, default=48, metavar="N", help="default: 48"
+    )
+    parser.add_argument("--output", type=Path, default=None, metavar="DIR")
+    parser.add_argument("--checkpoint", default=None, metavar="DIR", help="default: the shipped")
+    parser.add_argument("--base", default=None, metavar="ID", help="base LLM, by id or folder")
+    parser.add_argument("--device", default=None, help="default: cuda if there is one, else cpu")
+    parser.add_argument("--seed", type=count, default=0, help="default: 0")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,194 @@
+"""Greedy decoding of prompts that are given as input embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessor
+from transformers.cache_utils import DynamicLayer
+
+from ztok_rag.codec.base import BaseLM
+from ztok_rag.codec.speculation import Draft, Drafter, choose_width
+
+
+@dataclass(eq=False)
+class Answer:
+    """An answer while it is written.
+
+    Attributes:
+        inputs: `[positions, hidden]` input embeddings of the prompt.
+        limit: longest answer, in tokens.
+        processor: changes the scores of the next token; `None` leaves them.
+        drafter: proposes what comes next; `None` decodes token by token.
+        tokens: the ids written so far; an end token comes last.
+        done: whether it is whole. A caller that wants no more may set it.
+    """
+
+    inputs: Tensor
+    limit: int
+    processor: LogitsProcessor | None = None
+    drafter: Drafter | None = None
+    tokens: list[int] = field(default_factory=list)
+    done: bool = False
+
+    def draft(self) -> Draft:
+        """What may come next, short enough for the limit."""
+        room = self.limit - len(self.tokens) - 1
+        if self.drafter is None or room < 1:
+            return Draft()
+        return self.drafter.draft().cut(room)
+
+    def verify(self, logits: Tensor, draft: Draft, ends: set[int]) -> int:
+        """Write the tokens that greedy decoding gives.
+
+        Args:
+            logits: `[1 + tokens of the draft or more, vocabulary]` after the last token written,
+                and after each of the draft.
+            draft: the tokens that these positions read.
+            ends: tokens that end an answer.
+
+        Returns:
+            How many tokens were written: those of the draft that are right, and the next.
+        """
+        before = len(self.tokens)
+        for place in range(len(draft) + 1):
+            scores = logits[place].float().unsqueeze(0)
+            if not self.tokens:
+                scores[:, sorted(ends)] = -torch.inf
+            if self.processor is not None:
+                scores = self.processor(torch.tensor([self.tokens], dtype=torch.long), scores)
+            token = int(scores[0].argmax())
+            self.tokens.append(token)
+            self.done = token in ends or len(self.tokens) >= self.limit
+            if self.done or place == len(draft) or token != draft.tokens[place]:
+                break
+        written = len(self.tokens) - before
+        if self.drafter is not None:
+            self.drafter.learn(draft, written - 1)
+            self.drafter.extend(self.tokens[before:])
+        return written
+
+
+class GreedyDecoder:
+    """Writes answers together, token by token or in drafts that are confirmed.
+
+    The pass that confirms a draft reads the token before it, too. Positions of a draft that was
+    wrong are cut off the KV cache where they are last in every row, and masked elsewhere.
+
+    Attributes:
+        rows: the answers that are being written.
+        passes: of the LLM so far; the first reads the prompts.
+    """
+
+    def __init__(self, base: BaseLM, answers: Sequence[Answer], adapter: str | None) -> None:
+        """Set up; nothing is read yet.
+
+        Args:
+            base: the LLM; it is held during `advance` only.
+            answers: each is added to while it is written.
+            adapter: of the base.
+        """
+        self.base = base
+        self.adapter = adapter
+        self.rows = list(answers)
+        self.passes = 0
+        self._alone = len(self.rows) == 1  # its mask then says nothing
+        named = base.model.generation_config.eos_token_id
+        named = named if isinstance(named, list) else [named]
+        self._ends = {int(e) for e in (base.tokenizer.eos_token_id, *named) if e is not None}
+        self._cache = DynamicCache(config=base.model.config)
+        # Layers that keep a window or a state of what they read cannot take a draft back.
+        self._drafts = all(type(layer) is DynamicLayer for layer in self._cache.layers)
+        self._mask: Tensor  # [rows, positions in the cache], zero where there is nothing to see
+
+    @property
+    def done(self) -> bool:
+        """Whether all answers are whole."""
+        return all(row.done for row in self.rows)
+
+    @torch.inference_mode()
+    def advance(self) -> None:
+        """Add at least one token to every answer that is not done, in one pass."""
+        if self.passes:
+            self._drop_done()
+            drafts = self._propose()
+            inputs, mask = self._continue(drafts)
+        else:
+            drafts = [Draft()] * len(self.rows)
+            inputs, mask = _pad_left([row.inputs for row in self.rows])
+            self._mask = mask[:, :0]
+        width = 1 + max(map(len, drafts))
+        self._mask = torch.cat([self._mask, mask], dim=1)
+        places = (self._mask.cumsum(1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
+        with self.base.adapter(self.adapter):
+            logits = self.base.model(
+                inputs_embeds=inputs,
+                attention_mask=None if self._alone else self._mask,
+                position_ids=places,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=width,
+            ).logits
+        self.passes += 1
+        kept = [
+            row.verify(logits[number], draft, self._ends)
+            for number, (row, draft) in enumerate(zip(self.rows, drafts, strict=True))
+        ]
+        self._forget(kept, width)
+
+    def _drop_done(self) -> None:
+        """Take answers that are whole out of the batch."""
+        going = [number for number, row in enumerate(self.rows) if not row.done]
+        if len(going) < len(self.rows):
+            chosen = torch.tensor(going, device=self._mask.device)
+            self.rows = [self.rows[number] for number in going]
+            self._cache.batch_select_indices(chosen)
+            self._mask = self._mask[chosen]
+
+    def _propose(self) -> list[Draft]:
+        """A draft for each row, as long as it pays."""
+        if not self._drafts:
+            return [Draft()] * len(self.rows)
+        drafts = [row.draft() for row in self.rows]
+        width = choose_width(drafts)
+        return [draft.cut(width - 1) for draft in drafts]
+
+    def _continue(self, drafts: Sequence[Draft]) -> tuple[Tensor, Tensor]:
+        """Embeddings of the last token of each row and its draft, and their mask."""
+        width = 1 + max(map(len, drafts))
+        ids = torch.zeros(len(drafts), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for number, (row, draft) in enumerate(zip(self.rows, drafts, strict=True)):
+            ids[number, : 1 + len(draft)] = torch.tensor([row.tokens[-1], *draft.tokens])
+            mask[number, : 1 + len(draft)] = 1
+        return self.base.embed(ids.to(self.base.device)), mask.to(self.base.device)
+
+    def _forget(self, kept: Sequence[int], width: int) -> None:
+        """Take back what was read of drafts that were wrong.
+
+        Args:
+            kept: of the `width` positions read last, how many each row keeps.
+            width: those positions; of the prompt, which is kept, only the last counts.
+        """
+        if width == 1:
+            return
+        end = self._mask.shape[1]
+        for number, own in enumerate(kept):
+            self._mask[number, end - width + own :] = 0
+        if extra := width - max(kept):
+            self._cache.crop(-extra)
+            self._mask = self._mask[:, : end - extra]
+
+
+def _pad_left(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Prompts `[positions, hidden]` of several lengths as one batch, and its mask."""
+    longest = max(map(len, prompts))
+    inputs = prompts[0].new_zeros(len(prompts), longest, prompts[0].shape[1])
+    mask = torch.zeros(len(prompts), longest, dtype=torch.long, device=inputs.device)
+    for row, prompt in enumerate(prompts):
+        inputs[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = 1
+    return inputs, mask
