@@ -54,6 +54,10 @@ bench: $(STAMP)
 		--parts compress,query --repeats 2 --output $(RESULTS)/latency
 	$(BIN)/python benchmarks/latency.py --data $(DATA)/squad/dev.jsonl --parts bytes \
 		--output $(RESULTS)/latency_bytes
+	$(BIN)/python benchmarks/ablations.py --data $(DATA)/squad/dev.jsonl --limit 100 \
+		--output $(RESULTS)/ablations_squad
+	$(BIN)/python benchmarks/ablations.py --data $(DATA)/fairytaleqa/val.jsonl --limit 60 \
+		--output $(RESULTS)/ablations_fairytaleqa
 	$(BIN)/python benchmarks/speculation.py --data $(DATA)/squad/dev.jsonl \
 		--summaries $(DATA)/sum_scitldr/train.jsonl --output $(RESULTS)/speculation
 	$(BIN)/python benchmarks/lossless.py --output $(RESULTS)/lossless --data \

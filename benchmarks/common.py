@@ -70,7 +70,7 @@ def make_parser(description: str, *, k: int, limit: int | None) -> Parser:
     )
     parser.add_argument(
         "--rates",
-        type=_numbers,
+        type=numbers,
         default=[4.0, 8.0],
         metavar="R,S",
         help="source tokens per context token, comma-separated (default: 4,8)",
@@ -125,7 +125,7 @@ def names(text: str) -> list[str]:
     return [name for part in text.split(",") if (name := part.strip())]
 
 
-def _numbers(text: str) -> list[float]:
+def numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in names(text)]
     except ValueError:

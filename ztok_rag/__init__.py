@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ZtokError,
     )
     from ztok_rag.index.index import ZTokenIndex
+    from ztok_rag.llamaindex.citations import find_citations
     from ztok_rag.llamaindex.embedding import default_embedding
     from ztok_rag.llamaindex.llm import ZTokenLLM
     from ztok_rag.llamaindex.postprocessor import ZTokenPostprocessor
@@ -44,6 +45,7 @@ _HOMES = {
     "ZTokenTransform": "llamaindex.transform",
     "ZtokError": "errors",
     "default_embedding": "llamaindex.embedding",
+    "find_citations": "llamaindex.citations",
     "find_duplicates": "codec.duplicates",
 }
 
@@ -62,6 +64,7 @@ __all__ = [
     "ZTokenTransform",
     "ZtokError",
     "default_embedding",
+    "find_citations",
     "find_duplicates",
 ]
 

@@ -214,6 +214,19 @@ def test_threads_with_event_loops_of_their_own_get_their_own_answers(
     assert found == expected
 
 
+def test_an_iterator_that_ends_too_soon_is_an_error_to_whoever_awaits(
+    compressor: ZCompressor, store: ZStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise StopIteration
+
+    step = ZTokenPostprocessor(compressor=compressor, store=store)
+    monkeypatch.setattr(ZTokenPostprocessor, "_postprocess_nodes", stop)
+    awaited = step.apostprocess_nodes(scored(), QueryBundle(QUESTION))
+    with pytest.raises(RuntimeError, match="ended too soon"):
+        asyncio.run(asyncio.wait_for(awaited, 30))
+
+
 # -- ingestion
 
 

@@ -19,7 +19,8 @@ from ztok_rag.codec.compressed_text import CompressedText
 from ztok_rag.codec.compressor import ZCompressor
 from ztok_rag.codec.sequence import ZSequence, text_digest
 from ztok_rag.codec.token_code import TokenCode
-from ztok_rag.errors import ZtokError
+from ztok_rag.errors import HandleError, ZtokError
+from ztok_rag.storage.handle import decode_handle, encode_handle
 from ztok_rag.storage.store import ZStore, _content_hash
 
 FINGERPRINT = "0123456789abcdef"
@@ -326,3 +327,37 @@ def test_at_most_two_bytes_of_the_store_a_source_token(
     (z,) = store.get_or_compress(compressor, [text])
     assert z.source_tokens == store.length(compressor.fingerprint, text)
     assert store.size_bytes <= 2.0 * z.source_tokens
+
+
+# -- a secret of several machines
+
+
+def test_stores_with_one_secret_accept_each_others_handles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = bytes(range(32))
+    z = compressed("a text").at(2.0, SLOTS)
+    one, two = (ZStore(tmp_path / name, secret=secret) for name in ("one", "two"))
+    assert one.secret == two.secret == secret and one.id == two.id
+    assert decode_handle(encode_handle(z, one.secret), two.secret, CODE) == z
+    assert not (tmp_path / "one" / "secret").exists()
+    assert pickle.loads(pickle.dumps(one)).secret == secret
+
+    (tmp_path / "key").write_bytes(secret)
+    monkeypatch.setenv("ZTOK_SECRET_FILE", str(tmp_path / "key"))
+    assert ZStore(tmp_path / "three").secret == secret
+    assert ZStore(tmp_path / "four", secret=secret[::-1]).secret == secret[::-1]
+    monkeypatch.delenv("ZTOK_SECRET_FILE")
+    other = ZStore(tmp_path / "three")
+    assert other.secret != secret and other.id != one.id
+    with pytest.raises(HandleError, match="not made with this store's secret"):
+        decode_handle(encode_handle(z, other.secret), one.secret, CODE)
+
+
+def test_a_bad_secret_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZtokError, match="32 bytes, and 5 were given"):
+        ZStore(tmp_path / "store", secret=b"short")
+    monkeypatch.setenv("ZTOK_SECRET_FILE", str(tmp_path / "absent"))
+    with pytest.raises(ZtokError, match=r"ZTOK_SECRET_FILE=.*absent cannot be read"):
+        ZStore(tmp_path / "store")
+    assert not (tmp_path / "store").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import warnings
@@ -115,7 +116,11 @@ class Checks:
                 f"{show(folder)} is not a folder; make an index with `ztok index FOLDER --store "
                 f"{show(self.store)}`."
             )
-        found = _writable(folder)
+        is_there = IndexFolder(folder).exists() or (folder / "cache.db").is_file()
+        if is_there and not os.access(folder, os.W_OK):
+            found = f"{show(folder)}, read-only"
+        else:
+            found = _writable(folder)
         if IndexFolder(folder).exists():
             return f"{found}, {self._index(folder)}"
         if not (folder / "cache.db").is_file():

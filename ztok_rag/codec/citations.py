@@ -34,28 +34,43 @@ def locate(answer: str, sequences: Sequence[ZSequence], tokenizer: Any) -> list[
         In order, `{"handle", "start", "end"}`: index of the sequence, and half-open character
         range in its source text. Empty where the answer stands nowhere.
     """
+    runs = [
+        (number, text, offset)
+        for number, z in enumerate(sequences)
+        for text, offset in _held_runs(z, tokenizer)
+    ]
+    places = _search(answer, [text for _, text, _ in runs])
+    return [
+        {"handle": runs[run][0], "start": start + runs[run][2], "end": end + runs[run][2]}
+        for run, start, end in places
+    ]
+
+
+def locate_in_text(answer: str, text: str) -> list[tuple[int, int]]:
+    """Every place where an answer stands in a text, by the rules of `locate`."""
+    return [(start, end) for _, start, end in _search(answer, [text])]
+
+
+def _search(answer: str, texts: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Index of the text, start and end of each place where an answer stands."""
     words = answer.split()
-    found = _search(words, sequences, tokenizer)
+    found = _search_words(words, texts)
     if not found and words and words[-1].rstrip(".") not in ("", words[-1]):
-        found = _search([*words[:-1], words[-1].rstrip(".")], sequences, tokenizer)
+        found = _search_words([*words[:-1], words[-1].rstrip(".")], texts)
     return found
 
 
-def _search(
-    words: Sequence[str], sequences: Sequence[ZSequence], tokenizer: Any
-) -> list[dict[str, int]]:
+def _search_words(words: Sequence[str], texts: Sequence[str]) -> list[tuple[int, int, int]]:
     if not any(map(str.isalnum, "".join(words))):
         return []
     before = r"(?<!\w)" if re.match(r"\w", words[0]) else ""
     after = r"(?!\w)" if re.search(r"\w$", words[-1]) else ""
     pattern = re.compile(before + r"\s+".join(map(re.escape, words)) + after)
-    found = []
-    for number, z in enumerate(sequences):
-        for text, offset in _held_runs(z, tokenizer):
-            for match in pattern.finditer(text):
-                start, end = match.start() + offset, match.end() + offset
-                found.append({"handle": number, "start": start, "end": end})
-    return found
+    return [
+        (number, match.start(), match.end())
+        for number, text in enumerate(texts)
+        for match in pattern.finditer(text)
+    ]
 
 
 def _held_runs(z: ZSequence, tokenizer: Any) -> Iterator[tuple[str, int]]:

@@ -93,7 +93,7 @@ def evaluate(
                 )
                 records = []
                 for question, output in zip(batch, outputs, strict=True):
-                    record = _record(question, arm, prompts[question.id], output)
+                    record = prediction_record(question, arm, prompts[question.id], output)
                     if question.gold is not None and arm.rate is not None:
                         record["gold_retrieved"] = question.gold in chunks[question.id]
                     if question.id in timed:
@@ -155,7 +155,7 @@ def reconstruct(
                     warnings.simplefilter("ignore")  # the scores say which are not exact
                     outputs = compressor.decompress(zs)
             log.append(
-                _record(text, arm, _whole(text, z), output)
+                prediction_record(text, arm, _whole(text, z), output)
                 for text, z, output in zip(batch, zs, outputs, strict=True)
             )
             if bar is not None:
@@ -173,7 +173,8 @@ def _whole(text: Question, z: ZSequence) -> Prompt:
     return Prompt([z], len(z), z.source_tokens, len(z.to_bytes()), cut, len(z))
 
 
-def _record(question: Question, arm: Arm, prompt: Prompt, output: str) -> dict[str, Any]:
+def prediction_record(question: Question, arm: Arm, prompt: Prompt, output: str) -> dict[str, Any]:
+    """What a `PredictionLog` keeps of an answer."""
     return {
         "task": question.task,
         "arm": arm.name,

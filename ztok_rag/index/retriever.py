@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import VectorStoreQuery
 
 from ztok_rag.inputs import repair_surrogates
+from ztok_rag.llamaindex.threads import in_thread
 
 if TYPE_CHECKING:
     from llama_index.core.embeddings import BaseEmbedding
@@ -57,4 +57,4 @@ class Retriever(BaseRetriever):
         return self._contents.search(query, **self._store_arguments)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return await asyncio.to_thread(self._retrieve, query_bundle)
+        return await in_thread(self._retrieve, query_bundle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from llama_index.core.embeddings import BaseEmbedding
 
 from ztok_rag.errors import ZtokError
 from ztok_rag.llamaindex.arguments import refuse_unknown_fields
+from ztok_rag.llamaindex.threads import in_thread
 from ztok_rag.selection.embedding import (
     DEFAULT_EMBEDDING,
     SentenceEmbedder,
@@ -48,7 +48,7 @@ class DefaultEmbedding(BaseEmbedding):
         return self._embedder.get_query_embedding(query)
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        return await asyncio.to_thread(self._get_query_embedding, query)
+        return await in_thread(self._get_query_embedding, query)
 
     def _get_text_embedding(self, text: str) -> list[float]:
         return self._get_text_embeddings([text])[0]
@@ -57,10 +57,10 @@ class DefaultEmbedding(BaseEmbedding):
         return self._embedder.get_text_embedding_batch(texts)
 
     async def _aget_text_embedding(self, text: str) -> list[float]:
-        return await asyncio.to_thread(self._get_text_embedding, text)
+        return await in_thread(self._get_text_embedding, text)
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return await asyncio.to_thread(self._get_text_embeddings, texts)
+        return await in_thread(self._get_text_embeddings, texts)
 
 
 @lru_cache(maxsize=1)

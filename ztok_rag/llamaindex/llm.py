@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.generic_utils import (
     completion_response_to_chat_response,
@@ -33,6 +32,7 @@ from ztok_rag.errors import ZtokError
 from ztok_rag.llamaindex.arguments import refuse_unknown_fields
 from ztok_rag.llamaindex.events import ZTokenSpliceEvent, dispatcher
 from ztok_rag.llamaindex.sending import MadeAgain
+from ztok_rag.llamaindex.threads import in_thread, iterate_in_threads
 from ztok_rag.llamaindex.token_counting import install_handle_tokenizer
 from ztok_rag.selection.look_twice import LookTwice, first_look
 from ztok_rag.storage.defaults import default_compressor, default_store
@@ -42,8 +42,6 @@ from ztok_rag.storage.store import ZStore
 if TYPE_CHECKING:
     from ztok_rag.codec.reader import Segment, ZReader
 
-
-T = TypeVar("T")
 
 _GENERATION_ARGUMENTS = ("max_new_tokens", "max_tokens", "stop")
 
@@ -212,7 +210,7 @@ class ZTokenLLM(MadeAgain, CustomLLM):
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
         """As `complete`, in a thread, so that the event loop goes on."""
-        return await asyncio.to_thread(self._complete, prompt, formatted, kwargs)
+        return await in_thread(self._complete, prompt, formatted, kwargs)
 
     @llm_completion_callback()
     def stream_complete(
@@ -229,14 +227,14 @@ class ZTokenLLM(MadeAgain, CustomLLM):
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """As `stream_complete`, in threads, so that the event loop goes on."""
-        return _in_threads(await asyncio.to_thread(self._stream, prompt, formatted, kwargs))
+        return iterate_in_threads(await in_thread(self._stream, prompt, formatted, kwargs))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """As `chat`, in a thread."""
         assert self.messages_to_prompt is not None
         prompt = self.messages_to_prompt(messages)
-        completion = await asyncio.to_thread(self._complete, prompt, True, kwargs)
+        completion = await in_thread(self._complete, prompt, True, kwargs)
         return completion_response_to_chat_response(completion)
 
     @llm_chat_callback()
@@ -246,8 +244,8 @@ class ZTokenLLM(MadeAgain, CustomLLM):
         """As `stream_chat`, in threads."""
         assert self.messages_to_prompt is not None
         prompt = self.messages_to_prompt(messages)
-        stream = await asyncio.to_thread(self._stream, prompt, True, kwargs)
-        return _in_threads(stream_completion_response_to_chat_response(stream))
+        stream = await in_thread(self._stream, prompt, True, kwargs)
+        return iterate_in_threads(stream_completion_response_to_chat_response(stream))
 
     def _complete(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> CompletionResponse:
         arguments = self._arguments(kwargs)
@@ -362,10 +360,3 @@ def _stripped(deltas: Iterator[str]) -> Iterator[str]:
         held = text[len(ready) :]
         if ready:
             yield ready
-
-
-async def _in_threads(items: Iterator[T]) -> AsyncGenerator[T, None]:
-    """The items of an iterator, each computed in a thread."""
-    end = object()
-    while (item := await asyncio.to_thread(next, items, end)) is not end:
-        yield item  # type: ignore[misc]

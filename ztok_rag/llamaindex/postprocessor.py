@@ -21,6 +21,7 @@ from ztok_rag.llamaindex.events import ZTokenLookupEvent, dispatcher
 from ztok_rag.llamaindex.node import ZTokenNode, has_text_only
 from ztok_rag.llamaindex.sending import MadeAgain
 from ztok_rag.llamaindex.settings import reads_z_tokens, user_embedding, user_llm
+from ztok_rag.llamaindex.threads import in_thread
 from ztok_rag.llamaindex.token_counting import install_handle_tokenizer
 from ztok_rag.selection.budget import count_fitting, plan_rates
 from ztok_rag.selection.query_aware import QueryAwareSelector
@@ -243,6 +244,11 @@ class ZTokenPostprocessor(MadeAgain, BaseNodePostprocessor):
             )
         )
         return processed
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        return await in_thread(self._postprocess_nodes, nodes, query_bundle)
 
     def _check_reader(self) -> None:
         """Make sure that handles can be read, and that LlamaIndex counts them as Z-tokens."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +16,7 @@ from ztok_rag.llamaindex.node import has_text_only
 from ztok_rag.llamaindex.postprocessor import FORMER_NAMES
 from ztok_rag.llamaindex.sending import MadeAgain
 from ztok_rag.llamaindex.settings import user_embedding
+from ztok_rag.llamaindex.threads import in_thread
 from ztok_rag.selection.embedding import DEFAULT_EMBEDDING
 from ztok_rag.selection.query_aware import QueryAwareSelector
 from ztok_rag.storage.defaults import default_compressor, default_fingerprint, default_store
@@ -148,4 +148,4 @@ class ZTokenTransform(MadeAgain, TransformComponent):
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         """As calling it, in a thread, so that the event loop goes on."""
-        return await asyncio.to_thread(self.__call__, nodes, **kwargs)
+        return await in_thread(self.__call__, nodes, **kwargs)

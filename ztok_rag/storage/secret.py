@@ -8,7 +8,31 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
+from ztok_rag.errors import ZtokError
 from ztok_rag.storage.handle import SECRET_BYTES
+
+
+def given_secret(secret: bytes | None) -> bytes | None:
+    """A secret that is given, or is in the file that `ZTOK_SECRET_FILE` names; `None` without.
+
+    Raises:
+        ZtokError: it has another length than `SECRET_BYTES`, or the file cannot be read.
+    """
+    file = os.environ.get("ZTOK_SECRET_FILE")
+    if secret is None and file:
+        try:
+            secret = Path(file).read_bytes()
+        except (OSError, ValueError) as error:
+            raise ZtokError(
+                f"the secret in ZTOK_SECRET_FILE={file} cannot be read ({error}); name a file that "
+                "can be read, or unset it."
+            ) from error
+    if secret is not None and len(secret) != SECRET_BYTES:
+        raise ZtokError(
+            f"a store's secret is {SECRET_BYTES} bytes, and {len(secret)} were given; make one, as "
+            f"with `head -c {SECRET_BYTES} /dev/urandom`."
+        )
+    return secret
 
 
 def load_secret(path: Path, *, is_read_only: bool = False) -> bytes:

@@ -23,7 +23,7 @@ from ztok_rag.forks import ForkSafeLock
 from ztok_rag.inputs import absolute_path, as_list
 from ztok_rag.storage.disk import BytesCache, ReadOnlyCache
 from ztok_rag.storage.handle import secret_id
-from ztok_rag.storage.secret import load_secret
+from ztok_rag.storage.secret import given_secret, load_secret
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
@@ -74,39 +74,44 @@ class ZStore(Closing):
     cannot be read is compressed again, with a warning, and so is a text that cannot be written.
     """
 
-    def __init__(self, path: str | Path | None = None) -> None:
+    def __init__(self, path: str | Path | None = None, *, secret: bytes | None = None) -> None:
         """Open the store in folder `path`, which is made if needed.
 
         A store that is there and cannot be written is only read.
 
         Args:
             path: `None` is the folder `store` in the package's cache folder.
+            secret: 32 bytes that sign handles, so that several machines accept each other's;
+                `None` is what the file that `ZTOK_SECRET_FILE` names holds, else the folder's own.
 
         Raises:
-            ZtokError: the folder cannot be made, or is there without a store and not writable.
+            ZtokError: the folder cannot be made, or is there without a store and not writable; or
+                the secret has another length, or its file cannot be read.
         """
+        given = given_secret(secret)
         self.path = absolute_path(path) if path is not None else cache_dir() / "store"
         self._cache: BytesCache | ReadOnlyCache
         database = self.path / "cache.db"
         try:
             if database.is_file() and not _all_writable(self.path, database):
-                self._secret = load_secret(self.path / "secret", is_read_only=True)
+                self._secret = given or load_secret(self.path / "secret", is_read_only=True)
                 self._cache = ReadOnlyCache(str(self.path))
             else:
                 self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._secret = load_secret(self.path / "secret")
+                self._secret = given or load_secret(self.path / "secret")
                 self._cache = self._open()
         except (OSError, ValueError, sqlite3.Error) as error:  # a path with a NUL is the second
             raise ZtokError(
                 f"cannot open the store {self.path} ({error}); give ZStore a writable folder."
             ) from error
+        self._own_secret = secret
         self._stats = StoreStats()
         self._stats_lock = ForkSafeLock()
         self._compress_lock = ForkSafeLock()
 
-    def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
+    def __reduce__(self) -> tuple[Callable[..., ZStore], tuple[Path, bytes | None]]:
         """A copy, also one in another process, is the same folder opened again."""
-        return type(self), (self.path,)
+        return _opened, (self.path, self._own_secret)
 
     def __len__(self) -> int:
         """Number of entries."""
@@ -123,7 +128,7 @@ class ZStore(Closing):
 
     @property
     def secret(self) -> bytes:
-        """The key that signs handles, 32 bytes, made once per folder."""
+        """The key that signs handles, 32 bytes: the one given, or one made once per folder."""
         return self._secret
 
     @property
@@ -345,6 +350,10 @@ class ZStore(Closing):
         with self._stats_lock:
             now = {name: getattr(self._stats, name) + n for name, n in added.items()}
             self._stats = replace(self._stats, **now)
+
+
+def _opened(path: Path, secret: bytes | None) -> ZStore:
+    return ZStore(path, secret=secret)
 
 
 def _all_writable(*paths: Path) -> bool:

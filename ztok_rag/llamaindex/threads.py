@@ -1,0 +1,33 @@
+"""Work that would block the event loop, in threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The result of a function that runs in a thread.
+
+    A `StopIteration` would leave the caller waiting for ever, as no future takes it; it comes out
+    as a `RuntimeError`.
+    """
+
+    def run() -> T:
+        try:
+            return function(*args, **kwargs)
+        except StopIteration as error:
+            raise RuntimeError("an iterator ended too soon") from error
+
+    return await asyncio.to_thread(run)
+
+
+async def iterate_in_threads(items: Iterator[T]) -> AsyncGenerator[T, None]:
+    """The items of an iterator, each computed in a thread."""
+    end: Any = object()
+    while (item := await in_thread(next, items, end)) is not end:
+        yield item
