@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 
 
 class ZtokError(Exception):
@@ -32,6 +33,8 @@ def check_rate(rate: float, highest: float = math.inf) -> None:
         ZtokError: it is not. Below 1 it may be a share of tokens to keep, as of LLMLingua, and the
             message says which rate that is.
     """
+    if isinstance(rate, bool) or not isinstance(rate, numbers.Real):
+        raise ZtokError(f"the rate must be a number, not {rate!r}.")
     if 1 <= rate <= highest and math.isfinite(rate):
         return
     meant = round(1 / rate, 2) if 0 < rate < 1 else math.inf

@@ -603,6 +603,9 @@ def test_bad_input_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
         index.as_retriever(similarity_top_k=0)
     with pytest.raises(ZtokError, match="no words"):
         index.query(" ")
+    for nothing in ("", " \n"):
+        with pytest.raises(ZtokError, match="no words"):
+            index.as_query_engine().query(nothing)
     with pytest.raises(ZtokError, match="cannot read Z-tokens"):
         index.as_query_engine(llm=MockLLM())
     with pytest.raises(ZtokError, match=r"'empty\.txt' has no words"):

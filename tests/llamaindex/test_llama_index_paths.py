@@ -512,3 +512,17 @@ def test_labelled_rag_datasets_in_and_out(tmp_path: Path) -> None:
     path.write_text("[]")
     with pytest.raises(DataError, match="LabelledRagDataset"):
         read_rag_dataset(path)
+
+
+def test_a_question_that_leaves_no_room_is_refused(compressor: ZCompressor, store: ZStore) -> None:
+    step = ZTokenPostprocessor(compressor=compressor, store=store)
+    nodes = [NodeWithScore(node=TextNode(text=FACT), score=1.0)]
+    with pytest.raises(ZtokError, match=r"the question takes \d+ tokens, .* shorten it"):
+        step.postprocess_nodes(nodes, query_str="What is it, then? " * 2000)
+    assert step.postprocess_nodes(nodes, query_str="x" * 9000)  # few tokens of many characters
+
+
+@pytest.mark.parametrize("rate", ["4", None, True, [4]])
+def test_a_rate_that_is_no_number_is_refused(rate: Any) -> None:
+    with pytest.raises(ZtokError, match="the rate must be a number"):
+        ZTokenPostprocessor(rate=rate)

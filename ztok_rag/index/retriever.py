@@ -10,6 +10,7 @@ from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import VectorStoreQuery
 
+from ztok_rag.errors import ZtokError
 from ztok_rag.inputs import repair_surrogates
 from ztok_rag.llamaindex.threads import in_thread
 
@@ -47,6 +48,8 @@ class Retriever(BaseRetriever):
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         if query_bundle.embedding is None:
+            if not any(text.strip() for text in query_bundle.embedding_strs):
+                raise ZtokError("the question has no words; ask one.")
             asked = [repair_surrogates(s, "the question") for s in query_bundle.embedding_strs]
             query_bundle.embedding = self._embed_model.get_agg_embedding_from_queries(asked)
         query = replace(

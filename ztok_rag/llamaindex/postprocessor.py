@@ -44,6 +44,9 @@ ContextFormat = Literal["z-tokens", "text", "decompressed"]
 FORMER_NAMES = {"focus": "query_aware", "show": "context_format"}
 """Arguments of `ZTokenPostprocessor` and `ZTokenTransform` that have another name now."""
 
+_RESERVED = 1024
+"""Positions of a prompt that are kept for its template, its Z-tokens and the answer."""
+
 _HERE = "\0"  # stands for what is read of a node
 _SHOW_TEXT = 'give ZTokenPostprocessor context_format="text" or context_format="decompressed"'
 
@@ -213,6 +216,8 @@ class ZTokenPostprocessor(MadeAgain, BaseNodePostprocessor):
         has_text = [has_text_only(item.node) for item in nodes]
         items = [item for item, text in zip(nodes, has_text, strict=True) if text]
         texts = [_clean_text(item.node) for item in items]
+        if query_bundle is not None:
+            self._check_question(query_bundle.query_str)
         if self.query_aware and query_bundle is not None:
             contents, compressed = self._for_question(items, texts, query_bundle.query_str)
         else:
@@ -266,6 +271,17 @@ class ZTokenPostprocessor(MadeAgain, BaseNodePostprocessor):
                 "made; query engines made in between count handles as text and may cut them: "
                 "make those again.",
                 stacklevel=2,
+            )
+
+    def _check_question(self, question: str) -> None:
+        """Make sure that a prompt of Z-tokens has room for the question."""
+        longest = self.compressor.reader.max_positions - _RESERVED
+        if self.context_format != "z-tokens" or len(question) <= longest:
+            return
+        if (count := self.compressor.count_tokens(question)) > longest:
+            raise ZtokError(
+                f"the question takes {count} tokens, and beside Z-tokens and answer a prompt has "
+                f"room for {longest}; shorten it."
             )
 
     def _for_question(
