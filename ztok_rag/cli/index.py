@@ -48,7 +48,8 @@ def index_folder(
     from llama_index.core import Document
 
     from ztok_rag.index.folder import IndexFolder
-    from ztok_rag.index.index import RefreshResult, ZTokenIndex
+    from ztok_rag.index.index import ZTokenIndex
+    from ztok_rag.index.refresh import RefreshResult
 
     documents = [
         # The LLM and the embedding model read the text without the name of the file.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +28,11 @@ from ztok_rag.index.documents import (
     check_documents,
     has_words,
     name_of,
-    recognize,
     warn_left_out,
 )
 from ztok_rag.index.engines import TOP_K, make_chat_engine, make_query_engine, make_retriever
 from ztok_rag.index.folder import IndexFolder, Manifest
+from ztok_rag.index.refresh import RefreshResult, plan_refresh
 from ztok_rag.index.stats import IndexStats, count
 from ztok_rag.index.vectors import (
     FlatStore,
@@ -51,24 +51,6 @@ from ztok_rag.storage.store import Closing, ZStore
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
-
-
-@dataclass(frozen=True)
-class RefreshResult:
-    """What `ZTokenIndex.refresh_ref_docs` did, as ids of documents.
-
-    Attributes:
-        added: documents that were not in the index.
-        changed: documents whose text or metadata had changed, and that were replaced.
-        unchanged: documents that were in the index already.
-        removed: documents of the index that were deleted: those that were not given, where that was
-            asked for, and those that have no words any more.
-    """
-
-    added: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
-    unchanged: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
 
 
 class ZTokenIndex(Closing):
@@ -439,30 +421,13 @@ class ZTokenIndex(Closing):
         """
         with self._change_lock:
             known = self.contents.known()
-            given = recognize(check_documents(documents), known)
-            worded = [doc for doc in given if has_words(doc)]
-            blank = [doc for doc in given if not has_words(doc)]
-            new = [doc for doc in worded if doc.doc_id not in known]
-            old = [doc for doc in worded if doc.doc_id in known]
-            changed = [doc for doc in old if known[doc.doc_id].hash != doc.hash]
-            others = known.keys() - {doc.doc_id for doc in given} if remove_others else set()
-            removed = others | {doc.doc_id for doc in blank if doc.doc_id in known}
-            result = RefreshResult(
-                added=_ids(new),
-                changed=_ids(changed),
-                unchanged=_ids(doc for doc in old if known[doc.doc_id].hash == doc.hash),
-                removed=tuple(sorted(removed)),
-            )
-            if known and not new and removed == known.keys() and not allow_empty:
+            plan = plan_refresh(check_documents(documents), known, remove_others=remove_others)
+            if known and not allow_empty and plan.empties(known):
                 raise _would_empty(self.path, "refresh_ref_docs")
-            warn_left_out(doc for doc in blank if doc.doc_id not in known)
-            if new or changed or removed:
-                self._change(
-                    add=[*new, *changed],
-                    remove=[*result.changed, *result.removed],
-                    show_progress=show_progress,
-                )
-            return result
+            warn_left_out(plan.left_out)
+            if plan.add or plan.remove:
+                self._change(add=plan.add, remove=plan.remove, show_progress=show_progress)
+            return plan.result
 
     def recompress(self, *, rate: float | None = None, show_progress: bool = False) -> int:
         """Compress every chunk with the checkpoint in use, and delete all other Z-tokens.
@@ -550,7 +515,3 @@ def _would_empty(path: Path, method: str) -> ZtokError:
         f"there is no document with words, so {method}() would empty the index {path}; give "
         "documents, or allow_empty=True if that is meant."
     )
-
-
-def _ids(documents: Iterable[Document]) -> tuple[str, ...]:
-    return tuple(doc.doc_id for doc in documents)
