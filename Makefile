@@ -54,9 +54,9 @@ bench: $(STAMP)
 		--parts compress,query --repeats 2 --output $(RESULTS)/latency
 	$(BIN)/python benchmarks/latency.py --data $(DATA)/squad/dev.jsonl --parts bytes \
 		--output $(RESULTS)/latency_bytes
-	$(BIN)/python benchmarks/ablations.py --data $(DATA)/squad/dev.jsonl --limit 100 \
+	$(BIN)/python benchmarks/ablations.py --data $(DATA)/squad/dev.jsonl --limit 60 \
 		--output $(RESULTS)/ablations_squad
-	$(BIN)/python benchmarks/ablations.py --data $(DATA)/fairytaleqa/val.jsonl --limit 60 \
+	$(BIN)/python benchmarks/ablations.py --data $(DATA)/fairytaleqa/val.jsonl --limit 40 \
 		--output $(RESULTS)/ablations_fairytaleqa
 	$(BIN)/python benchmarks/speculation.py --data $(DATA)/squad/dev.jsonl \
 		--summaries $(DATA)/sum_scitldr/train.jsonl --output $(RESULTS)/speculation

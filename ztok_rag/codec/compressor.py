@@ -252,9 +252,8 @@ def surprisal(
         own = wanted[at : at + _HEAD_TOKENS]
         chosen = logits.gather(1, own.unsqueeze(1)).squeeze(1)
         nats.append((logits.logsumexp(-1) - chosen).cpu())
-        best = logits.topk(2, dim=-1)
-        margin = best.values[:, 0] - best.values[:, 1]
-        predicted.append(((best.indices[:, 0] == own) & (margin >= MARGIN)).cpu())
+        others = logits.scatter_(1, own.unsqueeze(1), -torch.inf).amax(-1)
+        predicted.append((chosen - others >= MARGIN).cpu())
     return torch.cat(nats).double().numpy(), torch.cat(predicted).numpy()
 
 
