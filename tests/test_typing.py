@@ -40,7 +40,7 @@ from ztok_rag import (
     ZTokenTransform,
     ZtokError,
 )
-from ztok_rag import default_embedding, find_duplicates
+from ztok_rag import default_embedding, find_citations, find_duplicates
 
 
 def compress(texts: Sequence[str], folder: Path) -> list[str]:
@@ -76,7 +76,9 @@ def query(documents: list[Document], other_llm: LLM) -> str:
     IngestionPipeline(transformations=[SentenceSplitter(), transform]).run(documents=documents)
     ZTokenPostprocessor(token_budget=500)
     ZTokenPostprocessor(context_format="text", llm=other_llm)
-    return str(engine.query("Who built the lighthouse?"))
+    response = engine.query("Who built the lighthouse?")
+    assert_type(find_citations(response, ZTokenLLM())[0].text, str)
+    return str(response)
 
 
 def corpus(documents: list[Document]) -> int:

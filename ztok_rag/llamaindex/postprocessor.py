@@ -44,8 +44,8 @@ ContextFormat = Literal["z-tokens", "text", "decompressed"]
 FORMER_NAMES = {"focus": "query_aware", "show": "context_format"}
 """Arguments of `ZTokenPostprocessor` and `ZTokenTransform` that have another name now."""
 
-_RESERVED = 1024
-"""Positions of a prompt that are kept for its template, its Z-tokens and the answer."""
+_RESERVED = 1 / 8
+"""Share of a prompt's positions that is kept for its template, its Z-tokens and the answer."""
 
 _HERE = "\0"  # stands for what is read of a node
 _SHOW_TEXT = 'give ZTokenPostprocessor context_format="text" or context_format="decompressed"'
@@ -275,7 +275,7 @@ class ZTokenPostprocessor(MadeAgain, BaseNodePostprocessor):
 
     def _check_question(self, question: str) -> None:
         """Make sure that a prompt of Z-tokens has room for the question."""
-        longest = self.compressor.reader.max_positions - _RESERVED
+        longest = int(self.compressor.reader.max_positions * (1 - _RESERVED))
         if self.context_format != "z-tokens" or len(question) <= longest:
             return
         if (count := self.compressor.count_tokens(question)) > longest:
