@@ -59,6 +59,9 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]
         return (root / filename).resolve().is_relative_to(root)
 
 
+_VALUE_BYTES = "SELECT COALESCE(SUM(COALESCE(LENGTH(value), 0) + size), 0) FROM Cache"
+
+
 class _Literal(str):
     """A path as it is: diskcache replaces `$NAME` in others by an environment variable."""
 
@@ -82,9 +85,7 @@ class BytesCache(diskcache.Cache):  # type: ignore[misc]
 
     def value_bytes(self) -> int:
         """Bytes of all values, without keys and what the database adds; `volume` counts both."""
-        ((size,),) = self._sql(
-            "SELECT COALESCE(SUM(COALESCE(LENGTH(value), 0) + size), 0) FROM Cache"
-        ).fetchall()
+        ((size,),) = self._sql(_VALUE_BYTES).fetchall()
         return int(size)
 
     def empty_log(self) -> bool:
@@ -110,7 +111,7 @@ class ReadOnlyCache:
         len(self)
 
     def __len__(self) -> int:
-        return int(self._one("SELECT COUNT(*) FROM Cache")[0])
+        return self._number("SELECT COUNT(*) FROM Cache")
 
     def __contains__(self, key: str) -> bool:
         return self._row(key) is not None
@@ -120,13 +121,9 @@ class ReadOnlyCache:
         row = self._row(key)
         return None if row is None else self._disk.fetch(*row, False)
 
-    def all_keys(self) -> list[str]:
-        """Every key."""
-        return [key for (key,) in self._all("SELECT key FROM Cache") if isinstance(key, str)]
-
     def value_bytes(self) -> int:
         """Bytes of all values."""
-        return int(self._one("SELECT COALESCE(SUM(LENGTH(value)), 0) FROM Cache")[0])
+        return self._number(_VALUE_BYTES)
 
     def set(self, key: str, value: bytes, retry: bool = True) -> None:
         """Raise `sqlite3.OperationalError`."""
@@ -147,9 +144,9 @@ class ReadOnlyCache:
         rows = self._all("SELECT mode, filename, value FROM Cache WHERE key = ? AND raw = 1", key)
         return rows[0] if rows else None
 
-    def _one(self, query: str) -> tuple[Any, ...]:
-        (row,) = self._all(query)
-        return tuple(row)
+    def _number(self, query: str) -> int:
+        ((number,),) = self._all(query)
+        return int(number)
 
     def _all(self, query: str, *values: object) -> list[Any]:
         with self._lock:
