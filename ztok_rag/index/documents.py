@@ -101,36 +101,30 @@ def recognize(documents: Iterable[Document], known: Mapping[str, KnownDocument])
     free = {i: doc for i, doc in known.items() if i not in given}
     unknown = [d for d in documents if d.doc_id not in known and _is_random(d.doc_id)]
     found: dict[str, str] = {}
-
-    def take(document: Document, candidates: Iterable[str]) -> None:
-        for candidate in candidates:
-            found[document.doc_id] = candidate
-            del free[candidate]
-            return
-
-    by_hash: dict[str | None, list[str]] = {}
-    for known_id, own in free.items():
-        by_hash.setdefault(own.hash, []).append(known_id)
-    for document in unknown:
-        same = by_hash.get(document.hash, [])
-        take(document, [i for i in same if i in free][:1])
-    by_source: dict[tuple[str, str], list[str]] = {}
-    for known_id, own in free.items():
-        if source := _source(own.metadata):
-            by_source.setdefault(source, []).append(known_id)
-    for document in unknown:
-        source = _source(document.metadata)
-        if source and document.doc_id not in found:
-            take(document, [i for i in by_source.get(source, []) if i in free][:1])
+    for key_of in (_content, _source):
+        waiting: dict[Any, list[str]] = {}
+        for known_id, own in free.items():
+            waiting.setdefault(key_of(own), []).append(known_id)
+        waiting.pop(None, None)
+        for document in unknown:
+            same = waiting.get(key_of(document))
+            if same and document.doc_id not in found:
+                found[document.doc_id] = same.pop(0)
+                del free[found[document.doc_id]]
     return [
         d.model_copy(update={"id_": found[d.doc_id]}) if d.doc_id in found else d for d in documents
     ]
 
 
-def _source(metadata: Mapping[str, Any]) -> tuple[str, str] | None:
+def _content(document: Document | KnownDocument) -> str | None:
+    """The hash of text and metadata."""
+    return document.hash
+
+
+def _source(document: Document | KnownDocument) -> tuple[str, str] | None:
     """File and part of it that a document is from, where its metadata say so."""
-    file = metadata.get(_SOURCE)
-    return None if file is None else (str(file), str(metadata.get(_PART, "")))
+    file = document.metadata.get(_SOURCE)
+    return None if file is None else (str(file), str(document.metadata.get(_PART, "")))
 
 
 def _is_random(doc_id: str) -> bool:
