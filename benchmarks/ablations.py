@@ -39,14 +39,12 @@ from ztok_rag.evaluation import (
 )
 from ztok_rag.evaluation.datasets import short_names
 from ztok_rag.evaluation.log import weights_digest
-from ztok_rag.evaluation.prompts import Prompt
+from ztok_rag.evaluation.prompts import Compressed, Prompt
 from ztok_rag.evaluation.results import write_results
 from ztok_rag.evaluation.run import prediction_record
 from ztok_rag.files import show
 from ztok_rag.jsonl import read_jsonl
 from ztok_rag.selection.look_twice import LookTwice
-from ztok_rag.selection.query_aware import QueryAwareSelector, resolve_in_memory
-from ztok_rag.selection.sentences import SentenceScorer
 
 DEFAULT = "default"
 TEXT = "text"
@@ -210,9 +208,7 @@ class _Answers:
 
     def __init__(self, compressor: ZCompressor) -> None:
         self.compressor = compressor
-        self.resolve = resolve_in_memory(compressor)
-        scorer = SentenceScorer(compressor.tokenizer)
-        self.selector = QueryAwareSelector(compressor, scorer, self.resolve)
+        self.compressed = Compressed(compressor)
 
     def records(self, arm: Arm, questions: Sequence[Question]) -> list[dict[str, Any]]:
         """What the log keeps of an arm's answers to some questions."""
@@ -243,14 +239,14 @@ class _Answers:
             looks += [z.at(first_rate)] if budget else []
         positions = sum(map(len, looks))
         assert question.gold is not None
-        (text,) = self.resolve([question.gold])[0]
+        (text,) = self.compressed.texts([question.gold])
         return Prompt(segments, positions, len(text), len(text.to_bytes()), False, positions)
 
     def _read(self, variant: Variant, question: Question, rate: float) -> ZSequence:
         assert question.gold is not None
         if variant.is_focused:
-            return self.selector.compose(question.text, [question.gold], rate)[0][0]
-        (text,) = self.resolve([question.gold])[0]
+            return self.compressed.focus.compose(question.text, [question.gold], rate)[0][0]
+        (text,) = self.compressed.texts([question.gold])
         return variant.read(text, rate, self.compressor.slots)
 
 

@@ -57,7 +57,8 @@ class Compressed:
         scorer = SentenceScorer(compressor.tokenizer)
         self.focus = QueryAwareSelector(compressor, scorer, self._resolve)
 
-    def _texts(self, chunks: Sequence[str]) -> list[CompressedText]:
+    def texts(self, chunks: Sequence[str]) -> list[CompressedText]:
+        """The chunks, compressed for all rates."""
         return self._resolve(chunks)[0]
 
     def prepare(self, texts: Sequence[str], arm: Arm) -> None:
@@ -67,20 +68,20 @@ class Compressed:
         elif arm.name == "ztok-focus":
             self.focus.prepare(texts)
         elif arm.reads_z_tokens:
-            self._texts(texts)
+            self.texts(texts)
 
     def read(self, question: str, chunks: Sequence[str], arm: Arm) -> list[ZSequence]:
         """The Z-tokens of the chunks that an arm reads, or looks at first."""
         assert arm.rate is not None
         if arm.name == "ztok-focus":
             return self.focus.compose(question, chunks, arm.rate)[0]
-        return [text.at(arm.rate, self.compressor.slots) for text in self._texts(chunks)]
+        return [text.at(arm.rate, self.compressor.slots) for text in self.texts(chunks)]
 
     def stored_bytes(self, chunks: Sequence[str], arm: Arm) -> int:
         """Bytes of the chunks that are stored for an arm."""
         if arm.name == "ztok-focus":
             return self.focus.stored_bytes(chunks)
-        return sum(len(text.to_bytes()) for text in self._texts(chunks))
+        return sum(len(text.to_bytes()) for text in self.texts(chunks))
 
 
 def build_prompt(

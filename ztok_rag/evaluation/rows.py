@@ -50,11 +50,7 @@ class Row:
         compressed: mean chunks compressed per query.
         answer_tokens: mean tokens of an answer.
         answers: the answers given.
-        work: training compute, in positions sent forward through the base LLM.
-        steps: optimizer steps.
-        seconds: wall-clock seconds of training.
         what: the variant in a few words.
-        setting: how held-out data were read.
         fingerprint: of the checkpoint.
     """
 
@@ -93,12 +89,8 @@ class Row:
     compressed: float | None = None
     answer_tokens: float | None = None
     answers: list[str] | None = None
-    # Of training runs and checkpoints.
-    work: float | None = None
-    steps: int | None = None
-    seconds: float | None = None
+    # Of variants and checkpoints.
     what: str | None = None
-    setting: str | None = None
     fingerprint: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
