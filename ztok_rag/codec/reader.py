@@ -80,7 +80,7 @@ class ZReader:
     - `speculate`: read what may come next in one pass with what was written, where the answer
       goes on like the prompt or like itself (`ztok_rag.codec.speculation`). It takes fewer passes
       of the LLM. In float32 it changes no answer, and `None` does so there; bf16 rounds passes of
-      several tokens otherwise, and about one token in a hundred is another.
+      several tokens otherwise, and some tokens are others.
 
     Attributes:
         model: the checkpoint.
