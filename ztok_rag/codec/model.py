@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -282,13 +282,6 @@ def codes_fingerprint(config: ZConfig, code: TokenCode) -> str:
     for array in (code.costs, code.leaders, code.levels):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def fit_token_code(
-    texts: Sequence[Sequence[int]], levels: Sequence[Sequence[int]], vocabulary: int
-) -> TokenCode:
-    """The entropy code of training text; arguments as `TokenCode.fit`."""
-    return TokenCode.fit(texts, levels, vocabulary, symbols=LEVELS)
 
 
 def _damaged(folder: Path, error: Exception) -> CheckpointError:

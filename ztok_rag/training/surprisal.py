@@ -18,8 +18,9 @@ from tqdm.auto import tqdm
 
 from ztok_rag.codec.compressed_text import levels_of
 from ztok_rag.codec.compressor import batches_by_size, surprisal
-from ztok_rag.codec.model import ZModel, fit_token_code
+from ztok_rag.codec.model import ZModel
 from ztok_rag.codec.serialization import write_atomic
+from ztok_rag.codec.token_code import TokenCode
 from ztok_rag.training.data import TrainingData
 
 _SECONDS_BETWEEN_SAVES = 20.0
@@ -70,7 +71,7 @@ def fit_code(model: ZModel, data: TrainingData, surprisal: Surprisal) -> None:
     levels = levels_of(surprisal.nats.astype(np.float64), np.asarray(surprisal.predicted))
     texts: list[Any] = np.split(np.asarray(data.passages.ids), cuts)
     split: list[Any] = np.split(levels, cuts)
-    model.token_code = fit_token_code(texts, split, model.base.vocab_size)
+    model.token_code = TokenCode.fit(texts, split, model.base.vocab_size)
 
 
 def _weigh(

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from ztok_rag.codec.base import BaseLM
 from ztok_rag.codec.compressor import ZCompressor
-from ztok_rag.codec.model import ZModel, fit_token_code
+from ztok_rag.codec.model import ZModel
+from ztok_rag.codec.token_code import TokenCode
 
 run, data, folder = sys.argv[1:4]
 raw = pickle.loads(lzma.decompress(Path(data).read_bytes()))
@@ -24,7 +25,7 @@ train = np.flatnonzero(~np.isin(raw["ctx_set"], judging))
 texts = [raw["ctx"][off[c] : off[c + 1]].astype(np.int64) for c in train]
 rng = np.random.default_rng(0)
 base = BaseLM.load(dtype=torch.float32)
-first = fit_token_code(texts, [np.zeros(1, np.int64)], base.vocab_size)
+first = TokenCode.fit(texts, [np.zeros(1, np.int64)], base.vocab_size)
 torch.set_num_threads(2)
 model = ZModel.create(
     base, rank=64, slots=16, packer_width=2048, embedding_scale=0.12, pointer_layer=20
@@ -33,7 +34,7 @@ model.token_code = first
 some = [texts[i] for i in rng.permutation(len(texts))[:100]]
 levels = ZCompressor(model)._weigh(some, 4096)
 print("levels", np.bincount(np.concatenate(levels), minlength=8))
-model.token_code = fit_token_code(texts, levels, base.vocab_size)
+model.token_code = TokenCode.fit(texts, levels, base.vocab_size)
 reader = {}
 for i in range(3):
     reader |= load_file(f"{run}/read{i}.safetensors")
