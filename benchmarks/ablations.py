@@ -20,7 +20,14 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from common import Parser, load_compressor, numbers, positive, run_script
+from common import (
+    Parser,
+    add_model_options,
+    load_compressor,
+    numbers,
+    positive,
+    run_script,
+)
 from ztok_rag.codec.compressed_text import CompressedText
 from ztok_rag.codec.compressor import ZCompressor
 from ztok_rag.codec.copying import CopyCosts
@@ -142,10 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=positive, default=100, metavar="N", help="questions")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--checkpoint", default=None, metavar="DIR")
-    parser.add_argument("--base", default=None, metavar="NAME")
-    parser.add_argument("--device", default=None, metavar="DEVICE")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    add_model_options(parser)
     options = parser.parse_args(arguments)
     records = read_jsonl(options.data, QUESTION_FIELDS, check_question)
     (task,) = short_names([options.data])

@@ -97,6 +97,21 @@ def make_parser(description: str, *, k: int, limit: int | None) -> Parser:
         help="folder of the results; one that holds an interrupted run resumes it "
         "(default: results/NAME of the benchmark)",
     )
+    add_model_options(parser)
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="default: 8")
+    parser.add_argument(
+        "--measure",
+        type=count,
+        default=8,
+        metavar="N",
+        help="questions per task and arm whose prefill is timed (default: 8)",
+    )
+    add_skip_option(parser)
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options of what is measured: checkpoint, base and device; and the seed."""
     parser.add_argument(
         "--checkpoint", default=None, metavar="DIR", help="default: the one shipped"
     )
@@ -107,17 +122,7 @@ def make_parser(description: str, *, k: int, limit: int | None) -> Parser:
         help="base LLM, by id or folder (default: the one the checkpoint names)",
     )
     parser.add_argument("--device", default=None, help="default: cuda if there is one, else cpu")
-    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="default: 8")
-    parser.add_argument(
-        "--measure",
-        type=count,
-        default=8,
-        metavar="N",
-        help="questions per task and arm whose prefill is timed (default: 8)",
-    )
     parser.add_argument("--seed", type=count, default=0, help="default: 0")
-    add_skip_option(parser)
-    return parser
 
 
 def names(text: str) -> list[str]:

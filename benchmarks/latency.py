@@ -24,6 +24,7 @@ from tqdm import tqdm
 import plots
 from common import (
     Parser,
+    add_model_options,
     add_skip_option,
     count,
     load_compressor,
@@ -153,10 +154,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="padded tokens per pass, of compressor and base alike (default: 4096)",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=None, metavar="DIR")
-    parser.add_argument("--checkpoint", default=None, metavar="DIR", help="default: the shipped")
-    parser.add_argument("--base", default=None, metavar="ID", help="base LLM, by id or folder")
-    parser.add_argument("--device", default=None, help="default: cuda if there is one, else cpu")
-    parser.add_argument("--seed", type=count, default=0, help="default: 0")
+    add_model_options(parser)
     add_skip_option(parser)
     options = parser.parse_args(arguments)
     if unknown := [part for part in options.parts if part not in PARTS]:

@@ -24,7 +24,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import Parser, count, load_compressor, names, positive, run_script
+from common import (
+    Parser,
+    add_model_options,
+    load_compressor,
+    names,
+    positive,
+    run_script,
+)
 from costs.corpus import TEXT_FIELDS, read_records
 from ztok_rag.codec.base import BaseLM, dtype_name
 from ztok_rag.codec.compressor import ZCompressor, surprisal
@@ -180,9 +187,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="length of each document, from the data in turns (default: 1000,1500,1000,5000,1000)",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=None, metavar="DIR")
-    parser.add_argument("--checkpoint", default=None, metavar="DIR", help="default: the shipped")
-    parser.add_argument("--base", default=None, metavar="ID", help="base LLM, by id or folder")
-    parser.add_argument("--seed", type=count, default=0, help="default: 0")
+    add_model_options(parser)
     parser.set_defaults(device="cpu")
     return parser.parse_args(arguments)
 

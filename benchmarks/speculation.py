@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import Parser, count, load_compressor, positive, run_script
+from common import Parser, add_model_options, load_compressor, positive, run_script
 from costs.bench import seconds
 from costs.corpus import read_records
 from ztok_rag.codec.base import dtype_name
@@ -203,10 +203,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--max-new-tokens", type=positive, default=48, metavar="N", help="default: 48"
     )
     parser.add_argument("--output", type=Path, default=None, metavar="DIR")
-    parser.add_argument("--checkpoint", default=None, metavar="DIR", help="default: the shipped")
-    parser.add_argument("--base", default=None, metavar="ID", help="base LLM, by id or folder")
-    parser.add_argument("--device", default=None, help="default: cuda if there is one, else cpu")
-    parser.add_argument("--seed", type=count, default=0, help="default: 0")
+    add_model_options(parser)
     return parser.parse_args(arguments)
 
 
