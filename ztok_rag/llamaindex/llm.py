@@ -102,6 +102,11 @@ class ZTokenLLM(MadeAgain, CustomLLM):
     timeout: float = Field(
         default=120.0, gt=0, description="Seconds to wait for a byte of that server."
     )
+    context_window: int | None = Field(
+        default=None,
+        gt=0,
+        description="Positions that the model at that server reads; None asks it, once.",
+    )
     max_retries: int = Field(
         default=3, ge=0, description="How often to ask that server again while it is busy."
     )
@@ -148,8 +153,8 @@ class ZTokenLLM(MadeAgain, CustomLLM):
             api_base: address of the API of a `ztok serve` that answers, such as
                 `http://127.0.0.1:8000/v1`; `None` answers in this process.
             api_key: that server's token; `None` is the environment's `ZTOK_API_KEY`.
-            kwargs: `model`, `timeout` and `max_retries` of that server; and fields of LlamaIndex's
-                `LLM`, such as `system_prompt`.
+            kwargs: `model`, `context_window`, `timeout` and `max_retries` of that server; and
+                fields of LlamaIndex's `LLM`, such as `system_prompt`.
 
         Raises:
             ZtokError: there is no argument of that name, or one does not go with `api_base`.
@@ -221,17 +226,29 @@ class ZTokenLLM(MadeAgain, CustomLLM):
     @property
     def metadata(self) -> LLMMetadata:
         if self._server is not None:
-            info = self._server.info
+            window = self.context_window or self._server.info.get("context_window")
             return LLMMetadata(
-                context_window=info.get("context_window", LLMMetadata().context_window),
+                context_window=window or LLMMetadata().context_window,
                 num_output=self.max_new_tokens,
-                model_name=f"ztok-rag:{info.get('fingerprint', self.model)}",
+                model_name=self._name,
             )
+        reader = self.reader
         return LLMMetadata(
-            context_window=self.reader.max_positions,
+            context_window=reader.max_positions,
             num_output=self.max_new_tokens,
-            model_name=f"ztok-rag:{self.reader.fingerprint}",
+            model_name=self._name,
         )
+
+    def to_payload(self) -> dict[str, Any]:
+        """What events say of this LLM; no model is loaded for it, and no server asked."""
+        return {"class_name": self.class_name(), "model_name": self._name}
+
+    @property
+    def _name(self) -> str:
+        """With the reader's fingerprint, where it is known by now."""
+        if self._server is not None:
+            return self._server.name
+        return "ztok-rag" if self._reader is None else f"ztok-rag:{self._reader.fingerprint}"
 
     @property
     def reads_z_tokens(self) -> bool:

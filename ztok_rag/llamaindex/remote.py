@@ -85,6 +85,12 @@ class RemoteLLM:
         with _named(self.api_base), self._client() as client:
             return _checked(client.get(f"{self.api_base}/models/{self.model}"))
 
+    @property
+    def name(self) -> str:
+        """Of the model, as LlamaIndex shows it; with its fingerprint, where that was asked for."""
+        info = self.__dict__.get("info", {})
+        return f"ztok-rag:{info['fingerprint']}" if "fingerprint" in info else self.model
+
     def complete(self, prompt: str, arguments: Mapping[str, Any]) -> Reply:
         """The answer to a prompt.
 

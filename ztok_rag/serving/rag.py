@@ -80,5 +80,7 @@ def _engine(
 ) -> tuple[ZTokenLLM, RetrieverQueryEngine]:
     """A query engine for one question, and its LLM, whose tokens `counter` counts."""
     given = {} if longest is None else {"max_new_tokens": longest}
-    llm = index.llm(callback_manager=CallbackManager([counter]), **given)
-    return llm, index.as_query_engine(llm=llm, similarity_top_k=request.similarity_top_k)
+    llm = index.llm(**given)
+    engine = index.as_query_engine(llm=llm, similarity_top_k=request.similarity_top_k)
+    llm.callback_manager = CallbackManager([counter])  # a synthesizer gives its LLM another
+    return llm, engine
