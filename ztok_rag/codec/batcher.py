@@ -254,6 +254,11 @@ class Batcher:
                 if request.cancelled or not self._begin(request):
                     continue
                 ready.append(request)
+            elif ready[0].cancelled:
+                ready.pop()
+                with self._lock:
+                    self._count(cancelled=1)
+                continue
             held = [*writing, *admitted, ready[0]]
             if len(held) > 1 and len(held) * max(r.positions for r in held) > self.max_positions:
                 break
