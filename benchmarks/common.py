@@ -77,7 +77,7 @@ def make_parser(description: str, *, k: int, limit: int | None) -> Parser:
     )
     parser.add_argument(
         "--k",
-        type=_counts,
+        type=counts,
         default=[k],
         metavar="K,L",
         help=f"chunks retrieved per question, comma-separated (default: {k})",
@@ -137,10 +137,11 @@ def numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers") from None
 
 
-def _counts(text: str) -> list[int]:
-    if not (counts := list(dict.fromkeys(map(count, names(text))))):
+def counts(text: str) -> list[int]:
+    """Comma-separated whole numbers, at least one, as an argument type."""
+    if not (found := list(dict.fromkeys(map(count, names(text))))):
         raise argparse.ArgumentTypeError("it must name at least one number")
-    return counts
+    return found
 
 
 def count(text: str) -> int:

@@ -20,7 +20,13 @@ from common import Parser, run_script
 from result_rows import COVID, SQUAD, Results
 from tables.checkpoint import gold_section, repeated_section
 from tables.corpus import accuracy_section, corpus_section, paired_section
-from tables.costs import bytes_section, context_section, query_section, throughput_section
+from tables.costs import (
+    bytes_section,
+    context_section,
+    query_section,
+    serving_section,
+    throughput_section,
+)
 from tables.longbench import longbench_section
 from tables.markdown import Place
 from tables.paper import paper_section
@@ -68,6 +74,7 @@ SECTIONS = {
     "context": Section(
         "First token and KV cache against context length", context_section, "context_length.png"
     ),
+    "serving": Section("Many askers at once", serving_section, "serving.png"),
     "ablations": Section("What each part of reading gives", ablations_section),
     "speculation": Section("Passes and time with drafts", speculation_section),
     "lossless": Section("Lossless files", lossless_section),

@@ -263,3 +263,30 @@ def draw_bytes(rows: Sequence[Json], file: Path) -> Path:
     axis.set(xlabel="bytes per source token (log scale)")
     axis.margins(x=0.12)
     return save(figure, file)
+
+
+def draw_serving(rows: Sequence[Json], file: Path) -> Path:
+    """Lines of answers per second against how many ask at once, for each arm."""
+    figure, axis = plt.subplots(figsize=(6.4, 3.4))
+    askers = sorted({row["k"] for row in rows})
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        own = [pick(rows, arm=arm, k=k, metric="answers_per_second") for k in askers]
+        found = [row for row in own if row is not None]
+        style = ARMS[arm]
+        scores = [row["score"] for row in found]
+        errors = [
+            [max(0.0, row["score"] - row["ci95"][0]) for row in found],
+            [max(0.0, row["ci95"][1] - row["score"]) for row in found],
+        ]
+        axis.errorbar(
+            [row["k"] for row in found], scores, yerr=errors, color=style.colour,
+            marker=style.marker, label=style.label, capsize=3,
+        )  # fmt: skip
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(askers, [str(k) for k in askers])
+    axis.minorticks_off()
+    axis.set_ylim(bottom=0)
+    axis.set(xlabel="askers at once (log scale)", ylabel="answers per second")
+    axis.legend(frameon=False)
+    plain(axis)
+    return save(figure, file)

@@ -22,13 +22,14 @@ BELOW = {
     "evaluation": {"codec", "storage", "selection"},
     "llamaindex": {"codec", "storage", "selection"},
     "index": {"codec", "storage", "selection", "llamaindex"},
+    "serving": {"codec", "storage", "selection", "llamaindex", "index"},
     "view": {"codec", "evaluation"},
     "cli": {
         *("codec", "storage", "selection", "training", "evaluation", "llamaindex", "index"),
-        "view",
+        *("serving", "view"),
     },
 }
-LLAMA_INDEX = {"llamaindex", "index", "cli"}
+LLAMA_INDEX = {"llamaindex", "index", "serving", "cli"}
 PEFT = {"codec"}
 
 

@@ -62,6 +62,7 @@ def compress(texts: Sequence[str], folder: Path) -> list[str]:
         assert_type(store.stats.hits, int)
     reader = ZReader.from_pretrained()
     assert_type(reader.repeat([z], speculate=True), list[str])
+    z.to_embeds(reader), reader.to_embeds([z, "Question?"], ask_first=False)
     return reader.generate([[z, "Question?"], "Text alone"], max_new_tokens=16, adapter=None)
 
 
@@ -69,6 +70,7 @@ def query(documents: list[Document], other_llm: LLM) -> str:
     index = VectorStoreIndex.from_documents(documents, embed_model=default_embedding())
     postprocessor = ZTokenPostprocessor(rate=4)
     as_base: BaseNodePostprocessor = postprocessor
+    ZTokenLLM(api_base="http://127.0.0.1:8000/v1", api_key="token", timeout=30.0)
     llm: LLM = ZTokenLLM(max_new_tokens=32, look_twice=False, copying=True, ask_first=True)
     engine = index.as_query_engine(llm=llm, node_postprocessors=[as_base], similarity_top_k=3)
     assert_type(postprocessor.stats.compressed, int)

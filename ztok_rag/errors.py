@@ -26,6 +26,10 @@ class DataError(ZtokError):
     """A training or evaluation record is malformed, or a task is unknown."""
 
 
+class ServerError(ZtokError):
+    """A server cannot be reached, or refuses or fails to answer."""
+
+
 def check_rate(rate: float, highest: float = math.inf) -> None:
     """Make sure that a rate is source tokens per Z-token, 1 to `highest`.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plots import draw_bytes, draw_context, draw_queries, draw_throughput
+from plots import draw_bytes, draw_context, draw_queries, draw_serving, draw_throughput
 from result_rows import (
+    ARMS,
     PHASES,
     Json,
     Results,
@@ -131,6 +132,46 @@ def _answered(rows: Sequence[Json], same: Mapping[str, Any]) -> str:
         return ""
     count = f"{round(answered['score'] * answered['n'] / 100)} of {answered['n']}"
     return count + (f", F1 {f1['score']:.0f}" if f1 else "")
+
+
+def serving_section(results: Results, place: Place) -> str:
+    """A picture and a table of answers per second, by how many ask at once."""
+    rows = results.where(benchmark="serving")
+    if not rows:
+        return ""
+    file = draw_serving(rows, place.pictures / "serving.png")
+    lines = []
+    for askers in sorted({row["k"] for row in rows}):
+        for arm in dict.fromkeys(row["arm"] for row in rows):
+            own = {"k": askers, "arm": arm}
+            speed, wait, fill, lag, same = (
+                pick(rows, metric=metric, **own)
+                for metric in (
+                    "answers_per_second", "seconds_per_answer", "answers_per_pass", "loop_lag_ms",
+                    "same",
+                )
+            )  # fmt: skip
+            if speed is None or wait is None:
+                continue
+            cells = [
+                str(askers),
+                ARMS[arm].label,
+                number(speed["context_tokens"]),
+                score(speed, 2),
+                f"{wait['score']:.2f} ({wait['p10']:.2f} to {wait['p90']:.2f})",
+                number((fill or {}).get("score"), 1),
+                number((lag or {}).get("score")),
+                number((same or {}).get("score")),
+            ]
+            lines.append(bold(cells, arm == "ztok"))
+    header = (
+        "askers at once", "context", "prompt tokens", "answers per second (95% interval)",
+        "seconds per answer: mean (p10 to p90)", "answers in a pass", "longest loop lag, ms",
+        "equal to those asked alone, %",
+    )  # fmt: skip
+    image = place.image("Answers per second by askers", file)
+    note = "One process, `ZTokenLLM.acomplete`. Compression is not counted."
+    return f"{image}\n\n{table(header, lines)}\n\n{note}\n\n{results.source(rows)}"
 
 
 def bytes_section(results: Results, place: Place) -> str:

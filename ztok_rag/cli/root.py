@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from ztok_rag.cli import codes, doctor, evaluate, index, info, train
+from ztok_rag.cli import codes, doctor, evaluate, export, index, info, serve, train
 from ztok_rag.cli.console import INTERRUPTED, NO_READER, say
 
 
@@ -61,5 +61,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("index")(index.index_folder)
 app.command()(index.ask)
 app.command()(index.stats)
+app.command()(serve.serve)
+app.command()(export.export)
 app.command()(info.info)
 app.command()(doctor.doctor)

@@ -25,6 +25,7 @@ class Answer:
         drafter: proposes what comes next; `None` decodes token by token.
         tokens: the ids written so far; an end token comes last.
         done: whether it is whole. A caller that wants no more may set it.
+        ended: whether an end token was written.
     """
 
     inputs: Tensor
@@ -33,6 +34,7 @@ class Answer:
     drafter: Drafter | None = None
     tokens: list[int] = field(default_factory=list)
     done: bool = False
+    ended: bool = False
 
     def draft(self) -> Draft:
         """What may come next, short enough for the limit."""
@@ -62,7 +64,8 @@ class Answer:
                 scores = self.processor(torch.tensor([self.tokens], dtype=torch.long), scores)
             token = int(scores[0].argmax())
             self.tokens.append(token)
-            self.done = token in ends or len(self.tokens) >= self.limit
+            self.ended = token in ends
+            self.done = self.ended or len(self.tokens) >= self.limit
             if self.done or place == len(draft) or token != draft.tokens[place]:
                 break
         written = len(self.tokens) - before
@@ -109,6 +112,39 @@ class GreedyDecoder:
         """Whether all answers are whole."""
         return all(row.done for row in self.rows)
 
+    @property
+    def joins(self) -> bool:
+        """Whether `join` can be called: each layer of the cache keeps all that it read."""
+        return self._drafts
+
+    @torch.inference_mode()
+    def join(self, other: GreedyDecoder) -> None:
+        """Write the answers of another decoder, which is used up, together with these.
+
+        Both have read their prompts, with the same base and adapter. The shorter cache is padded
+        on the left, where the mask hides it, so that neither reads anything again.
+        """
+        assert self.joins and self.passes and other.passes and self.adapter == other.adapter
+        for decoder in (self, other):
+            decoder._drop_done()
+        if not other.rows:
+            return
+        if not self.rows:
+            self.rows, self._cache, self._mask = other.rows, other._cache, other._mask
+            self._alone = other._alone
+            return
+        width = max(self._mask.shape[1], other._mask.shape[1])
+        masks = [_widen(decoder._mask, width, dim=1) for decoder in (self, other)]
+        self._mask = torch.cat(masks)
+        for own, theirs in zip(self._cache.layers, other._cache.layers, strict=True):
+            if own.is_initialized:  # a layer that shares another's keys holds none
+                own.keys = torch.cat([_widen(x, width, dim=2) for x in (own.keys, theirs.keys)])
+                own.values = torch.cat(
+                    [_widen(x, width, dim=2) for x in (own.values, theirs.values)]
+                )
+        self.rows += other.rows
+        self._alone = False
+
     @torch.inference_mode()
     def advance(self) -> None:
         """Add at least one token to every answer that is not done, in one pass."""
@@ -147,6 +183,19 @@ class GreedyDecoder:
             self.rows = [self.rows[number] for number in going]
             self._cache.batch_select_indices(chosen)
             self._mask = self._mask[chosen]
+            self._compact()
+
+    def _compact(self) -> None:
+        """Take positions that no row sees any more out of the cache."""
+        seen = self._mask.any(0)
+        if not self._drafts or not self.rows or bool(seen.all()):
+            return
+        kept = seen.nonzero()[:, 0]
+        self._mask = self._mask[:, kept]
+        for layer in self._cache.layers:
+            if layer.is_initialized:
+                layer.keys = layer.keys.index_select(2, kept)
+                layer.values = layer.values.index_select(2, kept)
 
     def _propose(self) -> list[Draft]:
         """A draft for each row, as long as it pays."""
@@ -181,6 +230,16 @@ class GreedyDecoder:
         if extra := width - max(kept):
             self._cache.crop(-extra)
             self._mask = self._mask[:, : end - extra]
+
+
+def _widen(tensor: Tensor, width: int, dim: int) -> Tensor:
+    """`tensor` with zeros before it along one dimension, up to a width."""
+    missing = width - tensor.shape[dim]
+    if not missing:
+        return tensor
+    shape = list(tensor.shape)
+    shape[dim] = missing
+    return torch.cat([tensor.new_zeros(shape), tensor], dim=dim)
 
 
 def _pad_left(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 
 def multiplies_bf16() -> bool:
@@ -50,3 +50,12 @@ def first_layers(decoder: Any, n: int) -> nn.Module:
     short.config = copy.copy(decoder.config)
     short.config.num_hidden_layers = n
     return short  # type: ignore[no-any-return]
+
+
+def adapter_changes(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """What an adapter adds to the weight of each layer, `[out, in]`, by the layer's name."""
+    return {
+        path: layer.get_delta_weight(name)
+        for path, layer in model.named_modules()
+        if isinstance(layer, BaseTunerLayer)
+    }

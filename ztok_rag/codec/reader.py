@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ztok_rag.codec.base import BaseLM
+from ztok_rag.codec.batcher import Batcher
 from ztok_rag.codec.copying import CopyCosts, CopyFromCodes, CopySource
 from ztok_rag.codec.filling import fill_gaps
 from ztok_rag.codec.generation import Answer, GreedyDecoder
 from ztok_rag.codec.model import READ, ZModel
+from ztok_rag.codec.pieces import Pieces, before
 from ztok_rag.codec.prompts import REPEAT_PROMPT
 from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.codec.speculation import Drafter
@@ -90,6 +92,11 @@ class ZReader:
     def __init__(self, model: ZModel) -> None:
         self.model = model
         self.passes = 0
+        self._batcher = Batcher(self)
+
+    def __reduce__(self) -> tuple[type[ZReader], tuple[ZModel]]:
+        """A copy reads by the same checkpoint, for askers of its own."""
+        return type(self), (self.model,)
 
     @classmethod
     def from_pretrained(
@@ -101,6 +108,11 @@ class ZReader:
     ) -> ZReader:
         """Load a checkpoint; arguments and errors as `ZCompressor.from_pretrained`."""
         return cls(ZModel.from_pretrained(checkpoint, base=base, device=device))
+
+    @property
+    def batcher(self) -> Batcher:
+        """Answers many askers of this reader together."""
+        return self._batcher
 
     @property
     def tokenizer(self) -> Any:
@@ -154,11 +166,17 @@ class ZReader:
             SequenceError: a `ZSequence` was made by another checkpoint.
             ZtokError: a prompt is empty or too long for the base, or the adapter is unknown.
         """
-        read = [
-            self._embed(p, max_new_tokens, adapter, copy, ask_first)
-            for p in as_list(prompts, "prompts")
+        answers = [
+            self.begin(
+                prompt,
+                max_new_tokens=max_new_tokens,
+                adapter=adapter,
+                copy=copy,
+                ask_first=ask_first,
+                speculate=speculate,
+            )
+            for prompt in as_list(prompts, "prompts")
         ]
-        answers = [self._answer(r, max_new_tokens, speculate) for r in read]
         return self._generate(answers, adapter, stop, batch_size)
 
     def stream(
@@ -173,15 +191,51 @@ class ZReader:
         speculate: bool | None = None,
     ) -> Iterator[str]:
         """Answer one prompt piece by piece; the pieces join to what `generate` returns."""
+        answer = self.begin(
+            prompt,
+            max_new_tokens=max_new_tokens,
+            adapter=adapter,
+            copy=copy,
+            ask_first=ask_first,
+            speculate=speculate,
+        )
+        return self._stream(answer, adapter, stop)
+
+    def begin(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 64,
+        adapter: str | None = READ,
+        copy: bool | CopyCosts | None = None,
+        ask_first: bool = True,
+        speculate: bool | None = None,
+    ) -> Answer:
+        """An answer of which nothing is written, for a `GreedyDecoder`; errors as `generate`."""
         read = self._embed(prompt, max_new_tokens, adapter, copy, ask_first)
-        return self._stream(self._answer(read, max_new_tokens, speculate), adapter, stop)
+        return self._answer(read, max_new_tokens, speculate)
+
+    def to_embeds(
+        self, prompt: Prompt, *, adapter: str | None = READ, ask_first: bool = True
+    ) -> Tensor:
+        """Input embeddings `[positions, hidden]` of a prompt, in the base's dtype.
+
+        They are what `generate` reads: the start token, the question where it is asked first, and
+        text and Z-tokens in their order. An engine that holds the exported reader answers from
+        them as this one does with `copy=False`.
+
+        Raises:
+            SequenceError: a `ZSequence` was made by another checkpoint.
+            ZtokError: the prompt is empty or too long for the base.
+        """
+        return self._embed(prompt, 0, adapter, False, ask_first).inputs
 
     def measure(self, prompt: Prompt, *, adapter: str | None = READ) -> PromptCost:
         """Read one prompt, produce one token, and say what that cost."""
         started = time.perf_counter()
         read = self._embed(prompt, 1, adapter)
         ready = time.perf_counter()
-        self._advance(GreedyDecoder(self.model.base, [self._answer(read, 1, False)], adapter))
+        self.advance(GreedyDecoder(self.model.base, [self._answer(read, 1, False)], adapter))
         ended = time.perf_counter()
         return PromptCost(
             context_tokens=len(read),
@@ -255,6 +309,17 @@ class ZReader:
                 f"{self.fingerprint}; compress the text again with this checkpoint."
             )
 
+    def check_room(self, positions: int, max_new_tokens: int) -> None:
+        """Raise `ZtokError` if a prompt is empty, or too long for the base with its answer."""
+        if not positions:
+            raise ZtokError("the prompt is empty; give it some text.")
+        if positions + max_new_tokens > self.max_positions:
+            raise ZtokError(
+                f"the prompt takes {positions} positions and the answer up to "
+                f"{max_new_tokens}, but the base reads {self.max_positions}; retrieve fewer "
+                "chunks or compress at a higher rate."
+            )
+
     def _arrange(
         self, prompt: Prompt, adapter: str | None, ask_first: bool
     ) -> list[Segment | None]:
@@ -315,15 +380,9 @@ class ZReader:
     ) -> _Read:
         """Reader inputs of a prompt, and what its answer copies."""
         arranged = self._arrange(prompt, adapter, ask_first)
-        if not arranged:
-            raise ZtokError("the prompt is empty; give it some text.")
+        self.check_room(len(arranged), max_new_tokens)
         inputs = torch.cat([self._embed_segment(segment, adapter) for segment in arranged])
-        if len(inputs) + max_new_tokens > self.max_positions:
-            raise ZtokError(
-                f"the prompt takes {len(inputs)} positions and the answer up to "
-                f"{max_new_tokens}, but the base reads {self.max_positions}; retrieve fewer "
-                "chunks or compress at a higher rate."
-            )
+        self.check_room(len(inputs), max_new_tokens)
         sequences = [s for s in arranged if isinstance(s, ZSequence)]
         if copy is None:
             copy = adapter == READ and any(
@@ -355,42 +414,26 @@ class ZReader:
             batch = [answers[i] for i in order[start : start + batch_size]]
             decoder = GreedyDecoder(self.model.base, batch, adapter)
             while not decoder.done:
-                self._advance(decoder)
+                self.advance(decoder)
                 for answer in batch:
                     if stop and not answer.done:
-                        text = self._text(answer)
-                        answer.done = _before(text, stop) != text
-        return [_before(self._text(answer), stop) for answer in answers]
+                        text = self.text(answer)
+                        answer.done = before(text, stop) != text
+        return [before(self.text(answer), stop) for answer in answers]
 
     def _stream(self, answer: Answer, adapter: str | None, stop: Sequence[str]) -> Iterator[str]:
         decoder = GreedyDecoder(self.model.base, [answer], adapter)
-        sent = ""
-        # Text that might yet turn out to begin a stop string is held back.
-        held = max((len(s) for s in stop), default=1) - 1
-        while not decoder.done:
-            self._advance(decoder)
-            text = self._text(answer)
-            final = _before(text, stop)
-            # A trailing replacement character is a letter whose bytes are not all here yet.
-            ready = final if final != text else text[: len(text) - held].removesuffix("\ufffd")
-            if len(ready) > len(sent):
-                yield ready[len(sent) :]
-                sent = ready
-            if final != text:
-                return
-        text = self._text(answer)
-        if len(text) > len(sent):
-            yield text[len(sent) :]
+        pieces = Pieces(stop)
+        while not decoder.done and not pieces.stopped:
+            self.advance(decoder)
+            if piece := pieces.take(self.text(answer), whole=decoder.done):
+                yield piece
 
-    def _advance(self, decoder: GreedyDecoder) -> None:
+    def advance(self, decoder: GreedyDecoder) -> None:
+        """One pass of the LLM, which is counted."""
         decoder.advance()
         self.passes += 1
 
-    def _text(self, answer: Answer) -> str:
+    def text(self, answer: Answer) -> str:
+        """What is written of an answer."""
         return self.tokenizer.decode(answer.tokens, skip_special_tokens=True)  # type: ignore[no-any-return]
-
-
-def _before(text: str, stop: Sequence[str]) -> str:
-    """The text up to the first stop string in it."""
-    ends = [at for at in (text.find(s) for s in stop) if at >= 0]
-    return text[: min(ends)] if ends else text

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,11 @@ from ztok_rag.codec.serialization import (
 )
 from ztok_rag.codec.token_code import TokenCode
 from ztok_rag.errors import SequenceError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ztok_rag.codec.reader import ZReader
 
 T = TypeVar("T")
 IntArray = NDArray[np.int64]
@@ -253,6 +258,20 @@ class ZSequence:
         lengths = self.spans[:, 1] - self.spans[:, 0]
         starts: IntArray = self.spans[own, 0] + lengths[own] * inside // sizes[own]
         return starts
+
+    def to_embeds(self, reader: ZReader) -> Tensor:
+        """Input embeddings `[n_z, hidden]` in the base's dtype, for any engine that takes them.
+
+        `ZReader.to_embeds` gives those of a whole prompt.
+
+        Args:
+            reader: of the checkpoint that made the sequence.
+
+        Raises:
+            SequenceError: another checkpoint made it.
+        """
+        reader.check(self)
+        return reader.model.embed_sequence(self)
 
     def to_bytes(self) -> bytes:
         """Compact, checksummed bytes. Equal sequences give equal bytes."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.generic_utils import (
+    astream_completion_response_to_chat_response,
     completion_response_to_chat_response,
-    stream_completion_response_to_chat_response,
 )
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -24,41 +23,33 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
 
+from ztok_rag.codec.batcher import Written
 from ztok_rag.codec.citations import locate
 from ztok_rag.codec.copying import CopyCosts
 from ztok_rag.codec.model import READ
-from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.errors import ZtokError
 from ztok_rag.llamaindex.arguments import refuse_unknown_fields
-from ztok_rag.llamaindex.events import ZTokenSpliceEvent, dispatcher
+from ztok_rag.llamaindex.cleaning import Cleaner
+from ztok_rag.llamaindex.looks import Looks, look
+from ztok_rag.llamaindex.remote import RemoteLLM, Reply
 from ztok_rag.llamaindex.sending import MadeAgain
-from ztok_rag.llamaindex.threads import in_thread, iterate_in_threads
+from ztok_rag.llamaindex.threads import in_thread
 from ztok_rag.llamaindex.token_counting import install_handle_tokenizer
-from ztok_rag.selection.look_twice import LookTwice, first_look
+from ztok_rag.selection.look_twice import LookTwice
 from ztok_rag.storage.defaults import default_compressor, default_store
-from ztok_rag.storage.handle import escape_handles, escape_handles_in_stream, split_prompt
+from ztok_rag.storage.handle import escape_handles
 from ztok_rag.storage.store import ZStore
 
 if TYPE_CHECKING:
-    from ztok_rag.codec.reader import Segment, ZReader
+    from ztok_rag.codec.reader import ZReader
 
 
 _GENERATION_ARGUMENTS = ("max_new_tokens", "max_tokens", "stop")
 
+_STOP, _LENGTH = "stop", "length"
 
-@dataclass(frozen=True)
-class _Prompt:
-    """A prompt cut at its handles.
-
-    Attributes:
-        segments: what the answer is read from, in reading order.
-        sequences: of the handles, as they were before a second look.
-        positions: input positions of all looks.
-    """
-
-    segments: list[Segment]
-    sequences: list[ZSequence]
-    positions: int
+DEFAULT_MODEL = "ztok-rag"
+"""Name under which a server has the reader of its store."""
 
 
 class ZTokenLLM(MadeAgain, CustomLLM):
@@ -73,6 +64,13 @@ class ZTokenLLM(MadeAgain, CustomLLM):
     A response has in `additional_kwargs["sources"]` where its text stands in the texts of the
     handles, as `locate` returns it: a list of `{"handle", "start", "end"}`. `handle` counts the
     handles of the prompt from 0, `start` and `end` are characters of the text that was compressed.
+
+    Async calls of one event loop or of several are answered together: see `Batcher`. One that is
+    cancelled is no longer written.
+
+    With `api_base`, a server that `ztok serve` started answers, and no model is loaded here. It
+    must have the secret of the store that signed the handles. How to read is then the server's to
+    say.
     """
 
     max_new_tokens: int = Field(default=64, gt=0, description="Longest answer, in tokens.")
@@ -96,8 +94,27 @@ class ZTokenLLM(MadeAgain, CustomLLM):
         description="Confirm what may come next several tokens at a time; None does in float32.",
     )
 
+    api_base: str | None = Field(
+        default=None,
+        description="Address of a server's API that answers; None answers in this process.",
+    )
+    model: str = Field(default=DEFAULT_MODEL, description="Name of the model at that server.")
+    timeout: float = Field(
+        default=120.0, gt=0, description="Seconds to wait for a byte of that server."
+    )
+    context_window: int | None = Field(
+        default=None,
+        gt=0,
+        description="Positions that the model at that server reads; None asks it, once.",
+    )
+    max_retries: int = Field(
+        default=3, ge=0, description="How often to ask that server again while it is busy."
+    )
+
     _reader: ZReader | None = PrivateAttr(default=None)
     _store: ZStore | None = PrivateAttr(default=None)
+    _api_key: str | None = PrivateAttr(default=None)
+    _server: RemoteLLM | None = PrivateAttr(default=None)
 
     def __init__(
         self,
@@ -110,6 +127,8 @@ class ZTokenLLM(MadeAgain, CustomLLM):
         ask_first: bool = True,
         look_twice: bool | LookTwice = True,
         speculate: bool | None = None,
+        api_base: str | None = None,
+        api_key: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Set up; a default reader is loaded when first needed.
@@ -131,10 +150,14 @@ class ZTokenLLM(MadeAgain, CustomLLM):
             speculate: read what may come next in one pass with what was written, where the answer
                 goes on like the prompt: the same answers, sooner. `None` does so in float32, where
                 they are the same to the token.
-            kwargs: fields of LlamaIndex's `LLM`, such as `system_prompt`.
+            api_base: address of the API of a `ztok serve` that answers, such as
+                `http://127.0.0.1:8000/v1`; `None` answers in this process.
+            api_key: that server's token; `None` is the environment's `ZTOK_API_KEY`.
+            kwargs: `model`, `context_window`, `timeout` and `max_retries` of that server; and
+                fields of LlamaIndex's `LLM`, such as `system_prompt`.
 
         Raises:
-            ZtokError: there is no argument of that name.
+            ZtokError: there is no argument of that name, or one does not go with `api_base`.
         """
         refuse_unknown_fields(type(self), kwargs)
         super().__init__(
@@ -144,10 +167,17 @@ class ZTokenLLM(MadeAgain, CustomLLM):
             ask_first=ask_first,
             look_twice=look_twice,
             speculate=speculate,
+            api_base=api_base,
             **kwargs,
         )
         self._reader = reader
         self._store = store
+        self._api_key = api_key
+        if api_base is not None:
+            self._refuse_own_reading()
+            self._server = RemoteLLM(api_base, self.model, api_key, self.timeout, self.max_retries)
+        elif api_key is not None:
+            raise ZtokError("api_key is the token of a server; give its api_base, too.")
         install_handle_tokenizer()
 
     @classmethod
@@ -158,29 +188,67 @@ class ZTokenLLM(MadeAgain, CustomLLM):
         return {
             "reader": self._reader,
             "store": self._store,
+            "api_key": self._api_key,
         }
 
     @property
     def reader(self) -> ZReader:
-        """The reader in use; the default one is loaded when first asked for."""
+        """The reader in use; the default one is loaded when first asked for.
+
+        Raises:
+            ZtokError: a server answers.
+        """
+        if self._server is not None:
+            raise ZtokError(
+                f"this ZTokenLLM asks {self._server.api_base} and has no reader of its own; make "
+                "one without api_base."
+            )
         if self._reader is None:
             self._reader = default_compressor().reader
         return self._reader
 
     @property
     def store(self) -> ZStore:
-        """The store whose handles are accepted; the default one is opened when first asked for."""
+        """The store whose handles are accepted; the default one is opened when first asked for.
+
+        Raises:
+            ZtokError: a server answers.
+        """
+        if self._server is not None:
+            raise ZtokError(
+                f"this ZTokenLLM asks {self._server.api_base}, which has the store; name the store "
+                "that you have."
+            )
         if self._store is None:
             self._store = default_store()
         return self._store
 
     @property
     def metadata(self) -> LLMMetadata:
+        if self._server is not None:
+            window = self.context_window or self._server.info.get("context_window")
+            return LLMMetadata(
+                context_window=window or LLMMetadata().context_window,
+                num_output=self.max_new_tokens,
+                model_name=self._name,
+            )
+        reader = self.reader
         return LLMMetadata(
-            context_window=self.reader.max_positions,
+            context_window=reader.max_positions,
             num_output=self.max_new_tokens,
-            model_name=f"ztok-rag:{self.reader.fingerprint}",
+            model_name=self._name,
         )
+
+    def to_payload(self) -> dict[str, Any]:
+        """What events say of this LLM; no model is loaded for it, and no server asked."""
+        return {"class_name": self.class_name(), "model_name": self._name}
+
+    @property
+    def _name(self) -> str:
+        """With the reader's fingerprint, where it is known by now."""
+        if self._server is not None:
+            return self._server.name
+        return "ztok-rag" if self._reader is None else f"ztok-rag:{self._reader.fingerprint}"
 
     @property
     def reads_z_tokens(self) -> bool:
@@ -209,8 +277,8 @@ class ZTokenLLM(MadeAgain, CustomLLM):
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        """As `complete`, in a thread, so that the event loop goes on."""
-        return await in_thread(self._complete, prompt, formatted, kwargs)
+        """As `complete`, together with what else is asked meanwhile; the event loop goes on."""
+        return await self._acomplete(prompt, formatted, kwargs)
 
     @llm_completion_callback()
     def stream_complete(
@@ -226,54 +294,122 @@ class ZTokenLLM(MadeAgain, CustomLLM):
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
-        """As `stream_complete`, in threads, so that the event loop goes on."""
-        return iterate_in_threads(await in_thread(self._stream, prompt, formatted, kwargs))
+        """As `stream_complete`, together with what else is asked; the event loop goes on."""
+        return await self._astream(prompt, formatted, kwargs)
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """As `chat`, in a thread."""
+        """As `chat`, together with what else is asked; the event loop goes on."""
         assert self.messages_to_prompt is not None
-        prompt = self.messages_to_prompt(messages)
-        completion = await in_thread(self._complete, prompt, True, kwargs)
+        completion = await self._acomplete(self.messages_to_prompt(messages), True, kwargs)
         return completion_response_to_chat_response(completion)
 
     @llm_chat_callback()
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
-        """As `stream_chat`, in threads."""
+        """As `stream_chat`, together with what else is asked; the event loop goes on."""
         assert self.messages_to_prompt is not None
-        prompt = self.messages_to_prompt(messages)
-        stream = await in_thread(self._stream, prompt, True, kwargs)
-        return iterate_in_threads(stream_completion_response_to_chat_response(stream))
+        stream = await self._astream(self.messages_to_prompt(messages), True, kwargs)
+        return astream_completion_response_to_chat_response(stream)
 
     def _complete(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> CompletionResponse:
-        arguments = self._arguments(kwargs)
-        read = self._read(prompt, formatted)
+        if self._server is not None:
+            asked = self._formatted(prompt, formatted)
+            return _of_server(self._server.complete(asked, self._sent(kwargs)))
+        read, arguments = self._prepare(prompt, formatted, kwargs)
         (answer,) = self.reader.generate([read.segments], **arguments)
-        text = escape_handles(answer.strip())
-        return self._response(read, text, final=True)
+        return self._whole(read, answer)
+
+    async def _acomplete(
+        self, prompt: str, formatted: bool, kwargs: dict[str, Any]
+    ) -> CompletionResponse:
+        if self._server is not None:
+            asked = self._formatted(prompt, formatted)
+            return _of_server(await self._server.acomplete(asked, self._sent(kwargs)))
+        read, arguments = await in_thread(self._prepare, prompt, formatted, kwargs)
+        written = await self.reader.batcher.generate(read.segments, **arguments)
+        return await in_thread(self._whole, read, written.text, written.ended)
 
     def _stream(
         self, prompt: str, formatted: bool, kwargs: dict[str, Any]
     ) -> CompletionResponseGen:
-        arguments = self._arguments(kwargs)
-        read = self._read(prompt, formatted)
-        deltas = self.reader.stream(read.segments, **arguments)
+        if self._server is not None:
+            asked = self._formatted(prompt, formatted)
+            replies = self._server.stream(asked, self._sent(kwargs))
+
+            def respond_from_server() -> CompletionResponseGen:
+                text = ""
+                for reply in replies:
+                    text += reply.text
+                    yield _of_server(reply, text)
+
+            return respond_from_server()
+        read, arguments = self._prepare(prompt, formatted, kwargs)
+        pieces = self.reader.stream(read.segments, **arguments)
 
         def respond() -> CompletionResponseGen:
-            text = ""
-            for delta in escape_handles_in_stream(_stripped(deltas)):
+            text, cleaner = "", Cleaner()
+            for piece in pieces:
+                if delta := cleaner.take(piece):
+                    text += delta
+                    yield self._response(read, text, delta=delta)
+            if delta := cleaner.rest():
                 text += delta
                 yield self._response(read, text, delta=delta)
             yield self._response(read, text, delta="", final=True)
 
         return respond()
 
+    async def _astream(
+        self, prompt: str, formatted: bool, kwargs: dict[str, Any]
+    ) -> CompletionResponseAsyncGen:
+        if self._server is not None:
+            asked = self._formatted(prompt, formatted)
+            replies = self._server.astream(asked, self._sent(kwargs))
+
+            async def respond_from_server() -> CompletionResponseAsyncGen:
+                text = ""
+                async with aclosing(replies):
+                    async for reply in replies:
+                        text += reply.text
+                        yield _of_server(reply, text)
+
+            return respond_from_server()
+        read, arguments = await in_thread(self._prepare, prompt, formatted, kwargs)
+
+        async def respond() -> CompletionResponseAsyncGen:
+            text, cleaner, ended = "", Cleaner(), True
+            async with aclosing(self.reader.batcher.stream(read.segments, **arguments)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Written):
+                        ended = piece.ended
+                    elif delta := cleaner.take(piece):
+                        text += delta
+                        yield self._response(read, text, delta=delta)
+            if delta := cleaner.rest():
+                text += delta
+                yield self._response(read, text, delta=delta)
+            yield await in_thread(self._response, read, text, delta="", final=True, ended=ended)
+
+        return respond()
+
+    def _whole(self, read: Looks, answer: str, ended: bool | None = None) -> CompletionResponse:
+        return self._response(read, escape_handles(answer.strip()), final=True, ended=ended)
+
     def _response(
-        self, read: _Prompt, text: str, *, delta: str | None = None, final: bool = False
+        self,
+        read: Looks,
+        text: str,
+        *,
+        delta: str | None = None,
+        final: bool = False,
+        ended: bool | None = None,
     ) -> CompletionResponse:
-        """A response with the answer so far; with its sources once it is whole."""
+        """A response with the answer so far; with its sources once it is whole.
+
+        Where it is known how the answer ended, `raw["finish_reason"]` says so in OpenAI's words.
+        """
         sources = {}
         if final:
             sources["sources"] = locate(text, read.sequences, self.reader.tokenizer)
@@ -282,51 +418,31 @@ class ZTokenLLM(MadeAgain, CustomLLM):
             "prompt_tokens": read.positions,
             "completion_tokens": self.reader.count_tokens(text, adapter=None) if text else 0,
         }
-        return CompletionResponse(
-            text=text, delta=delta, additional_kwargs=sources, raw={"usage": usage}
+        raw: dict[str, Any] = {"usage": usage}
+        if ended is not None:
+            raw["finish_reason"] = _STOP if ended else _LENGTH
+        return CompletionResponse(text=text, delta=delta, additional_kwargs=sources, raw=raw)
+
+    def _formatted(self, prompt: str, formatted: bool) -> str:
+        if formatted or self.completion_to_prompt is None:
+            return prompt
+        return self.completion_to_prompt(prompt)
+
+    def _prepare(
+        self, prompt: str, formatted: bool, kwargs: dict[str, Any]
+    ) -> tuple[Looks, dict[str, Any]]:
+        """A prompt as it is read, which has room for its answer, and arguments of the reader."""
+        arguments = self._arguments(kwargs)
+        read = look(
+            self._formatted(prompt, formatted),
+            self.reader,
+            self.store.secret,
+            adapter=self.adapter,
+            ask_first=self.ask_first,
+            look_twice=self.look_twice,
         )
-
-    def _read(self, prompt: str, formatted: bool) -> _Prompt:
-        """The prompt cut at its handles, after a first look where it is looked at twice."""
-        started = time.perf_counter()
-        if not formatted and self.completion_to_prompt is not None:
-            prompt = self.completion_to_prompt(prompt)
-        reader = self.reader
-        segments = split_prompt(
-            prompt, self.store.secret, reader.fingerprint, reader.model.token_code
-        )
-        sequences = [s for s in segments if isinstance(s, ZSequence)]
-        ms = 1000 * (time.perf_counter() - started)
-        looks = self._looks(segments)
-        positions = sum(map(self._positions, looks))
-        if sequences:
-            dispatcher.event(
-                ZTokenSpliceEvent(
-                    handles=len(sequences),
-                    z_tokens=sum(
-                        len(s) for look in looks for s in look if isinstance(s, ZSequence)
-                    ),
-                    prompt_tokens=positions,
-                    ms=ms,
-                )
-            )
-        return _Prompt(looks[-1], sequences, positions)
-
-    def _looks(self, segments: list[Segment]) -> list[list[Segment]]:
-        """What is read, one list of segments for each look; the answer is read from the last."""
-        if self.adapter != READ or not self.look_twice:
-            return [segments]
-        look = LookTwice() if isinstance(self.look_twice, bool) else self.look_twice
-        budget, rate = look.plan(segments)
-        if not budget or self.reader.model.pointer is None:
-            return [segments]
-        return [
-            first_look(segments, rate),
-            look.apply(self.reader, segments, ask_first=self.ask_first),
-        ]
-
-    def _positions(self, segments: list[Segment]) -> int:
-        return self.reader.count_tokens(segments, adapter=self.adapter, ask_first=self.ask_first)
+        self.reader.check_room(read.last, arguments["max_new_tokens"])
+        return read, arguments
 
     def _arguments(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the reader."""
@@ -348,15 +464,30 @@ class ZTokenLLM(MadeAgain, CustomLLM):
             or self.max_new_tokens,
         }
 
+    def _sent(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of a server."""
+        arguments = self._arguments(kwargs)
+        sent: dict[str, Any] = {"max_tokens": arguments["max_new_tokens"]}
+        return {**sent, "stop": list(arguments["stop"])} if arguments["stop"] else sent
 
-def _stripped(deltas: Iterator[str]) -> Iterator[str]:
-    """The pieces of a text, without white space at the beginning and the end of the text."""
-    started = False
-    held = ""
-    for delta in deltas:
-        text = held + delta if started else delta.lstrip()
-        started = started or bool(text)
-        ready = text.rstrip()
-        held = text[len(ready) :]
-        if ready:
-            yield ready
+    def _refuse_own_reading(self) -> None:
+        """Make sure that nothing was asked for that a server decides."""
+        own = ("adapter", "copying", "ask_first", "look_twice", "speculate")
+        changed = [n for n in own if getattr(self, n) != type(self).model_fields[n].default]
+        changed += [n for n in ("reader", "store") if getattr(self, f"_{n}") is not None]
+        if changed:
+            raise ZtokError(
+                f"with api_base, a server answers, and {changed[0]!r} is its own to choose; leave "
+                "it out."
+            )
+
+
+def _of_server(reply: Reply, text: str | None = None) -> CompletionResponse:
+    """A server's reply as a response; in a stream, `text` is the answer so far."""
+    final = reply.finish_reason is not None
+    return CompletionResponse(
+        text=reply.text if text is None else text,
+        delta=None if text is None else reply.text,
+        additional_kwargs={"sources": reply.sources} if final else {},
+        raw={"usage": reply.usage, "finish_reason": reply.finish_reason},
+    )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,10 +24,3 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
             raise RuntimeError("an iterator ended too soon") from error
 
     return await asyncio.to_thread(run)
-
-
-async def iterate_in_threads(items: Iterator[T]) -> AsyncGenerator[T, None]:
-    """The items of an iterator, each computed in a thread."""
-    end: Any = object()
-    while (item := await in_thread(next, items, end)) is not end:
-        yield item

@@ -140,17 +140,33 @@ def escape_handles(text: str) -> str:
     return text.replace(_OPEN, _ESCAPED_OPEN)
 
 
-def escape_handles_in_stream(deltas: Iterable[str]) -> Iterator[str]:
+class HandleEscaper:
     """`escape_handles` for a text in pieces; a handle may begin in one and go on in the next."""
-    held = ""
-    for delta in deltas:
-        text = escape_handles(held + delta)
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def take(self, piece: str) -> str:
+        """What can be passed on once a piece has come."""
+        text = escape_handles(self._held + piece)
         keep = next((n for n in range(len(_OPEN) - 1, 0, -1) if text.endswith(_OPEN[:n])), 0)
-        held = text[len(text) - keep :]
-        if ready := text[: len(text) - keep]:
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def rest(self) -> str:
+        """What was held back; no piece follows."""
+        held, self._held = self._held, ""
+        return held
+
+
+def escape_handles_in_stream(deltas: Iterable[str]) -> Iterator[str]:
+    """`escape_handles` for a text in pieces."""
+    escaper = HandleEscaper()
+    for delta in deltas:
+        if ready := escaper.take(delta):
             yield ready
-    if held:
-        yield held
+    if rest := escaper.rest():
+        yield rest
 
 
 def count_tokens(text: str, tokenize: Callable[[str], list[int]]) -> int:

@@ -1,0 +1,91 @@
+"""A prompt as it is read: cut at its handles, and looked at once or twice."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ztok_rag.codec.model import READ
+from ztok_rag.codec.sequence import ZSequence
+from ztok_rag.llamaindex.events import ZTokenSpliceEvent, dispatcher
+from ztok_rag.selection.look_twice import LookTwice, first_look
+from ztok_rag.storage.handle import split_prompt
+
+if TYPE_CHECKING:
+    from ztok_rag.codec.reader import Segment, ZReader
+
+
+@dataclass(frozen=True)
+class Looks:
+    """A prompt cut at its handles.
+
+    Attributes:
+        segments: what the answer is read from, in reading order.
+        sequences: of the handles, as they were before a second look.
+        positions: input positions of all looks.
+        last: input positions of the look that the answer is read from.
+    """
+
+    segments: list[Segment]
+    sequences: list[ZSequence]
+    positions: int
+    last: int
+
+
+def look(
+    prompt: str,
+    reader: ZReader,
+    secret: bytes,
+    *,
+    adapter: str | None,
+    ask_first: bool,
+    look_twice: bool | LookTwice,
+) -> Looks:
+    """Cut a prompt at its handles, and take the first look where it is looked at twice.
+
+    Args:
+        prompt: text and handles.
+        reader: that answers.
+        secret: of the store whose handles are accepted.
+        adapter: of the reader.
+        ask_first: read what follows the last handle before everything, too.
+        look_twice: whether, or how, to look twice.
+
+    Raises:
+        HandleError: a handle is of another store or checkpoint, or text looks like one.
+        ZtokError: the prompt of a look is longer than the base reads.
+    """
+    started = time.perf_counter()
+    segments = split_prompt(prompt, secret, reader.fingerprint, reader.model.token_code)
+    sequences = [s for s in segments if isinstance(s, ZSequence)]
+    ms = 1000 * (time.perf_counter() - started)
+    looks = _looks(segments, reader, adapter, ask_first, look_twice)
+    counts = [reader.count_tokens(s, adapter=adapter, ask_first=ask_first) for s in looks]
+    if sequences:
+        dispatcher.event(
+            ZTokenSpliceEvent(
+                handles=len(sequences),
+                z_tokens=sum(len(s) for own in looks for s in own if isinstance(s, ZSequence)),
+                prompt_tokens=sum(counts),
+                ms=ms,
+            )
+        )
+    return Looks(looks[-1], sequences, sum(counts), counts[-1])
+
+
+def _looks(
+    segments: list[Segment],
+    reader: ZReader,
+    adapter: str | None,
+    ask_first: bool,
+    look_twice: bool | LookTwice,
+) -> list[list[Segment]]:
+    """What is read, one list of segments for each look; the answer is read from the last."""
+    if adapter != READ or not look_twice:
+        return [segments]
+    how = LookTwice() if isinstance(look_twice, bool) else look_twice
+    budget, rate = how.plan(segments)
+    if not budget or reader.model.pointer is None:
+        return [segments]
+    return [first_look(segments, rate), how.apply(reader, segments, ask_first=ask_first)]

@@ -1,0 +1,86 @@
+"""Questions to indexes: answers with the chunks they were read from, and where they stand there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter
+from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.schema import MetadataMode
+
+from ztok_rag.files import repair, show
+from ztok_rag.index.index import ZTokenIndex
+from ztok_rag.llamaindex.citations import find_citations
+from ztok_rag.llamaindex.llm import ZTokenLLM
+from ztok_rag.llamaindex.threads import in_thread
+from ztok_rag.serving.asking import Asking, stamp
+from ztok_rag.serving.failures import Refusal
+from ztok_rag.serving.requests import RagRequest
+from ztok_rag.storage.handle import escape_handles
+
+
+def rag_router(indexes: Mapping[str, ZTokenIndex], asking: Asking) -> APIRouter:
+    """Routes of indexes."""
+    router = APIRouter()
+
+    @router.get("/v1/indexes")
+    async def names() -> dict[str, Any]:
+        data = [{"id": name, "object": "index"} for name in indexes]
+        return {"object": "list", "data": data}
+
+    @router.post("/v1/indexes/{name}/rag")
+    async def rag(name: str, request: RagRequest) -> dict[str, Any]:
+        """Answer a question from the Z-tokens of an index's best chunks."""
+        if name not in indexes:
+            raise Refusal(
+                f"there is no index {show(name)[:80]!r}; there are {', '.join(indexes) or 'none'}.",
+                status=404,
+                code="index_not_found",
+            )
+        index = indexes[name]
+        question = escape_handles(repair(request.question))
+        if not question.strip():
+            raise Refusal("the question has no words; ask one.", param="question")
+        longest = asking.arguments(request.max_tokens, ()).get("max_tokens")
+        counter = TokenCountingHandler()
+        llm, engine = await in_thread(_engine, index, request, longest, counter)
+        response = await engine.aquery(question)
+        citations = await in_thread(find_citations, response, llm)
+        prompt, written = counter.prompt_llm_token_count, counter.completion_llm_token_count
+        return {
+            **stamp("rag", name),
+            "object": "rag.answer",
+            "answer": str(response),
+            "source_nodes": [
+                {
+                    "node_id": item.node.node_id,
+                    "document_id": item.node.ref_doc_id,
+                    "score": None if item.score is None else float(item.score),
+                    "text": item.node.get_content(MetadataMode.NONE),
+                    "metadata": item.node.metadata,
+                }
+                for item in response.source_nodes
+            ],
+            "citations": [asdict(citation) for citation in citations],
+            "usage": {
+                "prompt_tokens": prompt,
+                "completion_tokens": written,
+                "total_tokens": prompt + written,
+            },
+        }
+
+    return router
+
+
+def _engine(
+    index: ZTokenIndex, request: RagRequest, longest: int | None, counter: TokenCountingHandler
+) -> tuple[ZTokenLLM, RetrieverQueryEngine]:
+    """A query engine for one question, and its LLM, whose tokens `counter` counts."""
+    given = {} if longest is None else {"max_new_tokens": longest}
+    llm = index.llm(**given)
+    engine = index.as_query_engine(llm=llm, similarity_top_k=request.similarity_top_k)
+    llm.callback_manager = CallbackManager([counter])  # a synthesizer gives its LLM another
+    return llm, engine
