@@ -261,6 +261,13 @@ class BaseLM:
         return int(self.tokenizer.eos_token_id if first is None else first)
 
     @property
+    def end_tokens(self) -> set[int]:
+        """Ids that end what is written: the tokenizer's, and those of the generation config."""
+        named = self.model.generation_config.eos_token_id
+        named = named if isinstance(named, list) else [named]
+        return {int(e) for e in (self.tokenizer.eos_token_id, *named) if e is not None}
+
+    @property
     def num_layers(self) -> int:
         return len(self.decoder.layers)
 
@@ -291,6 +298,16 @@ class BaseLM:
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings of token ids, in the base's dtype."""
         return self.embeddings(ids)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def captured_states(self) -> Iterator[list[Tensor]]:
+        """Gather the states that the output embedding reads while the body runs the model."""
+        found: list[Tensor] = []
+        hook = self.head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+        try:
+            yield found
+        finally:
+            hook.remove()
 
     def first_layers(self, n: int) -> nn.Module:
         """The decoder cut after its first `n` layers, sharing the weights; no final norm."""

@@ -20,7 +20,7 @@ from ztok_rag.codec.generation import Answer, GreedyDecoder
 from ztok_rag.codec.model import READ, ZModel
 from ztok_rag.codec.prompts import REPEAT_PROMPT
 from ztok_rag.codec.sequence import ZSequence
-from ztok_rag.codec.speculation import Drafter
+from ztok_rag.codec.speculation import BOTH, HEAD, LOOKUP, Drafter, Speculate, drafts_by
 from ztok_rag.errors import SequenceError, ZtokError
 from ztok_rag.inputs import as_list, repair_surrogates
 
@@ -77,10 +77,12 @@ class ZReader:
       Z-tokens that hold more than one token, and `CopyCosts` says how strongly.
     - `ask_first`: read the text after the last Z-token before everything, too, so that the
       reader knows the question when it comes to the Z-tokens; for the trained reader only.
-    - `speculate`: read what may come next in one pass with what was written, where the answer
-      goes on like the prompt or like itself (`ztok_rag.codec.speculation`). It takes fewer passes
-      of the LLM. In float32 it changes no answer, and `None` does so there; bf16 rounds passes of
-      several tokens otherwise, and some tokens are others.
+    - `speculate`: read what may come next in one pass with what was written. It takes fewer passes
+      of the LLM. `"lookup"` looks it up where the answer goes on like the prompt or like itself
+      (`ztok_rag.codec.speculation`), `"head"` lets the checkpoint's write head guess it, and
+      `"both"` guesses where nothing is looked up. `True` is what is quickest. In float32 none of
+      them changes an answer, and `None` is `True` there; bf16 rounds passes of several tokens
+      otherwise, and some tokens are others, and `None` is `False`.
 
     Attributes:
         model: the checkpoint.
@@ -136,7 +138,7 @@ class ZReader:
         batch_size: int = 8,
         copy: bool | CopyCosts | None = None,
         ask_first: bool = True,
-        speculate: bool | None = None,
+        speculate: Speculate = None,
     ) -> list[str]:
         """Answer prompts, each with at least one token.
 
@@ -152,6 +154,7 @@ class ZReader:
 
         Raises:
             SequenceError: a `ZSequence` was made by another checkpoint.
+            CheckpointError: the write head is to guess, and the checkpoint has none.
             ZtokError: a prompt is empty or too long for the base, or the adapter is unknown.
         """
         read = [
@@ -170,7 +173,7 @@ class ZReader:
         stop: Sequence[str] = (),
         copy: bool | CopyCosts | None = None,
         ask_first: bool = True,
-        speculate: bool | None = None,
+        speculate: Speculate = None,
     ) -> Iterator[str]:
         """Answer one prompt piece by piece; the pieces join to what `generate` returns."""
         read = self._embed(prompt, max_new_tokens, adapter, copy, ask_first)
@@ -191,7 +194,7 @@ class ZReader:
         )
 
     def repeat(
-        self, zs: Sequence[ZSequence], *, batch_size: int = 8, speculate: bool | None = None
+        self, zs: Sequence[ZSequence], *, batch_size: int = 8, speculate: Speculate = None
     ) -> list[str]:
         """The texts of sequences as the reader sees them: it repeats them word for word.
 
@@ -254,6 +257,16 @@ class ZReader:
                 f"these Z-tokens were made by checkpoint {z.fingerprint}, and this reader is "
                 f"{self.fingerprint}; compress the text again with this checkpoint."
             )
+
+    def embed_prompt(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int,
+        adapter: str | None = READ,
+        ask_first: bool = True,
+    ) -> Tensor:
+        """Input embeddings `[positions, hidden]` of a prompt; errors as of `generate`."""
+        return self._embed(prompt, max_new_tokens, adapter, False, ask_first).inputs
 
     def _arrange(
         self, prompt: Prompt, adapter: str | None, ask_first: bool
@@ -335,16 +348,35 @@ class ZReader:
         known += [self._ids(text, adapter) for text in texts]
         return _Read(inputs, source, known, copy if isinstance(copy, CopyCosts) else None)
 
-    def _answer(self, read: _Read, limit: int, speculate: bool | None) -> Answer:
-        if speculate is None:
-            speculate = self.model.base.dtype == torch.float32
+    def _answer(self, read: _Read, limit: int, speculate: Speculate) -> Answer:
+        chosen = self._drafts(speculate)
         copying = CopyFromCodes([read.source], self.tokenizer.eos_token_id, read.costs)
         return Answer(
             inputs=read.inputs,
             limit=limit,
             processor=None if read.source is None else copying,
-            drafter=Drafter(read.known) if speculate else None,
+            drafter=Drafter(read.known) if chosen in (LOOKUP, BOTH) else None,
+            guesses=chosen in (HEAD, BOTH),
         )
+
+    def _drafts(self, speculate: Speculate) -> str:
+        """Where drafts come from; empty without.
+
+        Raises:
+            ZtokError: there is no such kind of draft.
+            CheckpointError: the write head is asked for, and the checkpoint has none.
+        """
+        if speculate is None:
+            speculate = self.model.base.dtype == torch.float32
+        chosen = drafts_by(speculate)
+        if chosen in (HEAD, BOTH):
+            _ = self.model.chains  # says so if there is none
+        return chosen
+
+    def _decoder(self, answers: Sequence[Answer], adapter: str | None) -> GreedyDecoder:
+        guesses = any(answer.guesses for answer in answers)
+        chains = self.model.chains if guesses else None
+        return GreedyDecoder(self.model.base, answers, adapter, chains)
 
     def _generate(
         self, answers: Sequence[Answer], adapter: str | None, stop: Sequence[str], batch_size: int
@@ -353,7 +385,7 @@ class ZReader:
         order = sorted(range(len(answers)), key=lambda i: len(answers[i].inputs))
         for start in range(0, len(order), batch_size):
             batch = [answers[i] for i in order[start : start + batch_size]]
-            decoder = GreedyDecoder(self.model.base, batch, adapter)
+            decoder = self._decoder(batch, adapter)
             while not decoder.done:
                 self._advance(decoder)
                 for answer in batch:
@@ -363,7 +395,7 @@ class ZReader:
         return [_before(self._text(answer), stop) for answer in answers]
 
     def _stream(self, answer: Answer, adapter: str | None, stop: Sequence[str]) -> Iterator[str]:
-        decoder = GreedyDecoder(self.model.base, [answer], adapter)
+        decoder = self._decoder([answer], adapter)
         sent = ""
         # Text that might yet turn out to begin a stop string is held back.
         held = max((len(s) for s in stop), default=1) - 1
