@@ -35,7 +35,10 @@ def test_speculation(
     assert len({row["task"] for row in rows}) == 5
     score = {(row["task"], row["arm"], row["metric"]): row["score"] for row in rows}
     task = "repeat, 1 at once"
-    assert score[task, "speculate", "passes"] < score[task, "one by one", "passes"]
+    for way in ("lookup", "both"):
+        assert score[task, way, "passes"] < score[task, "one by one", "passes"]
+    assert {row["score"] for row in rows if row["metric"] == "same"} == {100.0}
+    assert any(row["metric"].startswith("accepted_of_") for row in rows)
     with pytest.raises(DataError, match="smaller --limit"):
         speculation.main([*files, "--limit", "2"])
 

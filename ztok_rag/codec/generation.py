@@ -97,6 +97,7 @@ class GreedyDecoder:
     Attributes:
         rows: the answers that are being written.
         passes: of the LLM so far; the first reads the prompts.
+        guessed: of the last pass, tokens of each guess and how many of them were right.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class GreedyDecoder:
         self.adapter = adapter
         self.rows = list(answers)
         self.passes = 0
+        self.guessed: list[tuple[int, int]] = []
         self._alone = len(self.rows) == 1  # its mask then says nothing
         self._ends = base.end_tokens
         self._cache = DynamicCache(config=base.model.config)
@@ -158,6 +160,11 @@ class GreedyDecoder:
         kept = [
             row.verify(logits[number], draft, self._ends)
             for number, (row, draft) in enumerate(zip(self.rows, drafts, strict=True))
+        ]
+        self.guessed = [
+            (len(draft), own - 1)
+            for draft, own in zip(drafts, kept, strict=True)
+            if draft and draft.is_guess
         ]
         if self._chains is not None:
             for number, (row, own) in enumerate(zip(self.rows, kept, strict=True)):

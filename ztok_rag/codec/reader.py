@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,11 +88,13 @@ class ZReader:
     Attributes:
         model: the checkpoint.
         passes: of the LLM so far, to write answers; each reads a batch.
+        guessed: how often a draft of the write head had so many tokens, and so many right ones.
     """
 
     def __init__(self, model: ZModel) -> None:
         self.model = model
         self.passes = 0
+        self.guessed: Counter[tuple[int, int]] = Counter()
 
     @classmethod
     def from_pretrained(
@@ -417,6 +420,7 @@ class ZReader:
     def _advance(self, decoder: GreedyDecoder) -> None:
         decoder.advance()
         self.passes += 1
+        self.guessed.update(decoder.guessed)
 
     def _text(self, answer: Answer) -> str:
         return self.tokenizer.decode(answer.tokens, skip_special_tokens=True)  # type: ignore[no-any-return]
