@@ -49,10 +49,10 @@ def test_drafts_stop_where_they_are_not_likely() -> None:
     states = torch.randn(2, 32)
     chains.head.agreement.fill_(1.0)
     assert [len(d) for d in chains.draft(states, [5, 6], [4, 0], [1.0, 1.0])] == [4, 0]
-    chains.head.agreement.fill_(0.6)  # 0.6 and 0.36 are likely enough, 0.22 is not
+    chains.head.agreement.fill_(0.5)  # 0.5 and 0.25 are likely enough, 0.125 is not
     drafts = chains.draft(states, [5, 6], [9, 9], [1.0, 0.5])
     assert [len(d) for d in drafts] == [2, 1]
-    assert drafts[0].is_guess and drafts[0].chances == pytest.approx([0.6, 0.6])
+    assert drafts[0].is_guess and drafts[0].chances == pytest.approx([0.5, 0.5])
 
 
 def test_trust_in_guesses_is_learned() -> None:

@@ -14,7 +14,7 @@ from ztok_rag.codec.write_head import WriteHead
 LONGEST_CHAIN = 6
 """Most tokens of a draft."""
 
-_LEAST_CHANCE = 0.3  # of all tokens of a draft together, below which it is not gone on with
+_LEAST_CHANCE = 0.2  # of all tokens of a draft together, below which it is not gone on with
 
 
 class Chains:

@@ -38,15 +38,19 @@ class WriteHead(nn.Module):
     vocabulary: Tensor
     agreement: Tensor
 
-    def __init__(self, hidden: int, vocabulary: Tensor, width: int = 448) -> None:
+    def __init__(
+        self, hidden: int, vocabulary: Tensor, width: int = 448, dropout: float = 0.0
+    ) -> None:
         """Set up untrained weights.
 
         Args:
             hidden: size of the LLM's states and embeddings.
             vocabulary: ids of the tokens that it can write.
             width: of its memory.
+            dropout: in training, share of what it reads and of its memory that is left out.
         """
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.opening = nn.Linear(hidden, width)
         self.cell = nn.GRUCell(hidden, width)
         self.outward = nn.Linear(width, hidden)
@@ -57,7 +61,8 @@ class WriteHead(nn.Module):
     def open(self, states: Tensor) -> Tensor:
         """Memory `[n, width]` from the LLM's last states `[n, hidden]`, after its final norm."""
         states = states.to(self.opening.weight.dtype)
-        return torch.tanh(self.opening(nn.functional.rms_norm(states, states.shape[-1:], eps=1e-5)))
+        normed = nn.functional.rms_norm(states, states.shape[-1:], eps=1e-5)
+        return torch.tanh(self.opening(self.dropout(normed)))
 
     def step(self, memory: Tensor, embedded: Tensor) -> Tensor:
         """Memory after one more token.
@@ -66,7 +71,7 @@ class WriteHead(nn.Module):
             memory: `[n, width]` before it.
             embedded: `[n, hidden]` its input embedding, divided by their standard deviation.
         """
-        new: Tensor = self.cell(embedded.to(memory.dtype), memory)
+        new: Tensor = self.cell(self.dropout(embedded.to(memory.dtype)), memory)
         return new
 
     def forward(self, memory: Tensor, rows: Tensor) -> Tensor:
@@ -76,6 +81,7 @@ class WriteHead(nn.Module):
             memory: `[n, width]`.
             rows: `[v, hidden]` the LLM's output embeddings of `vocabulary`.
         """
+        memory = self.dropout(memory)
         scores = self.outward(memory) @ rows.T
         logits = torch.cat([scores, self.ending(memory)], dim=-1)
         return logits.float().log_softmax(-1)

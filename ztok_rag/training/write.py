@@ -54,6 +54,7 @@ class WriteSettings:
         vocabulary: tokens that it can write: the commonest of the data.
         lr: peak learning rate, after `warmup` steps; then a cosine to zero.
         decay: weight decay of AdamW.
+        dropout: of the head.
         seed: of weights, windows and batches.
         evaluate_every: steps between scores on the windows that are held out.
         save_minutes: between states to resume from.
@@ -67,8 +68,9 @@ class WriteSettings:
     width: int = 448
     vocabulary: int = 8192
     lr: float = 2e-3
-    warmup: int = 100
+    warmup: int = 50
     decay: float = 0.05
+    dropout: float = 0.25
     seed: int = 0
     evaluate_every: int = 50
     save_minutes: float = 2.0
@@ -327,7 +329,8 @@ class WriteTrainer:
         self.settings = settings
         self.device = base.device
         torch.manual_seed(settings.seed)
-        self.head = WriteHead(base.hidden_size, vocabulary, settings.width).to(self.device)
+        head = WriteHead(base.hidden_size, vocabulary, settings.width, settings.dropout)
+        self.head = head.to(self.device)
         self.rows = base.head.weight[self.head.vocabulary].detach().float()  # type: ignore[index]
         self.table = base.embeddings.weight.detach()
         self.scale = model.config.embedding_scale
@@ -401,6 +404,8 @@ class WriteTrainer:
     def train_step(self) -> dict[str, Any]:
         """One optimizer step; returns its line of the log."""
         settings = self.settings
+        torch.manual_seed(settings.seed * 1_000_003 + self.step)  # of dropout, as when resumed
+        self.head.train()
         total = torch.zeros((), device=self.device)
         nats, agreed, weight, weights = [], [], 1.0, 0.0
         for teacher, own, best in self.chain(self.batch(self.step)):
@@ -462,6 +467,7 @@ class WriteTrainer:
 
     def _held(self, most: int) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Of each further token: the head's confidence, whether the LLM agrees, and the nats."""
+        self.head.eval()
         held = self.states.held
         places = held[torch.linspace(0, len(held) - 1, min(most, len(held))).long()]
         parts = [list(self._scores(part)) for part in torch.split(places, self.settings.batch)]
