@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,18 @@ def test_trust_in_guesses_is_learned() -> None:
     for _ in range(9):
         trust.learn(draft, 3)
     assert trust.value > 0.8
+
+
+def test_states_of_other_threads_are_not_captured() -> None:
+    base = tiny_base()
+    with base.captured_states() as found:
+        other = threading.Thread(target=base.head, args=(torch.ones(1, 32),))
+        other.start()
+        other.join()
+        assert not found
+        base.head(torch.zeros(1, 32))
+    base.head(torch.zeros(1, 32))
+    assert len(found) == 1 and not found[0].any()
 
 
 def test_a_checkpoint_keeps_its_head(tmp_path: Path) -> None:

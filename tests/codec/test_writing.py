@@ -12,8 +12,8 @@ from tests.conftest import PASSAGE
 from tests.training.tiny_base import passages, tiny_model
 from ztok_rag import ZCompressor, ZGenerator, ZReader, ZSequence
 from ztok_rag.codec.model import ZModel
+from ztok_rag.codec.read_back import READ_AS
 from ztok_rag.codec.write_head import WriteHead
-from ztok_rag.codec.writing import READ_AS
 from ztok_rag.errors import SequenceError, ZtokError
 
 TEXT = passages(1)[0][0]

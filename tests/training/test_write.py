@@ -17,13 +17,8 @@ from ztok_rag.codec.model import READ, ZModel
 from ztok_rag.errors import CheckpointError, DataError
 from ztok_rag.training.data import TrainingData, prepare_data
 from ztok_rag.training.passages import find_data
-from ztok_rag.training.write import (
-    WriteSettings,
-    WriteTrainer,
-    collect_states,
-    make_window,
-    train_write,
-)
+from ztok_rag.training.write import WriteTrainer, train_write
+from ztok_rag.training.write_states import WriteSettings, collect_states, make_window
 
 SMALL = WriteSettings(
     positions=3000, window=48, steps=8, batch=64, width=24, vocabulary=200, evaluate_every=4
@@ -102,7 +97,7 @@ def test_an_interrupted_run_resumes_exactly(
         with pytest.raises(KeyboardInterrupt):
             train_write(tiny_model(), data, tmp_path / "cut", SMALL, progress=False)
     with monkeypatch.context() as patch:  # the states are there already
-        patch.setattr("ztok_rag.training.write._read_windows", None)
+        patch.setattr("ztok_rag.training.write_states._read_windows", None)
         resumed = tiny_model()
         train_write(resumed, data, tmp_path / "cut", SMALL, progress=False)
     for name, value in weights(whole).items():

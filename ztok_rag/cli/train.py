@@ -98,7 +98,7 @@ def train(
     from ztok_rag.training.relevance import RelevanceSettings
     from ztok_rag.training.rows import RATES, RowSettings
     from ztok_rag.training.run import parse_phases, run_training, run_write
-    from ztok_rag.training.write import WriteSettings
+    from ztok_rag.training.write_states import WriteSettings
 
     if not 0 <= before <= 1:
         raise DataError(f"--before is a share, 0 to 1, not {before}.")

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -301,9 +302,18 @@ class BaseLM:
 
     @contextmanager
     def captured_states(self) -> Iterator[list[Tensor]]:
-        """Gather the states that the output embedding reads while the body runs the model."""
+        """Gather the states that the output embedding reads while the body runs the model.
+
+        Other threads may use it meanwhile; what they read is not gathered.
+        """
         found: list[Tensor] = []
-        hook = self.head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+        here = threading.get_ident()
+
+        def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if threading.get_ident() == here:
+                found.append(inputs[0])
+
+        hook = self.head.register_forward_pre_hook(gather)
         try:
             yield found
         finally:

@@ -5,27 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from ztok_rag.codec.base import BaseLM, decode_exactly
+from ztok_rag.codec.chains import Chains
 from ztok_rag.codec.model import READ, ZModel
+from ztok_rag.codec.read_back import READ_AS, ReadAs, Reading
 from ztok_rag.codec.reader import Prompt, ZReader
 from ztok_rag.codec.sequence import ZSequence, pack_codes, text_digest
 from ztok_rag.errors import ZtokError
 from ztok_rag.inputs import repair_surrogates
-
-ReadAs = Literal["text", "both", "z"]
-"""How what was written is read back: token by token; the last Z-token so and those before it as
-Z-tokens; or all as Z-tokens."""
-
-READ_AS: tuple[ReadAs, ...] = ("text", "both", "z")
 
 BY_PROMPT = "by prompt"
 """The adapter that suits the prompt: the reader's for Z-tokens, none for text alone."""
@@ -76,7 +70,7 @@ class ZGenerator:
         """
         self.model = model
         self.passes = 0
-        self._chains = model.chains
+        _ = model.chains  # says so if there is no head
         self._reader = ZReader(model)
 
     @classmethod
@@ -89,6 +83,10 @@ class ZGenerator:
     ) -> ZGenerator:
         """Load a checkpoint; arguments and errors as `ZCompressor.from_pretrained`."""
         return cls(ZModel.from_pretrained(checkpoint, base=base, device=device))
+
+    @property
+    def _chains(self) -> Chains:
+        return self.model.chains  # not kept here, so that copies are small
 
     @property
     def tokenizer(self) -> Any:
@@ -199,7 +197,7 @@ class ZGenerator:
         start = self.model.base.embed(
             torch.tensor([self.model.start_token], device=self.model.base.device)
         )
-        reading = _Reading(self, start, adapter, read_as)
+        reading = Reading(self.model, start, adapter, read_as)
         nats: list[float] = []
         slots: list[int] = []
         entropy: list[float] = []
@@ -207,7 +205,7 @@ class ZGenerator:
         codes: list[int] = []
         ended = 0.0  # nats of the head's word that it cannot write the token
         while len(nats) < len(ids):
-            state, logits = reading.read(codes)
+            state, logits = self._read(reading, codes)
             scores = logits.log_softmax(-1)
             codes = [ids[len(nats)]]
             nats.append(ended - float(scores[codes[0]]))
@@ -276,18 +274,18 @@ class ZGenerator:
             )
             adapter = READ if has_codes else None
         inputs = self._reader.embed_prompt(prompt, max_new_tokens, adapter, ask_first)
-        reading = _Reading(self, inputs, adapter, read_as)
+        reading = Reading(self.model, inputs, adapter, read_as)
         draw = _Draw(temperature, seed, self.model.base.device)
         return self._codes(reading, draw, max_new_tokens, most, confidence)
 
     def _codes(
-        self, reading: _Reading, draw: _Draw, limit: int, longest: int, confidence: float
+        self, reading: Reading, draw: _Draw, limit: int, longest: int, confidence: float
     ) -> Iterator[list[int]]:
         ends = self.model.base.end_tokens
         written = 0
         codes: list[int] = []
         while written < limit:
-            state, logits = reading.read(codes)
+            state, logits = self._read(reading, codes)
             if not written:
                 logits = logits.clone()
                 logits[sorted(ends)] = -torch.inf
@@ -306,6 +304,10 @@ class ZGenerator:
                 codes.append(token)
             written += len(codes)
             yield codes
+
+    def _read(self, reading: Reading, codes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        self.passes += 1
+        return reading.read(codes)
 
     def _sequence(self, pieces: Sequence[Sequence[int]]) -> ZSequence:
         """What was written, as a sequence with a digest."""
@@ -345,75 +347,6 @@ class ZGenerator:
     def _characters(self, ids: NDArray[np.int64]) -> int:
         """Whole characters of tokens; a replacement character at the end is one begun."""
         return len(decode_exactly(self.tokenizer, ids).rstrip("\ufffd")) if len(ids) else 0
-
-
-class _Reading:
-    """A prompt and the Z-tokens written after it, as the LLM reads them one by one."""
-
-    def __init__(
-        self, generator: ZGenerator, prompt: Tensor, adapter: str | None, read_as: ReadAs
-    ) -> None:
-        """Set up; nothing is read yet.
-
-        Args:
-            generator: whose passes are counted.
-            prompt: `[n, hidden]` input embeddings.
-            adapter: of the LLM.
-            read_as: how Z-tokens are read.
-
-        Raises:
-            ZtokError: the base cannot take back what it has read, and `read_as` needs it.
-        """
-        self._generator = generator
-        self._model = generator.model
-        self._prompt = prompt
-        self._adapter = adapter
-        self._read_as = read_as
-        self._cache = DynamicCache(config=self._model.base.model.config)
-        self._last: list[int] = []  # the Z-token that was read token by token for now
-        if read_as == "both" and not all(type(x) is DynamicLayer for x in self._cache.layers):
-            raise ZtokError(
-                "this base keeps a window of what it has read; give read_as='text' or 'z'."
-            )
-
-    @torch.inference_mode()
-    def read(self, codes: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Read one more Z-token; the first call, without codes, reads the prompt.
-
-        Returns:
-            The last state `[hidden]` and the scores `[vocabulary]` of the next token.
-        """
-        model = self._model
-        inputs = self._inputs(codes) if codes else self._prompt
-        with model.base.adapter(self._adapter), model.base.captured_states() as states:
-            logits = model.base.model(
-                inputs_embeds=inputs.unsqueeze(0),
-                past_key_values=self._cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits
-        self._generator.passes += 1
-        return states[0][0, -1], logits[0, -1].float()
-
-    def _inputs(self, codes: Sequence[int]) -> Tensor:
-        """Embeddings of the new Z-token; what was read for now is taken back."""
-        base = self._model.base
-        tokens = torch.tensor([*codes], device=base.device)
-        if self._read_as == "text":
-            return base.embed(tokens)
-        if self._read_as == "z":
-            return self._packed(codes)
-        parts = [base.embed(tokens)]
-        if self._last:
-            self._cache.crop(-len(self._last))
-            parts.insert(0, self._packed(self._last))
-        self._last = [*codes]
-        return torch.cat(parts)
-
-    def _packed(self, codes: Sequence[int]) -> Tensor:
-        row = torch.full((1, self._model.config.slots), -1, device=self._model.base.device)
-        row[0, : len(codes)] = torch.tensor([*codes])
-        return self._model.embed_codes(row)
 
 
 class _Draw:

@@ -27,7 +27,8 @@ from ztok_rag.training.phrases import Phrases
 from ztok_rag.training.relevance import RelevanceSettings, train_relevance
 from ztok_rag.training.rows import SHARES, Rows, RowSettings, check_kinds
 from ztok_rag.training.surprisal import fit_code, weigh_passages
-from ztok_rag.training.write import WriteSettings, train_write
+from ztok_rag.training.write import train_write
+from ztok_rag.training.write_states import WriteSettings
 
 logger = logging.getLogger(__name__)
 
