@@ -6,7 +6,7 @@
 each. `--summaries` have a `context` and `answers`: the reader summarizes the context, which it
 reads as Z-tokens. Ways are token by token; in Z-space with several bounds of confidence; with what
 was written read back as Z-tokens; and drawn at a temperature, not greedy. The ways take turns on
-each prompt. Scores are means over prompts: passes of the LLM, seconds, tokens, tokens of a Z-token,
+each prompt. Scores are means over prompts: passes of the LLM, seconds, tokens, tokens of a pass,
 ROUGE-L with the reference, and the perplexity of all that was written, under the plain base with
 the prompt as text.
 """
@@ -211,7 +211,7 @@ def measure(
             "passes": own.passes,
             "seconds": own.seconds,
             "tokens": own.tokens,
-            "tokens_per_z_token": ratios.tolist(),
+            "tokens_per_pass": ratios.tolist(),
         }
         if own.rouge_l:
             metrics["rouge_l"] = own.rouge_l

@@ -9,7 +9,7 @@ from tables.markdown import Place, bold, number, score, signed, table
 _DEFAULT, _TEXT = "default", "text"
 _DRAFTS = ("speculate", "lookup", "head", "both")
 _WRITING = {
-    "passes": 1, "seconds": 1, "tokens": 1, "tokens_per_z_token": 2, "perplexity": 2, "rouge_l": 1,
+    "passes": 1, "seconds": 1, "tokens": 1, "tokens_per_pass": 2, "perplexity": 2, "rouge_l": 1,
 }  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def writing_section(results: Results, place: Place) -> str:
         if row["metric"].startswith("accepted_of_")
     ]
     header = (
-        "task", "way", "passes", "seconds", "tokens", "tokens of a Z-token", "perplexity",
+        "task", "way", "passes", "seconds", "tokens", "tokens of a pass", "perplexity",
         "ROUGE-L",
     )  # fmt: skip
     image = place.image(
