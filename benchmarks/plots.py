@@ -267,7 +267,9 @@ def draw_bytes(rows: Sequence[Json], file: Path) -> Path:
 
 def draw_writing(rows: Sequence[Json], drafts: Sequence[Json], file: Path) -> Path:
     """Perplexity against passes per token, and how much of the write head's drafts is right."""
-    figure, axes = plt.subplots(1, 2, figsize=(12.4, 3.9))
+    panels = 2 if drafts else 1
+    figure, found = plt.subplots(1, panels, figsize=(6.2 * panels, 3.9), squeeze=False)
+    axes = found[0]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     for number, task in enumerate(tasks):
         points: dict[str, dict[str, float]] = {}
@@ -291,8 +293,8 @@ def draw_writing(rows: Sequence[Json], drafts: Sequence[Json], file: Path) -> Pa
         axes[1].plot(
             *zip(*own, strict=True), marker="o", markersize=5, color=f"C{number}", label=task
         )
-    axes[1].set(xlabel="tokens of a guess", ylabel="tokens that are right, %", ylim=(0, 100))
     if drafts:
+        axes[1].set(xlabel="tokens of a guess", ylabel="tokens that are right, %", ylim=(0, 100))
         axes[1].legend(frameon=False, fontsize=7, ncols=2)
     for axis in axes:
         plain(axis)
