@@ -62,10 +62,15 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/speculation.py --data $(DATA)/squad/dev.jsonl \
 		--summaries $(DATA)/sum_scitldr/train.jsonl --output $(RESULTS)/speculation
 	$(BIN)/python benchmarks/serving.py --data $(DATA)/squad/dev.jsonl --output $(RESULTS)/serving
+	$(BIN)/python benchmarks/writing.py --limit 2 --max-new-tokens 48 \
+		--data $(DATA)/squad/dev.jsonl,$(DATA)/fairytaleqa/val.jsonl \
+		--summaries $(DATA)/sum_scitldr/train.jsonl --output $(RESULTS)/writing
 	$(BIN)/python benchmarks/lossless.py --output $(RESULTS)/lossless --data \
 		$(DATA)/covidqa/documents.jsonl,$(DATA)/fairytaleqa/val.jsonl,$(DATA)/text_more/texts.jsonl
 	$(BIN)/python benchmarks/learning_curve.py --log $(RESULTS)/training/gpu/curve.jsonl \
 		--output docs/learning_curve.png
+	$(BIN)/python benchmarks/learning_curve.py --write \
+		--log $(RESULTS)/training/write/log.jsonl --output docs/write_curve.png
 	$(BIN)/python benchmarks/figures.py
 
 clean:

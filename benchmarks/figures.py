@@ -30,7 +30,12 @@ from tables.costs import (
 from tables.longbench import longbench_section
 from tables.markdown import Place
 from tables.paper import paper_section
-from tables.reading import ablations_section, lossless_section, speculation_section
+from tables.reading import (
+    ablations_section,
+    lossless_section,
+    speculation_section,
+    writing_section,
+)
 from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.errors import DataError
 
@@ -77,6 +82,7 @@ SECTIONS = {
     "serving": Section("Many askers at once", serving_section, "serving.png"),
     "ablations": Section("What each part of reading gives", ablations_section),
     "speculation": Section("Passes and time with drafts", speculation_section),
+    "writing": Section("Writing in Z-space", writing_section, "writing.png"),
     "lossless": Section("Lossless files", lossless_section),
     "bytes": Section("Bytes on disk", bytes_section, "bytes.png"),
     "paper": Section("The paper's own tasks", paper_section),

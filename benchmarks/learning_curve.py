@@ -3,7 +3,9 @@
     python benchmarks/learning_curve.py --log benchmarks/results/training/gpu/curve.jsonl \\
         --output docs/learning_curve.png
 
-A line of the log is one measurement: `{"run", "positions", "set", "asked", "rate", "nats"}`.
+A line of the log is one measurement: `{"run", "positions", "set", "asked", "rate", "nats"}`. With
+`--write` the log is that of `ztok train --write`; its lines with scores on held-out windows are
+drawn.
 """
 
 from __future__ import annotations
@@ -36,11 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(description="Draw the learning curve of a training run.")
     parser.add_argument("--log", type=Path, required=True, metavar="FILE")
     parser.add_argument("--run", default="shipped", help="run in the log (default: shipped)")
+    parser.add_argument("--write", action="store_true", help="the log is of a write head")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     options = parser.parse_args(arguments)
-    points = read_points(options.log, options.run)
     check_file(options.output)
-    draw(points, options.output)
+    if options.write:
+        draw_write(read_write(options.log), options.output)
+    else:
+        draw(read_points(options.log, options.run), options.output)
     print(f"Written: {show(options.output)}")
 
 
@@ -64,6 +69,39 @@ def read_points(path: Path, run: str) -> dict[str, list[dict[str, Any]]]:
     if not points:
         raise DataError(f"{show(path)} has no measurements of the run {run!r}.")
     return points
+
+
+def read_write(path: Path) -> list[dict[str, Any]]:
+    """The lines of a write head's log that have scores on held-out windows.
+
+    Raises:
+        DataError: there is none.
+    """
+    lines = [record for record in read_jsonl(path) if "held_out_nats" in record]
+    if not lines:
+        raise DataError(f"{show(path)} has no scores on held-out windows.")
+    return lines
+
+
+def draw_write(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Loss and agreement of each further token against the states seen, and tokens in a row."""
+    figure, axes = plt.subplots(1, 3, figsize=(12.6, 3.4), layout="constrained")
+    seen = [line["positions"] / 1e3 for line in lines]
+    for depth in range(len(lines[0]["held_out_nats"])):
+        for axis, name, scale in ((axes[0], "nats", 1), (axes[1], "agreement", 100)):
+            values = [scale * line[f"held_out_{name}"][depth] for line in lines]
+            axis.plot(seen, values, marker="o", markersize=3, label=f"token {depth + 2}")
+    axes[2].plot(seen, [line["held_out_run"] for line in lines], "k", marker="o", markersize=3)
+    for axis, title in zip(
+        axes,
+        ("loss, nats", "likeliest token is the LLM's, %", "tokens in a row that are the LLM's"),
+        strict=True,
+    ):
+        axis.set(title=title, xlabel="states seen, thousands")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def draw(points: dict[str, list[dict[str, Any]]], path: Path) -> None:

@@ -290,3 +290,39 @@ def draw_serving(rows: Sequence[Json], file: Path) -> Path:
     axis.legend(frameon=False)
     plain(axis)
     return save(figure, file)
+
+
+def draw_writing(rows: Sequence[Json], drafts: Sequence[Json], file: Path) -> Path:
+    """Perplexity against passes per token, and how much of the write head's drafts is right."""
+    panels = 2 if drafts else 1
+    figure, found = plt.subplots(1, panels, figsize=(6.2 * panels, 3.9), squeeze=False)
+    axes = found[0]
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    for number, task in enumerate(tasks):
+        points: dict[str, dict[str, float]] = {}
+        for row in rows:
+            if row["task"] == task:
+                points.setdefault(row["what"], {})[row["metric"]] = row["score"]
+        line = sorted(
+            (own["passes"] / own["tokens"], own["perplexity"])
+            for what, own in points.items()
+            if "read back" not in what and "drawn" not in what
+        )
+        axes[0].plot(
+            *zip(*line, strict=True), marker="o", markersize=5, color=f"C{number}", label=task
+        )
+    axes[0].set(xlabel="LLM passes per token", ylabel="perplexity under the plain base")
+    axes[0].legend(frameon=False, fontsize=8)
+    for number, task in enumerate(dict.fromkeys(row["task"] for row in drafts)):
+        own = sorted(
+            (int(r["metric"].rsplit("_", 1)[1]), r["score"]) for r in drafts if r["task"] == task
+        )
+        axes[1].plot(
+            *zip(*own, strict=True), marker="o", markersize=5, color=f"C{number}", label=task
+        )
+    if drafts:
+        axes[1].set(xlabel="tokens of a guess", ylabel="tokens that are right, %", ylim=(0, 100))
+        axes[1].legend(frameon=False, fontsize=7, ncols=2)
+    for axis in axes:
+        plain(axis)
+    return save(figure, file)

@@ -5,13 +5,16 @@
 Both are JSON Lines files, or folders of them, whose records have a `context`; those of `--data` a
 `question`, too. The tasks are `answers` from Z-tokens; `text`, the same from raw text; `quotations`
 of a sentence of the context; `summaries`, written freely; and `repeat`, the context word for word.
-With and without take turns, so that other load on the machine falls on both alike; prompts are read
-in both, and their time is part of it. `same` is the share of answers that are equal, of 100.
+Drafts are looked up, guessed by the write head, or both. The ways take turns, so that other load
+on the machine falls on all alike; prompts are read in all, and their time is part of it. `same` is
+the share of answers that are equal to those without drafts, of 100; `accepted_of_3` is the share of
+right tokens in guesses of three.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from ztok_rag.codec.base import dtype_name
 from ztok_rag.codec.compressor import ZCompressor
 from ztok_rag.codec.prompts import QA_TEMPLATE
 from ztok_rag.codec.reader import Prompt, ZReader
+from ztok_rag.codec.speculation import BOTH, HEAD, LOOKUP, Speculate
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation import Row, bootstrap_ci, format_table, split_template, write_results
 
@@ -34,8 +38,11 @@ BATCH_SIZES = (1, 8)
 TOKENS = (60, 400)
 """Fewest and most tokens of a context."""
 
-Work = Callable[[ZReader, bool], list[str]]
-"""Takes a reader and whether to speculate; returns the answers of one batch."""
+WAYS: dict[str, Speculate] = {"one by one": False, LOOKUP: "lookup", HEAD: "head", BOTH: "both"}
+"""Names of the arms, and where their drafts come from."""
+
+Work = Callable[[ZReader, Speculate], list[str]]
+"""Takes a reader and where drafts come from; returns the answers of one batch."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -150,22 +157,26 @@ def measure(
     compressor: ZCompressor,
     options: argparse.Namespace,
 ) -> list[Row]:
-    """Rows of passes and seconds with and without, and of how many answers are the same."""
+    """Rows of passes and seconds of each way, and of how many answers are the same."""
     reader, base = compressor.reader, compressor.model.base
-    passes: dict[bool, list[float]] = {False: [], True: []}
-    times: dict[bool, list[float]] = {False: [], True: []}
-    texts: dict[bool, list[str]] = {False: [], True: []}
+    passes: dict[str, list[float]] = {arm: [] for arm in WAYS}
+    times: dict[str, list[float]] = {arm: [] for arm in WAYS}
+    texts: dict[str, list[str]] = {arm: [] for arm in WAYS}
+    guessed: Counter[tuple[int, int]] = Counter()
     batches[0](reader, True)  # a warm-up
     for number, work in enumerate(batches):
-        for speculate in (False, True) if number % 2 else (True, False):
+        for arm in [*WAYS, *WAYS][number % len(WAYS) :][: len(WAYS)]:
             before = reader.passes
             made: list[str] = []
-            took = seconds(base, lambda s=speculate, m=made: m.extend(work(reader, s)))  # noqa: B023
-            texts[speculate] += made
-            times[speculate] += [took / len(made)] * len(made)
-            passes[speculate] += [float(reader.passes - before)] * len(made)
-    tokens = [len(compressor.tokenizer(t)["input_ids"]) for t in texts[False]]
-    same = [100.0 * (a == b) for a, b in zip(texts[False], texts[True], strict=True)]
+            reader.guessed.clear()
+            took = seconds(base, lambda s=WAYS[arm], m=made: m.extend(work(reader, s)))  # type: ignore[misc]  # noqa: B023
+            texts[arm] += made
+            times[arm] += [took / len(made)] * len(made)
+            passes[arm] += [float(reader.passes - before)] * len(made)
+            if arm == HEAD:
+                guessed += reader.guessed
+    one_by_one = texts["one by one"]
+    tokens = [len(compressor.tokenizer(t)["input_ids"]) for t in one_by_one]
 
     def row(arm: str, metric: str, values: Sequence[float]) -> Row:
         interval = bootstrap_ci(values, seed=options.seed)
@@ -176,12 +187,20 @@ def measure(
         )  # fmt: skip
 
     rows = []
-    for speculate, arm in ((False, "one by one"), (True, "speculate")):
-        rows += [
-            row(arm, "passes", passes[speculate]),
-            row(arm, "seconds_per_answer", times[speculate]),
+    for arm in WAYS:
+        rows += [row(arm, "passes", passes[arm]), row(arm, "seconds_per_answer", times[arm])]
+        if arm != "one by one":
+            same = [100.0 * (a == b) for a, b in zip(one_by_one, texts[arm], strict=True)]
+            rows.append(row(arm, "same", same))
+    for length in sorted({own for own, _ in guessed}):
+        shares = [
+            100.0 * right / length
+            for (own, right), count in guessed.items()
+            if own == length
+            for _ in range(count)
         ]
-    return [*rows, row("speculate", "same", same)]
+        rows.append(row(HEAD, f"accepted_of_{length}", shares))
+    return rows
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 RIGHT = """
 from collections.abc import Sequence
 from pathlib import Path
-from typing import assert_type
+from typing import Any, assert_type
 
 from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.ingestion import IngestionPipeline
@@ -31,6 +31,7 @@ from ztok_rag import (
     HandleError,
     SequenceError,
     ZCompressor,
+    ZGenerator,
     ZReader,
     ZSequence,
     ZStore,
@@ -63,6 +64,11 @@ def compress(texts: Sequence[str], folder: Path) -> list[str]:
     reader = ZReader.from_pretrained()
     assert_type(reader.repeat([z], speculate=True), list[str])
     z.to_embeds(reader), reader.to_embeds([z, "Question?"], ask_first=False)
+    writer = ZGenerator(compressor.model)
+    assert_type(writer.generate([z, "In short:"], read_as="both"), ZSequence)
+    assert_type(next(writer.stream("Once", confidence=0.7, longest=4)), ZSequence)
+    assert_type(writer.text(z), str)
+    assert_type(writer.score("Once upon a time.").sizes.max(), Any)
     return reader.generate([[z, "Question?"], "Text alone"], max_new_tokens=16, adapter=None)
 
 
@@ -72,6 +78,7 @@ def query(documents: list[Document], other_llm: LLM) -> str:
     as_base: BaseNodePostprocessor = postprocessor
     ZTokenLLM(api_base="http://127.0.0.1:8000/v1", api_key="token", timeout=30.0)
     llm: LLM = ZTokenLLM(max_new_tokens=32, look_twice=False, copying=True, ask_first=True)
+    ZTokenLLM(speculate="both")
     engine = index.as_query_engine(llm=llm, node_postprocessors=[as_base], similarity_top_k=3)
     assert_type(postprocessor.stats.compressed, int)
     transform: TransformComponent = ZTokenTransform()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ztok_rag.codec.duplicates import find_duplicates
     from ztok_rag.codec.reader import ZReader
     from ztok_rag.codec.sequence import ZSequence
+    from ztok_rag.codec.writing import ZGenerator
     from ztok_rag.errors import (
         CheckpointError,
         DataError,
@@ -36,6 +37,7 @@ _HOMES = {
     "HandleError": "errors",
     "SequenceError": "errors",
     "ZCompressor": "codec.compressor",
+    "ZGenerator": "codec.writing",
     "ZReader": "codec.reader",
     "ZSequence": "codec.sequence",
     "ZStore": "storage.store",
@@ -55,6 +57,7 @@ __all__ = [
     "HandleError",
     "SequenceError",
     "ZCompressor",
+    "ZGenerator",
     "ZReader",
     "ZSequence",
     "ZStore",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from plots import draw_writing
 from result_rows import Results, pick
 from tables.markdown import Place, bold, number, score, signed, table
 
 _DEFAULT, _TEXT = "default", "text"
+_DRAFTS = ("speculate", "lookup", "head", "both")
+_WRITING = {
+    "passes": 1, "seconds": 1, "tokens": 1, "tokens_per_pass": 2, "perplexity": 2, "rouge_l": 1,
+}  # fmt: skip
 
 
 def ablations_section(results: Results, place: Place) -> str:
@@ -35,28 +40,59 @@ def ablations_section(results: Results, place: Place) -> str:
 def speculation_section(results: Results, place: Place) -> str:
     """A table of passes and seconds with drafts and without, by task."""
     rows = results.where(benchmark="speculation")
+    ways = [w for w in _DRAFTS if any(row["arm"] == w for row in rows)]
     lines = []
     for task in dict.fromkeys(row["task"] for row in rows):
         own = [row for row in rows if row["task"] == task]
         cells = [task, number(own[0].get("answer_tokens"), 1)]
         for metric, digits in (("passes", 1), ("seconds_per_answer", 2)):
             before = pick(own, metric=metric, arm="one by one")
-            after = pick(own, metric=metric, arm="speculate")
-            if before is None or after is None:
-                cells += ["", "", ""]
-                continue
-            ratio = before["score"] / after["score"]
-            cells += [number(before["score"], digits), number(after["score"], digits)]
-            cells += [f"{ratio:.1f}"]
-        same = pick(own, metric="same", arm="speculate")
-        lines.append([*cells, number((same or {}).get("score"))])
+            cells.append(number((before or {}).get("score"), digits))
+            for way in ways:
+                after = pick(own, metric=metric, arm=way)
+                if before is None or after is None:
+                    cells.append("")
+                    continue
+                ratio = before["score"] / after["score"]
+                cells.append(f"{number(after['score'], digits)} ({ratio:.1f} times)")
+        same = [row["score"] for row in own if row["metric"] == "same"]
+        lines.append([*cells, number(min(same, default=None))])
     if not lines:
         return ""
     header = (
-        "task", "tokens of an answer", "passes before", "with drafts", "times fewer",
-        "seconds before", "with drafts", "times faster", "equal answers, %",
+        "task", "tokens of an answer", "passes without", *ways, "seconds without", *ways,
+        "equal answers, %",
     )  # fmt: skip
     return f"{table(header, lines)}\n\n{results.source(rows)}"
+
+
+def writing_section(results: Results, place: Place) -> str:
+    """A table of what is written in Z-space and in text space, and a picture of it."""
+    rows = results.where(benchmark="writing")
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        for arm in dict.fromkeys(row["arm"] for row in rows if row["task"] == task):
+            own = results.where(benchmark="writing", task=task, arm=arm)
+            cells = [task, next(row["what"] for row in own)]
+            for metric, digits in _WRITING.items():
+                found = pick(own, metric=metric)
+                cells.append(number((found or {}).get("score"), digits))
+            lines.append(cells)
+    if not lines:
+        return ""
+    drafts = [
+        row
+        for row in results.where(benchmark="speculation", arm="head")
+        if row["metric"].startswith("accepted_of_")
+    ]
+    header = (
+        "task", "way", "passes", "seconds", "tokens", "tokens of a pass", "perplexity",
+        "ROUGE-L",
+    )  # fmt: skip
+    image = place.image(
+        "Writing in Z-space", draw_writing(rows, drafts, place.pictures / "writing.png")
+    )
+    return f"{image}\n\n{table(header, lines)}\n\n{results.source(rows)}"
 
 
 def lossless_section(results: Results, place: Place) -> str:

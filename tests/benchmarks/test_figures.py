@@ -223,3 +223,18 @@ def test_learning_curve(tmp_path: Path) -> None:
     log.write_text(json.dumps({"run": "shipped"}) + "\n")
     with pytest.raises(DataError, match="line 1: there is no 'positions'"):
         learning_curve.main(["--log", str(log), "--output", str(output)])
+
+
+def test_learning_curve_of_a_write_head(tmp_path: Path) -> None:
+    log, output = tmp_path / "log.jsonl", tmp_path / "curve.png"
+    lines: list[dict[str, object]] = [{"step": 1, "positions": 8, "nats": 9.0}]
+    log.write_text(json.dumps(lines[0]) + "\n")
+    arguments = ["--write", "--log", str(log), "--output", str(output)]
+    with pytest.raises(DataError, match="held-out"):
+        learning_curve.main(arguments)
+    for step in (2, 3):
+        scores = {"held_out_nats": [5.0, 6.0], "held_out_agreement": [0.2, 0.1]}
+        lines.append({"step": step, "positions": 8 * step, "held_out_run": 1.2, **scores})
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    learning_curve.main(arguments)
+    assert output.stat().st_size > 5000

@@ -28,6 +28,9 @@ def test_speculation(
 ) -> None:
     monkeypatch.setattr(speculation, "load_compressor", lambda options: compressor)
     monkeypatch.setattr(speculation, "BATCH_SIZES", (1,))
+    ways = {way: speculation.WAYS[way] for way in ("one by one", "lookup", "head")}
+    monkeypatch.setattr(speculation, "WAYS", ways)
+    monkeypatch.setattr(speculation, "TOKENS", (20, 400))
     output = tmp_path / "out"
     files = ["--data", str(data), "--summaries", str(data), "--output", str(output)]
     speculation.main([*files, "--limit", "1", "--max-new-tokens", "6"])
@@ -35,7 +38,9 @@ def test_speculation(
     assert len({row["task"] for row in rows}) == 5
     score = {(row["task"], row["arm"], row["metric"]): row["score"] for row in rows}
     task = "repeat, 1 at once"
-    assert score[task, "speculate", "passes"] < score[task, "one by one", "passes"]
+    assert score[task, "lookup", "passes"] < score[task, "one by one", "passes"]
+    assert {row["score"] for row in rows if row["metric"] == "same"} == {100.0}
+    assert any(row["metric"].startswith("accepted_of_") for row in rows)
     with pytest.raises(DataError, match="smaller --limit"):
         speculation.main([*files, "--limit", "2"])
 

@@ -9,15 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from tests.conftest import BAKERY, PASSAGE
 from tests.training.tiny_base import LAYOUTS, tiny_base
 from ztok_rag import ZCompressor, ZReader
 from ztok_rag.codec import generation
 from ztok_rag.codec.base import BaseLM, default_dtype
+from ztok_rag.codec.chains import Chains
 from ztok_rag.codec.copying import CopyFromCodes, CopySource
 from ztok_rag.codec.generation import Answer, GreedyDecoder
 from ztok_rag.codec.speculation import LONGEST_DRAFT, Draft, Drafter, choose_width
+from ztok_rag.codec.write_head import WriteHead
 
 Ids = list[int]
 
@@ -93,8 +96,18 @@ def reference(base: BaseLM, prompt: Ids, limit: int, processor: CopyFromCodes | 
     return written
 
 
-def decoded(base: BaseLM, answers: list[Answer]) -> tuple[list[Ids], int]:
-    decoder = GreedyDecoder(base, answers, None)
+def chains_of(base: BaseLM) -> Chains:
+    """An untrained head that believes itself: most of its guesses are wrong."""
+    torch.manual_seed(5)
+    head = WriteHead(base.hidden_size, torch.arange(2, 60), width=16)
+    head.agreement.fill_(1.0)
+    return Chains(base, head, 0.1)
+
+
+def decoded(
+    base: BaseLM, answers: list[Answer], chains: Chains | None = None
+) -> tuple[list[Ids], int]:
+    decoder = GreedyDecoder(base, answers, None, chains)
     while not decoder.done:
         decoder.advance()
     return [answer.tokens for answer in answers], decoder.passes
@@ -105,11 +118,12 @@ def decoded(base: BaseLM, answers: list[Answer]) -> tuple[list[Ids], int]:
     limits=st.lists(st.integers(1, 24), min_size=4, max_size=4),
     copy=st.booleans(),
     eager=st.booleans(),
+    kind=st.sampled_from(["lookup", "head", "both"]),
     seed=st.integers(0, 999),
 )
 @settings(max_examples=60, deadline=None)
 def test_speculation_changes_no_answer(
-    prompts: list[Ids], limits: Ids, copy: bool, eager: bool, seed: int
+    prompts: list[Ids], limits: Ids, copy: bool, eager: bool, kind: str, seed: int
 ) -> None:
     base, rng = base_of("llama"), np.random.default_rng(seed)
     sources = [rng.integers(2, 60, 30) for _ in prompts]
@@ -120,7 +134,8 @@ def test_speculation_changes_no_answer(
                 base.embed(torch.tensor(prompt)),
                 limit,
                 CopyFromCodes([CopySource([source])], 1) if copy else None,
-                Drafter([source.tolist(), prompt]) if speculate else None,
+                Drafter([source.tolist(), prompt]) if speculate and kind != "head" else None,
+                guesses=speculate and kind != "lookup",
             )
             for prompt, source, limit in zip(prompts, sources, limits, strict=False)
         ]
@@ -129,7 +144,7 @@ def test_speculation_changes_no_answer(
         if eager:  # drafts that do not pay are read, too, so that many are wrong
             patch.setattr(generation, "choose_width", lambda drafts: 1 + max(map(len, drafts)))
         off, passes = decoded(base, answers(False))
-        on, fewer = decoded(base, answers(True))
+        on, fewer = decoded(base, answers(True), chains_of(base))
     want = [
         reference(base, prompt, limit, CopyFromCodes([CopySource([source])], 1) if copy else None)
         for prompt, source, limit in zip(prompts, sources, limits, strict=False)
@@ -145,11 +160,43 @@ def test_every_layout_writes_the_same(layout: str) -> None:
 
     def answers(speculate: bool) -> list[Answer]:
         return [
-            Answer(base.embed(torch.tensor(p)), 20, None, Drafter([p]) if speculate else None)
+            Answer(
+                base.embed(torch.tensor(p)),
+                20,
+                None,
+                Drafter([p]) if speculate else None,
+                guesses=speculate,
+            )
             for p in prompts
         ]
 
-    assert decoded(base, answers(True))[0] == decoded(base, answers(False))[0]
+    with_drafts = decoded(base, answers(True), chains_of(base))[0]
+    assert with_drafts == decoded(base, answers(False))[0]
+
+
+class Oracle(Chains):
+    """Guesses what it was told."""
+
+    def __init__(self, base: BaseLM, written: Ids) -> None:
+        super().__init__(base, chains_of(base).head, 0.1)
+        self.written = written
+        self.at = 0
+
+    def draft(
+        self, states: Tensor, tokens: Sequence[int], rooms: Sequence[int], trust: Sequence[float]
+    ) -> list[Draft]:
+        self.at = self.written.index(tokens[0], self.at)
+        guess = self.written[self.at + 1 : self.at + 4][: rooms[0]]
+        return [Draft(guess, [0.95] * len(guess), is_guess=True)]
+
+
+def test_right_guesses_save_passes() -> None:
+    base = base_of("llama")
+    prompt = base.embed(torch.tensor([7, 8, 9, 10]))
+    (written,), passes = decoded(base, [Answer(prompt, 21)])
+    guessed = decoded(base, [Answer(prompt, 21, guesses=True)], Oracle(base, written))
+    assert guessed[0] == [written]
+    assert passes == 21 and guessed[1] <= 7
 
 
 in_float32 = pytest.mark.skipif(
@@ -168,11 +215,11 @@ QUESTIONS = [
 ]
 
 
-def ids_of(reader: ZReader, prompt: list[object], speculate: bool, **arguments: object) -> Ids:
+def ids_of(reader: ZReader, prompt: list[object], speculate: object, **arguments: object) -> Ids:
     """The tokens of an answer, its end token among them."""
     read = reader._embed(prompt, 40, **arguments)  # type: ignore[arg-type]
-    answer = reader._answer(read, 40, speculate)
-    decoder = GreedyDecoder(reader.model.base, [answer], str(arguments["adapter"]))
+    answer = reader._answer(read, 40, speculate)  # type: ignore[arg-type]
+    decoder = reader._decoder([answer], str(arguments["adapter"]))
     while not decoder.done:
         decoder.advance()
     return answer.tokens
@@ -190,7 +237,7 @@ def test_real_answers_are_the_same_in_fewer_passes(
         if number % 2:
             prompts.append([text + ASK.format(question)])
     assert len(prompts) == 12
-    for speculate in (False, True):
+    for speculate in (False, "lookup"):
         before = reader.passes
         passes[speculate] = [ids_of(reader, p, speculate, adapter="read") for p in prompts]
         together = reader.generate(prompts, max_new_tokens=40, speculate=speculate)  # type: ignore[arg-type]
@@ -199,8 +246,22 @@ def test_real_answers_are_the_same_in_fewer_passes(
         ]
         assert together == texts
         passes[speculate, "n"] = reader.passes - before
-    assert passes[True] == passes[False]
-    assert passes[True, "n"] < passes[False, "n"]
+    assert passes["lookup"] == passes[False]
+    assert passes["lookup", "n"] < passes[False, "n"]
+
+
+@in_float32
+def test_real_answers_are_the_same_with_guesses(compressor: ZCompressor, reader: ZReader) -> None:
+    zs = compressor.compress([PASSAGE, BAKERY], 2)
+    prompts = [[z, "\n\nQuestion: Summarize the text.\nAnswer:"] for z in zs]
+    texts, passes = {}, {}
+    for kind in (False, "head", "both"):
+        before = reader.passes
+        texts[kind] = reader.generate(prompts, max_new_tokens=32, speculate=kind, copy=False)  # type: ignore[arg-type]
+        passes[kind] = reader.passes - before
+    assert texts["head"] == texts["both"] == texts[False]
+    assert sum(reader.guessed.values())
+    assert max(passes["both"], passes["head"]) <= passes[False]
 
 
 @in_float32

@@ -30,7 +30,10 @@ def evaluate(
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(help="Of qa,reconstruction; default: all that the records allow."),
+        typer.Option(
+            help="Of qa,reconstruction,writing; default: of the first two those that the records "
+            "allow."
+        ),
     ] = None,
     arms: Annotated[
         str,

@@ -62,6 +62,17 @@ def train(
     selector_steps: Annotated[
         int, typer.Option(help="Steps of the selector, after all phases.")
     ] = 1600,
+    write: Annotated[
+        bool,
+        typer.Option(
+            "--write",
+            help="Train the write head of --init alone, on text; --lr, --size and "
+            "phases are of the rest.",
+        ),
+    ] = False,
+    write_positions: Annotated[
+        int, typer.Option(help="With --write: states of the LLM to train on; 1,152 bytes each.")
+    ] = 40_000,
     workers: Annotated[
         int | None,
         typer.Option(help="Processes that make a GPU's batches; default: most cores, 0 on a CPU."),
@@ -86,7 +97,8 @@ def train(
     from ztok_rag.training.loop import TrainSettings
     from ztok_rag.training.relevance import RelevanceSettings
     from ztok_rag.training.rows import RATES, RowSettings
-    from ztok_rag.training.run import parse_phases, run_training
+    from ztok_rag.training.run import parse_phases, run_training, run_write
+    from ztok_rag.training.write_states import WriteSettings
 
     if not 0 <= before <= 1:
         raise DataError(f"--before is a share, 0 to 1, not {before}.")
@@ -101,6 +113,26 @@ def train(
     if workers is None:
         workers = max(1, min(12, (os.cpu_count() or 1) // devices - 2)) if on_gpu else 0
     check_folder(output)
+    if write:
+        with resumable():
+            folder = run_write(
+                data or [],
+                output,
+                corpus=corpus or [],
+                base=base,
+                init=init,
+                device=device,
+                settings=WriteSettings(
+                    positions=write_positions,
+                    steps=steps if steps is not None else WriteSettings.steps,
+                    seed=seed,
+                    save_minutes=save_minutes,
+                ),
+                progress=shows_bars(),
+                odd=odd_records(skip_odd_records),
+            )
+        typer.echo(f"checkpoint: {show(folder)}")
+        return
     with resumable():
         folder = run_training(
             data or [],

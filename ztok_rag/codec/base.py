@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -261,6 +262,13 @@ class BaseLM:
         return int(self.tokenizer.eos_token_id if first is None else first)
 
     @property
+    def end_tokens(self) -> set[int]:
+        """Ids that end what is written: the tokenizer's, and those of the generation config."""
+        named = self.model.generation_config.eos_token_id
+        named = named if isinstance(named, list) else [named]
+        return {int(e) for e in (self.tokenizer.eos_token_id, *named) if e is not None}
+
+    @property
     def num_layers(self) -> int:
         return len(self.decoder.layers)
 
@@ -291,6 +299,25 @@ class BaseLM:
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings of token ids, in the base's dtype."""
         return self.embeddings(ids)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def captured_states(self) -> Iterator[list[Tensor]]:
+        """Gather the states that the output embedding reads while the body runs the model.
+
+        Other threads may use it meanwhile; what they read is not gathered.
+        """
+        found: list[Tensor] = []
+        here = threading.get_ident()
+
+        def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if threading.get_ident() == here:
+                found.append(inputs[0])
+
+        hook = self.head.register_forward_pre_hook(gather)
+        try:
+            yield found
+        finally:
+            hook.remove()
 
     def first_layers(self, n: int) -> nn.Module:
         """The decoder cut after its first `n` layers, sharing the weights; no final norm."""

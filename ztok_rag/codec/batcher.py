@@ -278,7 +278,7 @@ class Batcher:
         """Read prompts, those of like length together; their answers join those under way."""
         for adapter, requests in _alike(admitted):
             answers = [r.answer for r in requests if r.answer is not None]
-            group = _Group(GreedyDecoder(self.reader.model.base, answers, adapter), list(requests))
+            group = _Group(self.reader.decoder(answers, adapter), list(requests))
             with self._lock:
                 self._groups.append(group)
             self._advance(group)

@@ -11,7 +11,10 @@ from transformers import DynamicCache, LogitsProcessor
 from transformers.cache_utils import DynamicLayer
 
 from ztok_rag.codec.base import BaseLM
-from ztok_rag.codec.speculation import Draft, Drafter, choose_width
+from ztok_rag.codec.chains import Chains
+from ztok_rag.codec.speculation import Draft, Drafter, Trust, choose_width
+
+_LEAST_TRUST = 0.35  # below, guesses of an answer are given up
 
 
 @dataclass(eq=False)
@@ -22,26 +25,36 @@ class Answer:
         inputs: `[positions, hidden]` input embeddings of the prompt.
         limit: longest answer, in tokens.
         processor: changes the scores of the next token; `None` leaves them.
-        drafter: proposes what comes next; `None` decodes token by token.
+        drafter: looks up what comes next; `None` does not.
+        guesses: whether a write head may guess what comes next where nothing is looked up.
         tokens: the ids written so far; an end token comes last.
         done: whether it is whole. A caller that wants no more may set it.
         ended: whether an end token was written.
+        state: `[hidden]` of the LLM, from which the last token was written.
+        trust: of the guesses.
     """
 
     inputs: Tensor
     limit: int
     processor: LogitsProcessor | None = None
     drafter: Drafter | None = None
+    guesses: bool = False
     tokens: list[int] = field(default_factory=list)
     done: bool = False
     ended: bool = False
+    state: Tensor | None = None
+    trust: Trust = field(default_factory=Trust)
+
+    @property
+    def room(self) -> int:
+        """Most tokens of a draft."""
+        return self.limit - len(self.tokens) - 1
 
     def draft(self) -> Draft:
-        """What may come next, short enough for the limit."""
-        room = self.limit - len(self.tokens) - 1
-        if self.drafter is None or room < 1:
+        """What may come next, looked up, short enough for the limit."""
+        if self.drafter is None or self.room < 1:
             return Draft()
-        return self.drafter.draft().cut(room)
+        return self.drafter.draft().cut(self.room)
 
     def verify(self, logits: Tensor, draft: Draft, ends: set[int]) -> int:
         """Write the tokens that greedy decoding gives.
@@ -69,8 +82,11 @@ class Answer:
             if self.done or place == len(draft) or token != draft.tokens[place]:
                 break
         written = len(self.tokens) - before
+        if draft.is_guess:
+            self.trust.learn(draft, written - 1)
         if self.drafter is not None:
-            self.drafter.learn(draft, written - 1)
+            if not draft.is_guess:
+                self.drafter.learn(draft, written - 1)
             self.drafter.extend(self.tokens[before:])
         return written
 
@@ -84,27 +100,35 @@ class GreedyDecoder:
     Attributes:
         rows: the answers that are being written.
         passes: of the LLM so far; the first reads the prompts.
+        guessed: of the last pass, tokens of each guess and how many of them were right.
     """
 
-    def __init__(self, base: BaseLM, answers: Sequence[Answer], adapter: str | None) -> None:
+    def __init__(
+        self,
+        base: BaseLM,
+        answers: Sequence[Answer],
+        adapter: str | None,
+        chains: Chains | None = None,
+    ) -> None:
         """Set up; nothing is read yet.
 
         Args:
             base: the LLM; it is held during `advance` only.
             answers: each is added to while it is written.
             adapter: of the base.
+            chains: what guesses, for answers that want it.
         """
         self.base = base
         self.adapter = adapter
         self.rows = list(answers)
         self.passes = 0
+        self.guessed: list[tuple[int, int]] = []
         self._alone = len(self.rows) == 1  # its mask then says nothing
-        named = base.model.generation_config.eos_token_id
-        named = named if isinstance(named, list) else [named]
-        self._ends = {int(e) for e in (base.tokenizer.eos_token_id, *named) if e is not None}
+        self._ends = base.end_tokens
         self._cache = DynamicCache(config=base.model.config)
         # Layers that keep a window or a state of what they read cannot take a draft back.
         self._drafts = all(type(layer) is DynamicLayer for layer in self._cache.layers)
+        self._chains = chains if self._drafts else None
         self._mask: Tensor  # [rows, positions in the cache], zero where there is nothing to see
 
     @property
@@ -131,7 +155,7 @@ class GreedyDecoder:
             return
         if not self.rows:
             self.rows, self._cache, self._mask = other.rows, other._cache, other._mask
-            self._alone = other._alone
+            self._alone, self._chains = other._alone, other._chains
             return
         width = max(self._mask.shape[1], other._mask.shape[1])
         masks = [_widen(decoder._mask, width, dim=1) for decoder in (self, other)]
@@ -144,6 +168,7 @@ class GreedyDecoder:
                 )
         self.rows += other.rows
         self._alone = False
+        self._chains = self._chains or other._chains
 
     @torch.inference_mode()
     def advance(self) -> None:
@@ -159,7 +184,7 @@ class GreedyDecoder:
         width = 1 + max(map(len, drafts))
         self._mask = torch.cat([self._mask, mask], dim=1)
         places = (self._mask.cumsum(1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
-        with self.base.adapter(self.adapter):
+        with self.base.adapter(self.adapter), self.base.captured_states() as states:
             logits = self.base.model(
                 inputs_embeds=inputs,
                 attention_mask=None if self._alone else self._mask,
@@ -173,6 +198,14 @@ class GreedyDecoder:
             row.verify(logits[number], draft, self._ends)
             for number, (row, draft) in enumerate(zip(self.rows, drafts, strict=True))
         ]
+        self.guessed = [
+            (len(draft), own - 1)
+            for draft, own in zip(drafts, kept, strict=True)
+            if draft and draft.is_guess
+        ]
+        if self._chains is not None:
+            for number, (row, own) in enumerate(zip(self.rows, kept, strict=True)):
+                row.state = states[0][number, own - 1]
         self._forget(kept, width)
 
     def _drop_done(self) -> None:
@@ -202,8 +235,30 @@ class GreedyDecoder:
         if not self._drafts:
             return [Draft()] * len(self.rows)
         drafts = [row.draft() for row in self.rows]
-        width = choose_width(drafts)
+        self._guess(drafts)
+        weighed = [row.trust.weigh(own) for row, own in zip(self.rows, drafts, strict=True)]
+        width = choose_width(weighed)
         return [draft.cut(width - 1) for draft in drafts]
+
+    def _guess(self, drafts: list[Draft]) -> None:
+        """Put guesses in place of drafts that are empty, where they are wanted and may pay."""
+        wanting = [
+            number
+            for number, (row, draft) in enumerate(zip(self.rows, drafts, strict=True))
+            if row.guesses and not draft and row.room > 0 and row.trust.value > _LEAST_TRUST
+        ]
+        rows = [self.rows[number] for number in wanting]
+        states = [row.state for row in rows if row.state is not None]
+        if self._chains is None or not states or len(states) < len(rows):
+            return
+        guessed = self._chains.draft(
+            torch.stack(states),
+            [row.tokens[-1] for row in rows],
+            [row.room for row in rows],
+            [row.trust.value for row in rows],
+        )
+        for number, draft in zip(wanting, guessed, strict=True):
+            drafts[number] = draft
 
     def _continue(self, drafts: Sequence[Draft]) -> tuple[Tensor, Tensor]:
         """Embeddings of the last token of each row and its draft, and their mask."""

@@ -1,4 +1,4 @@
-"""`ZModel`: base LLM, reader adapter, packer, pointer and selector as one checkpoint."""
+"""`ZModel`: base LLM and all that is trained for it, as one checkpoint."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ztok_rag.codec.base import BaseLM
+from ztok_rag.codec.chains import Chains
 from ztok_rag.codec.compressed_text import LEVELS
 from ztok_rag.codec.config import ZConfig
 from ztok_rag.codec.packer import Packer, Pointer
@@ -25,6 +26,7 @@ from ztok_rag.codec.relevance import RelevanceModel
 from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.codec.token_code import TokenCode
 from ztok_rag.codec.weights import dequantize, quantize
+from ztok_rag.codec.write_head import WRITE_FILE, WriteHead
 from ztok_rag.errors import CheckpointError, ZtokError
 from ztok_rag.forks import ForkSafeLock
 from ztok_rag.inputs import absolute_path
@@ -48,6 +50,7 @@ class ZModel(nn.Module):
         packer: codes of a Z-token → input embedding.
         pointer: where the reader's next token stands; `None` without one.
         selector: what a question is about in a text's tokens; `None` without one.
+        writer: writes several tokens from one state; `None` without one.
         token_code: entropy code of the vocabulary.
     """
 
@@ -56,6 +59,9 @@ class ZModel(nn.Module):
         # The base is not a submodule: its weights are no part of the checkpoint.
         object.__setattr__(self, "base", base)
         self.base: BaseLM
+        # Nor is the write head: it is a file of its own, which a checkpoint may lack.
+        object.__setattr__(self, "writer", None)
+        self.writer: WriteHead | None
         self.config = config
         self.token_code = token_code or TokenCode.uniform(base.vocab_size, LEVELS)
         hidden = base.hidden_size
@@ -66,6 +72,7 @@ class ZModel(nn.Module):
         self.to(base.device)
         self.to(base.dtype if base.device.type != "cpu" else torch.float32)
         self._short: nn.Module | None = None
+        self._chains: Chains | None = None
         self._origin: tuple[str, str, str] | None = None  # checkpoint, base and device
 
     @classmethod
@@ -121,6 +128,8 @@ class ZModel(nn.Module):
             model.load_state(reader, parts)
         except (RuntimeError, KeyError, ValueError) as error:
             raise _damaged(folder, error) from error
+        if (folder / WRITE_FILE).exists():
+            model.set_writer(WriteHead.load(folder, base.hidden_size, base.vocab_size))
         if origin is not None:
             model._origin = origin
             _alive[origin] = model
@@ -145,6 +154,30 @@ class ZModel(nn.Module):
             self._origin = None
         super().train(mode)
         return self
+
+    def set_writer(self, writer: WriteHead | None) -> None:
+        """Give the model a write head, or none."""
+        if writer is not None:
+            on_cpu = self.base.device.type == "cpu"
+            writer = writer.to(self.base.device, torch.float32 if on_cpu else self.base.dtype)
+        object.__setattr__(self, "writer", writer)
+        self._chains = None
+
+    @property
+    def chains(self) -> Chains:
+        """What the write head writes with.
+
+        Raises:
+            CheckpointError: the checkpoint has no write head.
+        """
+        if self.writer is None:
+            raise CheckpointError(
+                "this checkpoint has no write head; train one with `ztok train --write`, or use "
+                "the checkpoint that is shipped."
+            )
+        if self._chains is None:
+            self._chains = Chains(self.base, self.writer, self.config.embedding_scale)
+        return self._chains
 
     @torch.no_grad()
     def load_state(self, reader: dict[str, Tensor], parts: dict[str, Tensor]) -> None:
@@ -176,6 +209,8 @@ class ZModel(nn.Module):
         selector = {name: parts.pop(name) for name in list(parts) if name.startswith("selector.")}
         save_file(quantize(parts), temporary / "packer.safetensors")
         save_file(quantize(selector), temporary / "selector.safetensors")
+        if self.writer is not None:
+            self.writer.save(temporary)
         code = self.token_code
         arrays = {"costs": code.costs, "leaders": code.leaders, "levels": code.levels}
         save_file(

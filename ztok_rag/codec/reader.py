@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from ztok_rag.codec.model import READ, ZModel
 from ztok_rag.codec.pieces import Pieces, before
 from ztok_rag.codec.prompts import REPEAT_PROMPT
 from ztok_rag.codec.sequence import ZSequence
-from ztok_rag.codec.speculation import Drafter
+from ztok_rag.codec.speculation import BOTH, HEAD, LOOKUP, Drafter, Speculate, drafts_by
 from ztok_rag.errors import SequenceError, ZtokError
 from ztok_rag.inputs import as_list, repair_surrogates
 
@@ -79,19 +80,23 @@ class ZReader:
       Z-tokens that hold more than one token, and `CopyCosts` says how strongly.
     - `ask_first`: read the text after the last Z-token before everything, too, so that the
       reader knows the question when it comes to the Z-tokens; for the trained reader only.
-    - `speculate`: read what may come next in one pass with what was written, where the answer
-      goes on like the prompt or like itself (`ztok_rag.codec.speculation`). It takes fewer passes
-      of the LLM. In float32 it changes no answer, and `None` does so there; bf16 rounds passes of
-      several tokens otherwise, and some tokens are others.
+    - `speculate`: read what may come next in one pass with what was written. It takes fewer passes
+      of the LLM. `"lookup"` looks it up where the answer goes on like the prompt or like itself
+      (`ztok_rag.codec.speculation`), `"head"` lets the checkpoint's write head guess it, and
+      `"both"` guesses where nothing is looked up. `True` is what is quickest. In float32 none of
+      them changes an answer, and `None` is `True` there; bf16 rounds passes of several tokens
+      otherwise, and some tokens are others, and `None` is `False`.
 
     Attributes:
         model: the checkpoint.
         passes: of the LLM so far, to write answers; each reads a batch.
+        guessed: how often a draft of the write head had so many tokens, and so many right ones.
     """
 
     def __init__(self, model: ZModel) -> None:
         self.model = model
         self.passes = 0
+        self.guessed: Counter[tuple[int, int]] = Counter()
         self._batcher = Batcher(self)
 
     def __reduce__(self) -> tuple[type[ZReader], tuple[ZModel]]:
@@ -148,7 +153,7 @@ class ZReader:
         batch_size: int = 8,
         copy: bool | CopyCosts | None = None,
         ask_first: bool = True,
-        speculate: bool | None = None,
+        speculate: Speculate = None,
     ) -> list[str]:
         """Answer prompts, each with at least one token.
 
@@ -164,6 +169,7 @@ class ZReader:
 
         Raises:
             SequenceError: a `ZSequence` was made by another checkpoint.
+            CheckpointError: the write head is to guess, and the checkpoint has none.
             ZtokError: a prompt is empty or too long for the base, or the adapter is unknown.
         """
         answers = [
@@ -188,7 +194,7 @@ class ZReader:
         stop: Sequence[str] = (),
         copy: bool | CopyCosts | None = None,
         ask_first: bool = True,
-        speculate: bool | None = None,
+        speculate: Speculate = None,
     ) -> Iterator[str]:
         """Answer one prompt piece by piece; the pieces join to what `generate` returns."""
         answer = self.begin(
@@ -209,26 +215,32 @@ class ZReader:
         adapter: str | None = READ,
         copy: bool | CopyCosts | None = None,
         ask_first: bool = True,
-        speculate: bool | None = None,
+        speculate: Speculate = None,
     ) -> Answer:
         """An answer of which nothing is written, for a `GreedyDecoder`; errors as `generate`."""
         read = self._embed(prompt, max_new_tokens, adapter, copy, ask_first)
         return self._answer(read, max_new_tokens, speculate)
 
     def to_embeds(
-        self, prompt: Prompt, *, adapter: str | None = READ, ask_first: bool = True
+        self,
+        prompt: Prompt,
+        *,
+        adapter: str | None = READ,
+        ask_first: bool = True,
+        max_new_tokens: int = 0,
     ) -> Tensor:
         """Input embeddings `[positions, hidden]` of a prompt, in the base's dtype.
 
         They are what `generate` reads: the start token, the question where it is asked first, and
         text and Z-tokens in their order. An engine that holds the exported reader answers from
-        them as this one does with `copy=False`.
+        them as this one does with `copy=False`. With an answer of `max_new_tokens` they must fit
+        into the base's context.
 
         Raises:
             SequenceError: a `ZSequence` was made by another checkpoint.
             ZtokError: the prompt is empty or too long for the base.
         """
-        return self._embed(prompt, 0, adapter, False, ask_first).inputs
+        return self._embed(prompt, max_new_tokens, adapter, False, ask_first).inputs
 
     def measure(self, prompt: Prompt, *, adapter: str | None = READ) -> PromptCost:
         """Read one prompt, produce one token, and say what that cost."""
@@ -245,7 +257,7 @@ class ZReader:
         )
 
     def repeat(
-        self, zs: Sequence[ZSequence], *, batch_size: int = 8, speculate: bool | None = None
+        self, zs: Sequence[ZSequence], *, batch_size: int = 8, speculate: Speculate = None
     ) -> list[str]:
         """The texts of sequences as the reader sees them: it repeats them word for word.
 
@@ -394,16 +406,36 @@ class ZReader:
         known += [self._ids(text, adapter) for text in texts]
         return _Read(inputs, source, known, copy if isinstance(copy, CopyCosts) else None)
 
-    def _answer(self, read: _Read, limit: int, speculate: bool | None) -> Answer:
-        if speculate is None:
-            speculate = self.model.base.dtype == torch.float32
+    def _answer(self, read: _Read, limit: int, speculate: Speculate) -> Answer:
+        chosen = self._drafts(speculate)
         copying = CopyFromCodes([read.source], self.tokenizer.eos_token_id, read.costs)
         return Answer(
             inputs=read.inputs,
             limit=limit,
             processor=None if read.source is None else copying,
-            drafter=Drafter(read.known) if speculate else None,
+            drafter=Drafter(read.known) if chosen in (LOOKUP, BOTH) else None,
+            guesses=chosen in (HEAD, BOTH),
         )
+
+    def _drafts(self, speculate: Speculate) -> str:
+        """Where drafts come from; empty without.
+
+        Raises:
+            ZtokError: there is no such kind of draft.
+            CheckpointError: the write head is asked for, and the checkpoint has none.
+        """
+        if speculate is None:
+            speculate = self.model.base.dtype == torch.float32
+        chosen = drafts_by(speculate)
+        if chosen in (HEAD, BOTH):
+            _ = self.model.chains  # says so if there is none
+        return chosen
+
+    def decoder(self, answers: Sequence[Answer], adapter: str | None) -> GreedyDecoder:
+        """What writes answers of `begin`, all of one adapter, together."""
+        guesses = any(answer.guesses for answer in answers)
+        chains = self.model.chains if guesses else None
+        return GreedyDecoder(self.model.base, answers, adapter, chains)
 
     def _generate(
         self, answers: Sequence[Answer], adapter: str | None, stop: Sequence[str], batch_size: int
@@ -412,7 +444,7 @@ class ZReader:
         order = sorted(range(len(answers)), key=lambda i: len(answers[i].inputs))
         for start in range(0, len(order), batch_size):
             batch = [answers[i] for i in order[start : start + batch_size]]
-            decoder = GreedyDecoder(self.model.base, batch, adapter)
+            decoder = self.decoder(batch, adapter)
             while not decoder.done:
                 self.advance(decoder)
                 for answer in batch:
@@ -422,7 +454,7 @@ class ZReader:
         return [before(self.text(answer), stop) for answer in answers]
 
     def _stream(self, answer: Answer, adapter: str | None, stop: Sequence[str]) -> Iterator[str]:
-        decoder = GreedyDecoder(self.model.base, [answer], adapter)
+        decoder = self.decoder([answer], adapter)
         pieces = Pieces(stop)
         while not decoder.done and not pieces.stopped:
             self.advance(decoder)
@@ -433,6 +465,7 @@ class ZReader:
         """One pass of the LLM, which is counted."""
         decoder.advance()
         self.passes += 1
+        self.guessed.update(decoder.guessed)
 
     def text(self, answer: Answer) -> str:
         """What is written of an answer."""

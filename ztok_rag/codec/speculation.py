@@ -1,14 +1,23 @@
 """Drafts for speculative decoding: what followed the end of an answer where it stood before.
 
 Prompt lookup decoding (Saxena 2023) needs no draft model: an answer that quotes goes on as its
-source does. The LLM reads a draft in one pass and keeps what it would have written itself
-(Leviathan et al. 2022, arXiv 2211.17192, for greedy decoding).
+source does. What is not found may be guessed by a write head (`ztok_rag.codec.chains`). The LLM
+reads a draft in one pass and keeps what it would have written itself (Leviathan et al. 2022, arXiv
+2211.17192, for greedy decoding).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+from ztok_rag.errors import ZtokError
+
+LOOKUP, HEAD, BOTH = "lookup", "head", "both"
+
+Speculate = bool | Literal["lookup", "head", "both"] | None
+"""Where drafts come from: `True` is what is quickest, `None` the same in float32."""
 
 LONGEST_DRAFT = 15
 """Most tokens of a draft."""
@@ -18,7 +27,23 @@ _PRIOR = (0.0, 0.4, 0.6, 0.7, 0.8)  # chance that a drafted token is right, by t
 _PRIOR_WEIGHT = 2.0  # of the prior, in drafted tokens
 _ALONE = 0.7  # time of a pass that reads one token, in those of the shortest that reads several
 _TOKEN = 0.04  # time that each further token adds, likewise
+_TRUST_WEIGHT = 2.0  # in guessed tokens that were right
 _NOWHERE = -1
+
+
+def drafts_by(speculate: bool | str) -> str:
+    """The kind of drafts that a setting asks for; empty without.
+
+    Raises:
+        ZtokError: there is no such kind.
+    """
+    if isinstance(speculate, bool):
+        return LOOKUP if speculate else ""
+    if speculate not in (LOOKUP, HEAD, BOTH):
+        raise ZtokError(
+            f"speculate is True, False, {LOOKUP!r}, {HEAD!r} or {BOTH!r}, not {speculate!r}."
+        )
+    return speculate
 
 
 @dataclass(frozen=True)
@@ -29,11 +54,13 @@ class Draft:
         tokens: their ids.
         chances: of each, how likely it is right if those before are.
         matched: how many tokens at the answer's end led to it.
+        is_guess: whether a write head wrote it, and it was not looked up.
     """
 
     tokens: Sequence[int] = ()
     chances: Sequence[float] = ()
     matched: int = 0
+    is_guess: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -42,7 +69,7 @@ class Draft:
         """The first tokens, at most so many."""
         if len(self) <= most:
             return self
-        return Draft(self.tokens[:most], self.chances[:most], self.matched)
+        return Draft(self.tokens[:most], self.chances[:most], self.matched, self.is_guess)
 
 
 class Drafter:
@@ -109,6 +136,35 @@ class Drafter:
         """How likely a token is right that was found by so many before it."""
         level = min(level, _LONGEST_MATCH)
         return self._right[level] / self._tried[level]
+
+
+class Trust:
+    """How much more often the guesses of one answer are right than is usual.
+
+    Answers that are drawn towards what they quote go on in other ways than the LLM alone would.
+    """
+
+    def __init__(self) -> None:
+        self._right = _TRUST_WEIGHT
+        self._expected = _TRUST_WEIGHT
+
+    @property
+    def value(self) -> float:
+        """1 where guesses are right as often as is usual."""
+        return self._right / self._expected
+
+    def learn(self, draft: Draft, right: int) -> None:
+        """Note that the first `right` tokens of a guess were right, and the next was not."""
+        for number in range(min(len(draft), right + 1)):
+            self._expected += draft.chances[number]
+            self._right += number < right
+
+    def weigh(self, draft: Draft) -> Draft:
+        """A guess with its chances as this answer's guesses have shown them to be."""
+        if not draft.is_guess:
+            return draft
+        chances = [min(1.0, self.value * chance) for chance in draft.chances]
+        return Draft(draft.tokens, chances, draft.matched, True)
 
 
 def choose_width(drafts: Sequence[Draft]) -> int:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ztok_rag.codec.prompts import QA_TEMPLATE, REPEAT_PROMPT
 from ztok_rag.errors import ZtokError, check_rate
 from ztok_rag.evaluation.arms import Z_TOKEN_ARMS, Arm, make_arms
-from ztok_rag.evaluation.datasets import QA, RECONSTRUCTION, Dataset
+from ztok_rag.evaluation.datasets import QA, RECONSTRUCTION, WRITING, Dataset
 from ztok_rag.evaluation.log import PredictionLog, digest, weights_digest
 from ztok_rag.evaluation.metrics import (
     bleu4,
@@ -110,6 +110,7 @@ def evaluate_checkpoint(
 
     Raises:
         DataError: `output` holds an evaluation with other settings or data, or an arm is unknown.
+        CheckpointError: writing is to be scored, and the checkpoint has no write head.
         ZtokError: there are texts to reconstruct, and the extra `bench` is not installed.
     """
     asked = {data.name: _questions(data, settings) for data in datasets if QA in data.tasks}
@@ -118,17 +119,31 @@ def evaluate_checkpoint(
         for data in datasets
         if RECONSTRUCTION in data.tasks
     }
+    written = {
+        f"{data.name} {WRITING}": _texts(data, settings, compressor.tokenizer)
+        for data in datasets
+        if WRITING in data.tasks
+    }
     if repeated:
         require_bench()
+    if written:
+        _ = compressor.model.chains  # says so at once if there is no write head
     arms = make_arms(settings.arms, settings.rates) if asked else []
     log = PredictionLog(output, _log_settings(compressor, datasets, settings))
     try:
         rows = _score_answers(asked, arms, compressor, log, settings, progress)
         rows += _score_reconstructions(repeated, compressor, log, settings, progress)
+        rows += _score_writing(written, compressor, settings, progress)
     finally:
         log.close()
     note = " ".join(
-        _describe(data, asked.get(data.name), repeated.get(data.name), settings)
+        _describe(
+            data,
+            asked.get(data.name),
+            repeated.get(data.name),
+            written.get(f"{data.name} {WRITING}"),
+            settings,
+        )
         for data in datasets
     )
     write_results(
@@ -162,6 +177,25 @@ def _reconstructions(data: Dataset, settings: EvalSettings, tokenizer: Any) -> l
         _reconstruction(f"{data.name} {RECONSTRUCTION}", first[text], text, settings, tokenizer)
         for text in chosen
     ]
+
+
+def _texts(data: Dataset, settings: EvalSettings, tokenizer: Any) -> list[str]:
+    """The distinct texts of the drawn records, cut as those that are reconstructed."""
+    chosen = dict.fromkeys(sample(data.texts, settings.limit, settings.seed))
+    return [cut_end(text.strip(), settings.max_text_tokens, tokenizer)[0] for text in chosen]
+
+
+def _score_writing(
+    written: Mapping[str, Sequence[str]],
+    compressor: ZCompressor,
+    settings: EvalSettings,
+    progress: bool,
+) -> list[Row]:
+    if not written:
+        return []
+    from ztok_rag.evaluation.writing import score_writing
+
+    return score_writing(compressor, written, seed=settings.seed, progress=progress)
 
 
 def _reconstruction(
@@ -300,6 +334,7 @@ def _describe(
     data: Dataset,
     questions: Sequence[Question] | None,
     texts: Sequence[Question] | None,
+    written: Sequence[str] | None,
     settings: EvalSettings,
 ) -> str:
     """A sentence on what was scored of a file."""
@@ -313,5 +348,9 @@ def _describe(
         parts.append(
             f"{len(texts)} of {len(set(data.texts))} distinct texts reconstructed, {cut} of them "
             f"cut to their first {settings.max_text_tokens} tokens, at the end of a word"
+        )
+    if written is not None:
+        parts.append(
+            f"{len(written)} texts written, of at most {settings.max_text_tokens} tokens each"
         )
     return f"{show(data.path)}: {'; '.join(parts)}."

@@ -16,7 +16,12 @@ QA = "qa"
 
 RECONSTRUCTION = "reconstruction"
 
-TASK_NAMES = (QA, RECONSTRUCTION)
+WRITING = "writing"
+
+TASK_NAMES = (QA, RECONSTRUCTION, WRITING)
+
+DEFAULT_TASKS = (QA, RECONSTRUCTION)
+"""Those that are run unless others are named."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ def read_datasets(
 
     Args:
         paths: JSON Lines of `{context, question, answers}` or of `{text}`.
-        tasks: the tasks to run, of `TASK_NAMES`; `None` is all that a file's records allow.
+        tasks: the tasks to run, of `TASK_NAMES`; `None` is those of `DEFAULT_TASKS` that a file's
+            records allow.
         odd: gets the odd records, which are left out; `None` makes them errors.
 
     Raises:
@@ -58,7 +64,7 @@ def read_datasets(
             is malformed or of another form than the first of its file. The message names the
             file, the line and the cause.
     """
-    wanted = TASK_NAMES if tasks is None else tuple(dict.fromkeys(tasks))
+    wanted = DEFAULT_TASKS if tasks is None else tuple(dict.fromkeys(tasks))
     if unknown := [task for task in wanted if task not in TASK_NAMES]:
         raise DataError(f"unknown task {unknown[0]!r}; the tasks are {', '.join(TASK_NAMES)}.")
     if not wanted:

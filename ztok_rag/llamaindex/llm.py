@@ -27,6 +27,7 @@ from ztok_rag.codec.batcher import Written
 from ztok_rag.codec.citations import locate
 from ztok_rag.codec.copying import CopyCosts
 from ztok_rag.codec.model import READ
+from ztok_rag.codec.speculation import Speculate
 from ztok_rag.errors import ZtokError
 from ztok_rag.llamaindex.arguments import refuse_unknown_fields
 from ztok_rag.llamaindex.cleaning import Cleaner
@@ -89,9 +90,10 @@ class ZTokenLLM(MadeAgain, CustomLLM):
         default=True,
         description="Read long context coarsely, then likely places finely; or how to do so.",
     )
-    speculate: bool | None = Field(
+    speculate: Speculate = Field(
         default=None,
-        description="Confirm what may come next several tokens at a time; None does in float32.",
+        description="Confirm what may come next several tokens at a time: looked up, guessed by "
+        "the write head, both; True is what is quickest, None does so in float32.",
     )
 
     api_base: str | None = Field(
@@ -126,7 +128,7 @@ class ZTokenLLM(MadeAgain, CustomLLM):
         copying: bool | CopyCosts | None = None,
         ask_first: bool = True,
         look_twice: bool | LookTwice = True,
-        speculate: bool | None = None,
+        speculate: Speculate = None,
         api_base: str | None = None,
         api_key: str | None = None,
         **kwargs: Any,
@@ -147,9 +149,10 @@ class ZTokenLLM(MadeAgain, CustomLLM):
                 too.
             look_twice: read long context coarsely, and then the places where the answer may stand
                 finely; a `LookTwice` says how, `False` reads it once, as it is.
-            speculate: read what may come next in one pass with what was written, where the answer
-                goes on like the prompt: the same answers, sooner. `None` does so in float32, where
-                they are the same to the token.
+            speculate: read what may come next in one pass with what was written: the same answers,
+                sooner. `"lookup"` looks it up where the answer goes on like the prompt, `"head"`
+                lets the write head guess it, `"both"` does both; `True` is what is quickest. `None`
+                does so in float32, where they are the same to the token.
             api_base: address of the API of a `ztok serve` that answers, such as
                 `http://127.0.0.1:8000/v1`; `None` answers in this process.
             api_key: that server's token; `None` is the environment's `ZTOK_API_KEY`.

@@ -27,6 +27,8 @@ from ztok_rag.training.phrases import Phrases
 from ztok_rag.training.relevance import RelevanceSettings, train_relevance
 from ztok_rag.training.rows import SHARES, Rows, RowSettings, check_kinds
 from ztok_rag.training.surprisal import fit_code, weigh_passages
+from ztok_rag.training.write import train_write
+from ztok_rag.training.write_states import WriteSettings
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +153,38 @@ def run_training(
         train_selector(model, asked, selector or RelevanceSettings(), output, progress=progress)
         model.save_pretrained(folder)
     return folder
+
+
+def run_write(
+    data: Sequence[str],
+    output: str | Path,
+    *,
+    corpus: Sequence[str | Path] = (),
+    base: str | None = None,
+    init: str | Path | None = None,
+    device: str | None = None,
+    settings: WriteSettings | None = None,
+    progress: bool = True,
+    odd: OddRecords | None = None,
+) -> Path:
+    """Train the write head of a checkpoint, or go on with the run in `output`.
+
+    Nothing else of the checkpoint changes. Arguments and errors as `run_training`; `init` is the
+    checkpoint, by default the one shipped.
+
+    Returns:
+        The folder of the checkpoint with the head.
+    """
+    settings, output = settings or WriteSettings(), Path(output)
+    files = [*find_data(data), *(file for folder in corpus for file in find_documents(folder))]
+    read_all(files, odd)
+    if odd and odd.found:
+        logger.warning("warning: %s", odd.report())
+    model = ZModel.from_pretrained(init, base=base, device=device)
+    prepared = prepare_data(files, model.base.tokenizer, output / "data", progress=progress)
+    train_write(model, prepared, output / "write", settings, progress=progress)
+    model.save_pretrained(output / "checkpoint")
+    return output / "checkpoint"
 
 
 def train_selector(

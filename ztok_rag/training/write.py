@@ -1,0 +1,316 @@
+"""Training of the write head on states of the frozen LLM, which are computed once and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ztok_rag.codec.model import ZModel
+from ztok_rag.codec.serialization import write_atomic
+from ztok_rag.codec.write_head import BINS, WriteHead
+from ztok_rag.errors import CheckpointError, DataError
+from ztok_rag.training.data import TrainingData
+from ztok_rag.training.write_states import States, WriteSettings, collect_states
+
+_DECAY = 0.8  # weight of the loss of each further token, in that of the one before
+_PRIOR = 20.0  # chains, in how often the LLM agrees
+
+
+def train_write(
+    model: ZModel,
+    data: TrainingData,
+    output: Path,
+    settings: WriteSettings | None = None,
+    *,
+    progress: bool = True,
+) -> WriteHead:
+    """Train a write head for a checkpoint, or go on with the run in `output`.
+
+    `output` holds `log.jsonl` with a line per step, the states of the LLM, and the state from which
+    the same settings resume exactly.
+
+    Args:
+        model: the checkpoint; it gets the head.
+        data: passages.
+        output: folder of the run.
+        settings: see `WriteSettings`.
+        progress: show bars with rate and time left.
+
+    Raises:
+        CheckpointError: `output` holds a run with other settings, or a damaged one.
+        DataError: the data have too few tokens.
+    """
+    settings = settings or WriteSettings()
+    output.mkdir(parents=True, exist_ok=True)
+    _claim(output, _described(model, data, settings))
+    states = collect_states(model, data, output / "states", settings, progress=progress)
+    trainer = WriteTrainer(model, common_tokens(model, data, settings.vocabulary), states, settings)
+    trainer.train(output, progress=progress)
+    trainer.calibrate()
+    model.set_writer(trainer.head.requires_grad_(False).eval())
+    return trainer.head
+
+
+def _described(model: ZModel, data: TrainingData, settings: WriteSettings) -> dict[str, Any]:
+    own = dataclasses.asdict(settings)
+    own.pop("save_minutes")
+    return {**own, "model": model.fingerprint, "data": data.folder.name}
+
+
+def _claim(output: Path, described: dict[str, Any]) -> None:
+    """Make sure that a folder holds no run with other settings, and note these."""
+    path = output / "settings.json"
+    if not path.exists():
+        write_atomic(path, (json.dumps(described, indent=2) + "\n").encode())
+        return
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}); give another output folder."
+        ) from error
+    if known != described:
+        changed = sorted(key for key in described if described[key] != known.get(key))
+        raise CheckpointError(
+            f"{output} holds a run with other settings ({', '.join(changed)}); repeat its settings "
+            "to resume it, or give another output folder."
+        )
+
+
+def common_tokens(model: ZModel, data: TrainingData, count: int) -> Tensor:
+    """Ids `[v]` of the commonest tokens of the data, no special ones."""
+    counts = np.bincount(np.asarray(data.passages.ids), minlength=model.base.vocab_size)
+    counts[model.base.tokenizer.all_special_ids] = 0
+    order = np.argsort(-counts, kind="stable")[:count]
+    return torch.from_numpy(np.sort(order[counts[order] > 0]))
+
+
+class WriteTrainer:
+    """Trains a head on states, so that it gives each next token the chance that the LLM gives it.
+
+    Learning from the LLM's own distribution rather than from the text (Hinton et al. 2015, arXiv
+    1503.02531) makes drafts that the LLM confirms.
+    """
+
+    def __init__(
+        self, model: ZModel, vocabulary: Tensor, states: States, settings: WriteSettings
+    ) -> None:
+        base = model.base
+        self.states = states
+        self.settings = settings
+        self.device = base.device
+        torch.manual_seed(settings.seed)
+        head = WriteHead(base.hidden_size, vocabulary, settings.width, settings.dropout)
+        self.head = head.to(self.device)
+        self.rows = base.head.weight[self.head.vocabulary].detach().float()  # type: ignore[index]
+        self.table = base.embeddings.weight.detach()
+        self.scale = model.config.embedding_scale
+        self.optimizer = torch.optim.AdamW(
+            self.head.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=settings.decay
+        )
+        self.step = 0
+        self.seconds = 0.0
+
+    def chain(self, places: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For each further token: what the LLM gives, what the head gives, and the LLM's best.
+
+        Args:
+            places: `[n]` in the states.
+
+        Yields:
+            Probabilities and log probabilities `[n, v + 1]`, and ids `[n]`.
+        """
+        own, device = self.states, self.device
+        memory = self.head.open(own.states[places].to(device).float())
+        for depth in range(1, self.settings.depth + 1):
+            token = own.ids[places + depth - 1].long().to(device)
+            embedded = nn.functional.embedding(token, self.table).float() / self.scale
+            memory = self.head.step(memory, embedded)
+            with torch.no_grad():
+                state = own.states[places + depth].to(device).float()
+                mass = own.masses[places + depth].to(device)
+                listed = (state @ self.rows.T - mass.unsqueeze(1)).exp()
+                rest = (1 - listed.sum(1, keepdim=True)).clamp(min=0)
+                teacher = torch.cat([listed, rest], dim=1)
+            best = own.best[places + depth].long().to(device)
+            yield teacher, self.head(memory, self.rows), best
+
+    def train(self, output: Path, *, progress: bool = True) -> None:
+        """Go on to the last step. An interruption saves, and is then passed on."""
+        settings = self.settings
+        self.resume(output)
+        log = _open_log(output / "log.jsonl", self.step)
+        bar = tqdm(
+            total=settings.steps, initial=self.step, desc="head", unit="step", disable=not progress
+        )
+        saved = time.monotonic()
+        try:
+            while self.step < settings.steps:
+                started = time.monotonic()
+                record = self.train_step()
+                if self.step % settings.evaluate_every == 0 or self.step == settings.steps:
+                    record |= self.evaluate()
+                self.seconds += time.monotonic() - started
+                record["seconds"] = round(self.seconds, 3)
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+                bar.update()
+                bar.set_postfix(nats=f"{record['nats']:.3f}")
+                if time.monotonic() - saved > 60 * settings.save_minutes:
+                    self.save(output)
+                    saved = time.monotonic()
+        finally:
+            bar.close()
+            log.close()
+            self.save(output)
+
+    def batch(self, step: int) -> Tensor:
+        """Places `[batch]` of a step; each epoch takes all once, in an order of its own."""
+        size, starts = self.settings.batch, self.states.starts
+        per_epoch = max(1, len(starts) // size)
+        epoch, within = divmod(step, per_epoch)
+        order = np.random.default_rng([self.settings.seed, 1, epoch]).permutation(len(starts))
+        return starts[torch.from_numpy(order[within * size : (within + 1) * size])]
+
+    def train_step(self) -> dict[str, Any]:
+        """One optimizer step; returns its line of the log."""
+        settings = self.settings
+        torch.manual_seed(settings.seed * 1_000_003 + self.step)  # of dropout, as when resumed
+        self.head.train()
+        total = torch.zeros((), device=self.device)
+        nats, agreed, weight, weights = [], [], 1.0, 0.0
+        for teacher, own, best in self.chain(self.batch(self.step)):
+            each = -(teacher * own).sum(1).mean()
+            total = total + weight * each
+            nats.append(float(each.detach()))
+            agreed.append(float(self._agrees(own, best).float().mean()))
+            weights += weight
+            weight *= _DECAY
+        torch.autograd.backward(total / weights)
+        norm = nn.utils.clip_grad_norm_(self.head.parameters(), 1.0)
+        if not math.isfinite(float(norm)):
+            raise DataError(f"the loss is not finite at step {self.step}; lower --lr.")
+        lr = settings.learning_rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return {
+            "step": self.step,
+            "positions": self.step * settings.batch,
+            "lr": round(lr, 8),
+            "nats": round(sum(nats) / len(nats), 5),
+            "agreement": [round(share, 4) for share in agreed],
+        }
+
+    def _agrees(self, own: Tensor, best: Tensor) -> Tensor:
+        """`[n]` whether the head's likeliest token is the LLM's; "none of these" never is."""
+        place = own.argmax(1)
+        ids = torch.cat([self.head.vocabulary, self.head.vocabulary.new_full((1,), -1)])
+        return ids[place] == best
+
+    @torch.no_grad()
+    def evaluate(self, most: int = 2048) -> dict[str, Any]:
+        """Scores on windows that are held out."""
+        found = self._held(most)
+        agreed = torch.stack([own for _, own, _ in found]).float()
+        nats = torch.stack([own for _, _, own in found]).mean(1)
+        run = 1 + float(agreed.cumprod(0).sum(0).mean())
+        return {
+            "held_out_nats": [round(own, 5) for own in nats.tolist()],
+            "held_out_agreement": [round(own, 4) for own in agreed.mean(1).tolist()],
+            "held_out_run": round(run, 4),
+        }
+
+    @torch.no_grad()
+    def calibrate(self, most: int = 8192) -> None:
+        """Note how often the LLM agrees, by the head's confidence, on windows held out."""
+        found = self._held(most)
+        confidence = torch.cat([own for own, _, _ in found])
+        agreed = torch.cat([own for _, own, _ in found]).double().cpu()
+        place = (confidence * BINS).long().clamp(max=BINS - 1).cpu()
+        middle = (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS
+        right = torch.zeros(BINS, dtype=torch.float64).index_add(0, place, agreed)
+        tried = torch.zeros(BINS, dtype=torch.float64).index_add(0, place, torch.ones_like(agreed))
+        share = (right + _PRIOR * middle) / (tried + _PRIOR)
+        self.head.agreement.copy_(share.cummax(0).values.float())
+
+    def _held(self, most: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Of each further token: the head's confidence, whether the LLM agrees, and the nats."""
+        self.head.eval()
+        held = self.states.held
+        places = held[torch.linspace(0, len(held) - 1, min(most, len(held))).long()]
+        parts = [list(self._scores(part)) for part in torch.split(places, self.settings.batch)]
+        return [
+            (
+                torch.cat([part[depth][0] for part in parts]),
+                torch.cat([part[depth][1] for part in parts]),
+                torch.cat([part[depth][2] for part in parts]),
+            )
+            for depth in range(self.settings.depth)
+        ]
+
+    def _scores(self, places: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for teacher, own, best in self.chain(places):
+            yield own.amax(1).exp(), self._agrees(own, best), -(teacher * own).sum(1)
+
+    def save(self, output: Path) -> None:
+        """Write the state from which `resume` goes on; it is whole or not there."""
+        tensors = {
+            "step": torch.tensor([self.step]),
+            "seconds": torch.tensor([self.seconds]).double(),
+        }
+        for name, parameter in self.head.named_parameters():
+            tensors[f"weight.{name}"] = parameter.detach()
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"{key}.{name}"] = value
+        temporary = output / "state.tmp"
+        save_file({name: t.cpu().contiguous().clone() for name, t in tensors.items()}, temporary)
+        os.replace(temporary, output / "state.safetensors")
+
+    @torch.no_grad()
+    def resume(self, output: Path) -> bool:
+        """Load the state in `output`, if there is one.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        path = output / "state.safetensors"
+        if not path.exists():
+            return False
+        try:
+            tensors = load_file(path)
+            for name, parameter in self.head.named_parameters():
+                parameter.copy_(tensors[f"weight.{name}"])
+                self.optimizer.state[parameter] = {
+                    key: tensors[f"{key}.{name}"].to("cpu" if key == "step" else self.device)
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    if f"{key}.{name}" in tensors
+                }
+            self.step, self.seconds = int(tensors["step"]), float(tensors["seconds"])
+        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the state in {output} is damaged ({error}); give another output folder."
+            ) from error
+        return True
+
+
+def _open_log(path: Path, steps: int) -> Any:
+    """The log, without lines of steps that were lost with a kill."""
+    lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
+    write_atomic(path, "".join(lines[:steps]).encode())
+    return path.open("a", encoding="utf-8")
