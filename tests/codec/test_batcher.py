@@ -15,6 +15,8 @@ from tests.training.tiny_base import passages, tiny_model
 from ztok_rag import ZCompressor, ZReader, ZtokError
 from ztok_rag.codec.batcher import Batcher, Written
 from ztok_rag.codec.generation import GreedyDecoder
+from ztok_rag.codec.speculation import Speculate
+from ztok_rag.codec.write_head import WriteHead
 
 Ask = list[object]
 
@@ -63,6 +65,28 @@ def test_answers_are_those_given_alone(layout: str) -> None:
     assert (stats.answers, stats.waiting, stats.writing, stats.cancelled) == (24, 0, 0, 0)
     # A batch of one would take a pass for each row.
     assert stats.passes < stats.rows / (2 if layout == "llama" else 1)
+
+
+def test_askers_may_have_drafts_of_their_own_kind() -> None:
+    reader = ZReader(tiny_model())
+    torch.manual_seed(0)
+    head = WriteHead(reader.model.base.hidden_size, torch.arange(2, 60), width=16)
+    head.agreement.fill_(1.0)  # it believes itself, so that it guesses
+    reader.model.writer = head
+    prompts = prompts_of(reader, 12)
+    wanted = alone(reader, prompts, [12] * 12)
+    kinds: list[Speculate] = ["head", False, "lookup", "both"]
+
+    async def ask_all() -> list[Written]:
+        return await asyncio.gather(
+            *(
+                reader.batcher.generate(prompt, max_new_tokens=12, speculate=kinds[number % 4])
+                for number, prompt in enumerate(prompts)
+            )
+        )
+
+    assert [written.text for written in asyncio.run(ask_all())] == wanted
+    assert reader.guessed.total() > 0
 
 
 def test_a_thousand_askers(tiny: ZReader) -> None:
