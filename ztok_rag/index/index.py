@@ -46,8 +46,9 @@ from ztok_rag.llamaindex.llm import ZTokenLLM
 from ztok_rag.llamaindex.postprocessor import ZTokenPostprocessor
 from ztok_rag.llamaindex.settings import user_embedding
 from ztok_rag.selection.query_aware import QueryAwareSelector
+from ztok_rag.storage.closing import Closing
 from ztok_rag.storage.defaults import default_compressor
-from ztok_rag.storage.store import Closing, ZStore
+from ztok_rag.storage.store import ZStore
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
