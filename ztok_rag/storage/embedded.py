@@ -272,7 +272,7 @@ class EmbeddedBackend(BytesCache):
             return
         select = (
             f"SELECT rowid, filename, {SIZE} FROM Cache WHERE access_time IS NOT NULL "
-            "ORDER BY access_time, rowid LIMIT ?"
+            "ORDER BY access_time, key LIMIT ?"
         )
         while (excess := self.value_bytes() - self.limit_bytes) > 0:
             rows = self._sql(select, (_PART,)).fetchall()

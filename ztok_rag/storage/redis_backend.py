@@ -244,7 +244,8 @@ class RedisBackend:
             answer = ask(self._client())
         except errors.RedisError as error:
             cause = self.url.hide(str(error)) or type(error).__name__
-            if isinstance(error, errors.AuthenticationError):
+            refused = (errors.AuthenticationError, errors.AuthorizationError)
+            if isinstance(error, (*refused, errors.NoPermissionError)):
                 raise AccessError(cause) from None
             if isinstance(error, errors.ConnectionError | errors.TimeoutError):
                 self._failure = cause

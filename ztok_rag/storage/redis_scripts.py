@@ -72,7 +72,8 @@ while limit >= 0 and bytes > limit and left > 0 do
     local first = redis.call('ZRANGE', kind(k), 0, 0, 'WITHSCORES')
     if first[1] and first[2] ~= 'inf' then
       local score = tonumber(first[2])
-      if not best or score < best.score then best = {score = score, h = first[1], k = k} end
+      local is_tie = best and score == best.score
+      if not best or score < best.score or (is_tie and k < best.k) then best = {score = score, h = first[1], k = k} end
     end
   end
   if not best then break end
