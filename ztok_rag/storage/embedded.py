@@ -118,11 +118,15 @@ class EmbeddedBackend(BytesCache):
 
     def delete_others(self, keep: Collection[str]) -> int:
         with self._writing():
-            self._sql("CREATE TEMP TABLE IF NOT EXISTS Keep (content TEXT PRIMARY KEY)")
+            self._sql(
+                "CREATE TEMP TABLE IF NOT EXISTS Keep (content TEXT PRIMARY KEY) WITHOUT ROWID"
+            )
             self._sql("DELETE FROM Keep")
             try:
                 self._con.executemany(
-                    "INSERT OR IGNORE INTO Keep VALUES (?)", ((content,) for content in keep)
+                    "INSERT OR IGNORE INTO Keep VALUES (?)",
+                    # Sorted, as keys are: pages of both are then written and read in order.
+                    ((content,) for content in sorted(keep)),
                 )
                 # NOT IN looks each key of the index up in the other; nothing is read into memory.
                 return self._delete_rows(

@@ -73,7 +73,9 @@ while limit >= 0 and bytes > limit and left > 0 do
     if first[1] and first[2] ~= 'inf' then
       local score = tonumber(first[2])
       local is_tie = best and score == best.score
-      if not best or score < best.score or (is_tie and k < best.k) then best = {score = score, h = first[1], k = k} end
+      if not best or score < best.score or (is_tie and k < best.k) then
+        best = {score = score, h = first[1], k = k}
+      end
     end
   end
   if not best then break end

@@ -14,6 +14,7 @@ from ztok_rag.codec.compressed_text import CompressedText, stored_length
 from ztok_rag.errors import ZtokError, check_rate
 from ztok_rag.forks import ForkSafeLock
 from ztok_rag.inputs import absolute_path, as_list
+from ztok_rag.storage.backends import BackendError
 from ztok_rag.storage.closing import Closing
 from ztok_rag.storage.entries import Entries
 from ztok_rag.storage.handle import secret_id
@@ -343,6 +344,13 @@ class ZStore(Closing):
             return deleted
 
         self._entries.delete(delete)
+
+    def has_pins(self, owner: str) -> bool | None:
+        """Whether `owner` has pinned anything; `None` if the store cannot tell now."""
+        try:
+            return next(self._cache.pinned(owner), None) is not None
+        except BackendError:
+            return None
 
     @property
     def size_bytes(self) -> int:
