@@ -18,6 +18,7 @@ from ztok_rag.forks import ForkSafeLock
 from ztok_rag.index.chunks import chunk_text
 from ztok_rag.index.documents import KnownDocument
 from ztok_rag.index.folder import IndexFolder, Manifest
+from ztok_rag.index.holding import Holding
 from ztok_rag.index.vectors import FlatStore, read_index
 from ztok_rag.storage.store import ZStore
 
@@ -33,6 +34,7 @@ class Contents:
         folder: the files.
         manifest: the settings that the files were written with.
         store: the Z-tokens.
+        holding: the share that the index has in the store.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Contents:
         self.folder = folder
         self.manifest = manifest
         self.store = store
+        self.holding = Holding(folder, store)
         self._index = index
         self._state_lock = ForkSafeLock()
 
@@ -156,7 +159,9 @@ class Contents:
             hashes: hash of each of these documents, by id.
             remove: ids of the documents to delete.
         """
-        gone = self._texts_only_in(remove) - {chunk_text(node) for node in nodes}
+        new = {chunk_text(node) for node in nodes}
+        gone = self._texts_only_in(remove) - new
+        self.holding.add(new)
         with self._state_lock:
             try:
                 self._remove_documents(remove)
@@ -164,6 +169,7 @@ class Contents:
                 self.commit(self.manifest, forget=gone)
             except BaseException:
                 self._reload()
+                self.holding.release(new - set(self.texts()))
                 raise
 
     def commit(self, manifest: Manifest, *, forget: Iterable[str] = ()) -> None:
@@ -186,8 +192,10 @@ class Contents:
             kept = {"default": storage.vector_store} if own else {}
             replace(storage, vector_stores=kept).persist(target)
             if forget := list(forget):
-                self.store.delete(forget)
+                self.holding.delete(forget)
         self.manifest = revised
+        if forget:
+            self.holding.release(forget)
 
     def _insert(self, nodes: Sequence[BaseNode], hashes: dict[str, str]) -> None:
         self._index.insert_nodes(nodes)

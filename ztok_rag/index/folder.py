@@ -20,14 +20,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.errors import ZtokError
 from ztok_rag.inputs import absolute_path
+from ztok_rag.storage.store import ZStore
 
 FORMAT = 2
 _MANIFEST = "ztok.json"
 _INDEX = "index"
 _STORE = "store"
 _LOCK = ".lock"
+_OWNER = ".owner"
 _COMMITTED = ".committed"
 _STAGING = ".staging-"
 _LOCK_SECONDS = 60.0
@@ -51,6 +54,7 @@ class Manifest:
         embed_dimension: dimension of its vectors.
         vector_store: class name of the caller's vector store; empty if the vectors are in the
             folder, in a FAISS store.
+        store: name of the store of the Z-tokens; empty if it is in the folder.
         revision: random id, new after every change.
     """
 
@@ -62,6 +66,7 @@ class Manifest:
     embed_model: str
     embed_dimension: int
     vector_store: str = ""
+    store: str = ""
     revision: str = ""
 
     def revised(self) -> Manifest:
@@ -87,6 +92,7 @@ class Manifest:
                     f"Z-tokens cannot be read; compress its documents again with `ztok index "
                     f"FOLDER --store {path.parent} --rebuild` or ZTokenIndex.build()."
                 )
+            values.setdefault("store", "")  # indexes of before could not share one
             types: dict[str, Callable[[Any], Any]] = {"float": float, "int": int, "str": str}
             return cls(**{f.name: types[str(f.type)](values[f.name]) for f in fields(cls)})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -157,6 +163,38 @@ class IndexFolder:
             return {"rate": float(values["rate"]), "chunk_size": int(values["chunk_size"])}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
+
+    def former_store(self) -> str:
+        """Name of the shared store of the index that is here, of another version too; or empty."""
+        try:
+            values = json.loads((self.path / _MANIFEST).read_text(encoding="utf-8"))
+            return str(values.get("store", ""))
+        except (OSError, ValueError, AttributeError):
+            return ""
+
+    def remove_store(self) -> None:
+        """Remove the store in the folder, if there is one, of an index that shares another."""
+        if not self.store.is_dir():
+            return
+        with ZStore(self.store) as store:
+            store.prune("", [])  # overwrites what it holds
+        shutil.rmtree(self.store, ignore_errors=True)
+
+    def owner(self) -> str:
+        """The name that the index pins texts by in a store that it shares; made at first use.
+
+        Raises:
+            ZtokError: it cannot be written.
+        """
+        path = self.path / _OWNER
+        try:
+            if not path.is_file():
+                write_atomic(path, secrets.token_hex(8).encode())
+            return path.read_text(encoding="ascii")
+        except (OSError, ValueError) as error:
+            raise ZtokError(
+                f"the index {self.path} cannot be opened ({error}); make its folder writable."
+            ) from error
 
     @property
     def is_read_only(self) -> bool:
@@ -266,5 +304,5 @@ class IndexFolder:
 
 def _is_unfinished_build(names: set[str]) -> bool:
     """Whether a folder with these entries was left by a first build that was killed."""
-    others = {name for name in names if not name.startswith(_STAGING)}
-    return _LOCK in names and others <= {_LOCK, _STORE}
+    others = {name for name in names if not name.startswith((_STAGING, f".{_OWNER}."))}
+    return bool(names & {_LOCK, _OWNER}) and others <= {_LOCK, _STORE, _OWNER}

@@ -32,6 +32,7 @@ from ztok_rag.index.documents import (
 )
 from ztok_rag.index.engines import TOP_K, make_chat_engine, make_query_engine, make_retriever
 from ztok_rag.index.folder import IndexFolder, Manifest
+from ztok_rag.index.holding import is_shared, store_to_build, store_to_load
 from ztok_rag.index.refresh import RefreshResult, plan_refresh
 from ztok_rag.index.stats import IndexStats, count
 from ztok_rag.index.vectors import (
@@ -46,8 +47,9 @@ from ztok_rag.llamaindex.llm import ZTokenLLM
 from ztok_rag.llamaindex.postprocessor import ZTokenPostprocessor
 from ztok_rag.llamaindex.settings import user_embedding
 from ztok_rag.selection.query_aware import QueryAwareSelector
+from ztok_rag.storage.closing import Closing
 from ztok_rag.storage.defaults import default_compressor
-from ztok_rag.storage.store import Closing, ZStore
+from ztok_rag.storage.store import ZStore
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
@@ -76,19 +78,21 @@ class ZTokenIndex(Closing):
                 f"the index {self.path} has vectors in a {self.contents.manifest.vector_store} of "
                 "yours, and cannot be copied or sent to another process; load it there."
             )
-        return _load, (self.path, self._embed_model, self._compressor)
+        store = self.store if self.contents.holding.is_shared else None
+        return _load, (self.path, self._embed_model, self._compressor, store)
 
     def __init__(
         self,
         folder: IndexFolder,
         manifest: Manifest,
         index: VectorStoreIndex,
+        store: ZStore,
         *,
         embed_model: BaseEmbedding | None,
         compressor: ZCompressor | None,
     ) -> None:
         """Use `build` or `load` instead."""
-        self.contents = Contents(folder, manifest, index, ZStore(folder.store))
+        self.contents = Contents(folder, manifest, index, store)
         self._embed_model = embed_model
         self._compressor = compressor
         self._change_lock = ForkSafeLock()
@@ -108,6 +112,7 @@ class ZTokenIndex(Closing):
         embed_model: BaseEmbedding | None = None,
         compressor: ZCompressor | None = None,
         vector_store: BasePydanticVectorStore | None = None,
+        store: ZStore | str | Path | None = None,
         show_progress: bool = False,
         allow_empty: bool = False,
     ) -> ZTokenIndex:
@@ -129,6 +134,8 @@ class ZTokenIndex(Closing):
             compressor: `None` is the default one.
             vector_store: an empty LlamaIndex vector store that the caller keeps; `None` is a
                 FAISS store in the folder, exact and by cosine.
+            store: a store that the index shares with others, or its folder or URL, such as
+                `redis://…`; `None` is a store in the folder of the index.
             show_progress: whether to show progress bars.
             allow_empty: whether an index with documents may be replaced by one without.
 
@@ -147,6 +154,7 @@ class ZTokenIndex(Closing):
         compressor = compressor or default_compressor()
         embed_model = embed_model or user_embedding() or default_embedding()
         dimension = embedding_dimension(embed_model)
+        opened = store_to_build(folder, store)
         manifest = Manifest(
             rate=rate,
             chunk_size=chunk_size,
@@ -156,14 +164,18 @@ class ZTokenIndex(Closing):
             embed_model=embedding_name(embed_model),
             embed_dimension=dimension,
             vector_store="" if vector_store is None else vector_store.class_name(),
+            store=opened.name if is_shared(folder, opened) else "",
         )
         vectors = FlatStore.empty(dimension) if vector_store is None else vector_store
         storage = StorageContext.from_defaults(vector_store=deletable(vectors))
         llama_index = vector_index(storage, nodes=[])
-        index = cls(folder, manifest, llama_index, embed_model=embed_model, compressor=compressor)
+        models: Any = {"embed_model": embed_model, "compressor": compressor}
+        index = cls(folder, manifest, llama_index, opened, **models)
         try:
             index._change(add=worded, show_progress=show_progress)
-            index.store.prune(manifest.fingerprint, index.contents.texts())
+            index.contents.holding.keep_only(manifest.fingerprint, index.contents.texts())
+            if manifest.store:
+                folder.remove_store()
         except BaseException:
             index.close()
             raise
@@ -177,6 +189,7 @@ class ZTokenIndex(Closing):
         embed_model: BaseEmbedding | None = None,
         compressor: ZCompressor | None = None,
         vector_store: BasePydanticVectorStore | None = None,
+        store: ZStore | str | Path | None = None,
     ) -> ZTokenIndex:
         """Open an index.
 
@@ -188,10 +201,11 @@ class ZTokenIndex(Closing):
             embed_model: the model that the index was built with; `None` as in `build`.
             compressor: `None` is the default one. Default models are loaded when first needed.
             vector_store: the one that was given to `build`, if any.
+            store: the one that was given to `build`, if any, or its folder or URL.
 
         Raises:
             ZtokError: there is no index or it is damaged, the embedding model is another one, or
-                the vector store is missing.
+                the vector store or the store is missing.
         """
         folder = IndexFolder(path)
         manifest = folder.read()
@@ -205,7 +219,11 @@ class ZTokenIndex(Closing):
                 else f"the index {folder.path} has its own vectors; leave vector_store out."
             )
         llama_index = read_index(folder, vector_store)
-        index = cls(folder, manifest, llama_index, embed_model=embed_model, compressor=compressor)
+        opened = store_to_load(folder, manifest, store)
+        models: Any = {"embed_model": embed_model, "compressor": compressor}
+        index = cls(folder, manifest, llama_index, opened, **models)
+        if not folder.is_read_only:
+            index.contents.holding.add_if_none(index.contents.texts)
         if compressor is not None:
             index._warn_if_outdated(compressor)
         return index
@@ -452,7 +470,7 @@ class ZTokenIndex(Closing):
             self.contents.commit(
                 replace(self.contents.manifest, rate=rate, fingerprint=fingerprint, slots=slots)
             )
-            self.store.prune(fingerprint, texts)
+            self.contents.holding.keep_only(fingerprint, texts)
             return compressed
 
     def _change(
@@ -505,9 +523,12 @@ class ZTokenIndex(Closing):
 
 
 def _load(
-    path: Path, embed_model: BaseEmbedding | None, compressor: ZCompressor | None
+    path: Path,
+    embed_model: BaseEmbedding | None,
+    compressor: ZCompressor | None,
+    store: ZStore | None = None,
 ) -> ZTokenIndex:
-    return ZTokenIndex.load(path, embed_model=embed_model, compressor=compressor)
+    return ZTokenIndex.load(path, embed_model=embed_model, compressor=compressor, store=store)
 
 
 def _would_empty(path: Path, method: str) -> ZtokError:

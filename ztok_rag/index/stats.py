@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from ztok_rag.codec.allocation import count_z_tokens
 from ztok_rag.index.contents import Contents
+from ztok_rag.storage.backends import in_parts
+
+_AT_ONCE = 1000  # texts of one query
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,8 @@ class IndexStats:
         source_tokens: tokens of the base LLM in the chunks.
         z_tokens: Z-tokens of the chunks at the rate of the index.
         rate: actual rate, `source_tokens / z_tokens`.
-        stored_bytes: bytes in the store: Z-tokens of each distinct chunk at all rates, and
-            embeddings of its sentences.
+        stored_bytes: bytes of the index in its store: Z-tokens of each distinct chunk at all
+            rates, and embeddings of its sentences.
         bytes_per_token: `stored_bytes / source_tokens`.
         text_bytes: UTF-8 bytes of the chunks' text.
     """
@@ -47,11 +50,13 @@ def count(contents: Contents, fingerprint: str | None = None) -> IndexStats:
     rate = contents.manifest.rate
     fingerprint = fingerprint or contents.manifest.fingerprint
     texts = contents.texts()
-    lengths = {text: contents.store.length(fingerprint, text) for text in dict.fromkeys(texts)}
-    chunks = [n for text in texts if (n := lengths[text]) is not None]
+    lengths: dict[str, int] = {}
+    for part in in_parts(dict.fromkeys(texts), _AT_ONCE):
+        lengths |= contents.store.lengths(fingerprint, part)
+    chunks = [lengths[text] for text in texts if text in lengths]
     source_tokens = sum(chunks)
     z_tokens = sum(count_z_tokens(n, rate, contents.manifest.slots) for n in chunks)
-    stored_bytes = contents.store.size_bytes
+    stored_bytes = contents.holding.stored_bytes(lambda: texts)
     return IndexStats(
         documents=len(contents.document_ids),
         chunks=len(texts),

@@ -97,10 +97,10 @@ class SentenceScorer:
         """Embed the sentences of texts that are neither in memory nor in the store."""
         kind, width = self._kind()
         missing = []
-        for text in dict.fromkeys(texts):
-            if text in self._signs:
-                continue
-            data = self._store.get_bytes(kind, text) if self._store is not None else None
+        new = [text for text in dict.fromkeys(texts) if text not in self._signs]
+        kept = self._store.get_bytes_many(kind, new) if self._store is not None and new else {}
+        for text in new:
+            data = kept.get(text)
             if data is not None and len(data) == width * len(split_sentences(text)):
                 self._remember(text, np.frombuffer(data, np.uint8).reshape(-1, width))
             else:
@@ -110,12 +110,14 @@ class SentenceScorer:
             return
         vectors = np.asarray(self.embed_model.get_text_embedding_batch(pieces))
         signs, at = np.packbits(vectors @ _directions(vectors.shape[1]) > 0, axis=1), 0
+        made: dict[str, bytes] = {}
         for text in missing:
             own = signs[at : at + len(split_sentences(text))]
             at += len(own)
             self._remember(text, own)
-            if self._store is not None:
-                self._store.put_bytes(kind, text, own.tobytes())
+            made[text] = own.tobytes()
+        if self._store is not None:
+            self._store.put_bytes_many(kind, made)
 
     def probabilities(self, question: str, texts: Sequence[str]) -> list[FloatArray]:
         """Probability that each sentence holds what is asked for.
