@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, TypeVar
 
 from llama_index.core import Document
 from llama_index.core.node_parser import SentenceSplitter
@@ -12,6 +13,8 @@ from tqdm.auto import tqdm
 
 from ztok_rag.errors import ZtokError
 from ztok_rag.selection.query_aware import QueryAwareSelector
+
+T = TypeVar("T")
 
 _CHUNKS_AT_ONCE = 64
 
@@ -53,21 +56,32 @@ def split_documents(
 
 
 def compress_texts(
-    selector: QueryAwareSelector, texts: Sequence[str], *, show_progress: bool
+    selector: QueryAwareSelector, texts: Iterable[str], *, total: int, show_progress: bool
 ) -> int:
     """Put the Z-tokens of texts into the selector's store.
+
+    Args:
+        selector: compresses them.
+        texts: read once, and not held.
+        total: their number.
+        show_progress: whether to show a progress bar.
 
     Returns:
         The number of texts that had to be compressed.
     """
     compressed = 0
-    distinct = list(dict.fromkeys(texts))
-    with tqdm(total=len(distinct), desc="Compressing", disable=not show_progress) as bar:
-        for start in range(0, len(distinct), _CHUNKS_AT_ONCE):
-            batch = distinct[start : start + _CHUNKS_AT_ONCE]
-            compressed += selector.prepare(batch)
+    with tqdm(total=total, desc="Compressing", disable=not show_progress) as bar:
+        for batch in blocks(texts, _CHUNKS_AT_ONCE):
+            compressed += selector.prepare(list(dict.fromkeys(batch)))
             bar.update(len(batch))
     return compressed
+
+
+def blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of `size`; the last may be shorter."""
+    iterator = iter(items)
+    while block := list(islice(iterator, size)):
+        yield block
 
 
 def chunk_text(node: BaseNode) -> str:

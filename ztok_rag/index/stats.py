@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ztok_rag.codec.allocation import count_z_tokens
-from ztok_rag.index.contents import Contents
+from ztok_rag.index.corpus import Corpus
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class IndexStats:
     text_bytes: int
 
 
-def count(contents: Contents, fingerprint: str | None = None) -> IndexStats:
+def count(contents: Corpus, fingerprint: str | None = None) -> IndexStats:
     """Count what an index holds; no model is loaded.
 
     Args:
@@ -46,20 +46,25 @@ def count(contents: Contents, fingerprint: str | None = None) -> IndexStats:
     """
     rate = contents.manifest.rate
     fingerprint = fingerprint or contents.manifest.fingerprint
-    texts = contents.texts()
-    lengths = {text: contents.store.length(fingerprint, text) for text in dict.fromkeys(texts)}
-    chunks = [n for text in texts if (n := lengths[text]) is not None]
-    source_tokens = sum(chunks)
-    z_tokens = sum(count_z_tokens(n, rate, contents.manifest.slots) for n in chunks)
+    chunks = pending = source_tokens = z_tokens = text_bytes = 0
+    for text in contents.texts():
+        chunks += 1
+        text_bytes += len(text.encode("utf-8", "surrogatepass"))
+        length = contents.store.length(fingerprint, text)
+        if length is None:
+            pending += 1
+            continue
+        source_tokens += length
+        z_tokens += count_z_tokens(length, rate, contents.manifest.slots)
     stored_bytes = contents.store.size_bytes
     return IndexStats(
-        documents=len(contents.document_ids),
-        chunks=len(texts),
-        pending=len(texts) - len(chunks),
+        documents=contents.document_count,
+        chunks=chunks,
+        pending=pending,
         source_tokens=source_tokens,
         z_tokens=z_tokens,
         rate=source_tokens / max(1, z_tokens),
         stored_bytes=stored_bytes,
         bytes_per_token=stored_bytes / max(1, source_tokens),
-        text_bytes=sum(len(text.encode("utf-8", "surrogatepass")) for text in texts),
+        text_bytes=text_bytes,
     )

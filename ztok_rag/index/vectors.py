@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ztok_rag.errors import ZtokError
 from ztok_rag.forks import in_forked_processes
+from ztok_rag.index.catalog import CATALOG, Catalog
 from ztok_rag.index.folder import IndexFolder
 
 # Its threads are not forked along, as in `ztok_rag.codec.base`.
@@ -113,6 +114,17 @@ def vector_index(storage: StorageContext, **kwargs: Any) -> VectorStoreIndex:
     )
 
 
+def empty_index(dimension: int, vector_store: BasePydanticVectorStore | None) -> VectorStoreIndex:
+    """LlamaIndex's index of nothing.
+
+    Args:
+        dimension: of the vectors.
+        vector_store: the caller's; `None` is a `FlatStore`.
+    """
+    vectors = FlatStore.empty(dimension) if vector_store is None else vector_store
+    return vector_index(StorageContext.from_defaults(vector_store=deletable(vectors)), nodes=[])
+
+
 def read_index(
     folder: IndexFolder, vector_store: BasePydanticVectorStore | None
 ) -> VectorStoreIndex:
@@ -146,8 +158,12 @@ def has_documents(folder: IndexFolder) -> bool:
     """Whether an index is in a folder that holds documents, or may hold some."""
     if not folder.exists():
         return False
+    catalog = Catalog(folder.index / CATALOG)
     try:
         with folder.locked(is_reading=True):
+            if catalog.path.is_file():
+                with catalog.reading() as rows:
+                    return bool(rows.state().documents)
             return bool(SimpleDocumentStore.from_persist_dir(str(folder.index)).docs)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ZtokError, OSError, ValueError, KeyError, TypeError):
         return True
