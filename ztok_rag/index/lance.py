@@ -45,6 +45,7 @@ class LanceStore(BasePydanticVectorStore):
         nprobes: parts of the index that a search reads.
         refine_factor: how many times more nodes are compared by their true vectors.
         index_from: least number of vectors that get an index.
+        cache_bytes: most bytes of that index that are held in memory.
     """
 
     stores_text: bool = False
@@ -52,6 +53,7 @@ class LanceStore(BasePydanticVectorStore):
     nprobes: int = 20
     refine_factor: int = 10
     index_from: int = 20_000
+    cache_bytes: int = 2**28
 
     _path: Path = PrivateAttr()
     _process: int = PrivateAttr(default=0)
@@ -259,7 +261,13 @@ class LanceStore(BasePydanticVectorStore):
         """LanceDB's connection; a forked process makes its own."""
         with self._lock:
             if self._connection is None or self._process != os.getpid():
-                self._connection = load_lancedb().connect(str(self._path))
+                lancedb = load_lancedb()
+                # By default it would hold up to six gigabytes.
+                session = lancedb.Session(
+                    index_cache_size_bytes=self.cache_bytes,
+                    metadata_cache_size_bytes=self.cache_bytes // 4,
+                )
+                self._connection = lancedb.connect(str(self._path), session=session)
                 self._process, self._writer, self._readers = os.getpid(), None, {}
             return self._connection
 

@@ -210,6 +210,7 @@ class LargeContents(Corpus):
             passes = _condition(query)
             found = rows.chunks(query.node_ids)
             return [i for i, chunk in found.items() if passes(chunk)]
+        passing: Iterator[tuple[str, Mapping[str, Any]]]
         only_metadata = _condition(replace(query, doc_ids=None))
         if query.doc_ids is not None:
             known = rows.known(query.doc_ids, (), ()).items()

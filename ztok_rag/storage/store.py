@@ -8,7 +8,7 @@ import sqlite3
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from ztok_rag.codec.base import cache_dir
 from ztok_rag.codec.compressed_text import CompressedText, stored_length
 from ztok_rag.errors import ZtokError, check_rate
 from ztok_rag.forks import ForkSafeLock
-from ztok_rag.inputs import absolute_path, as_list
+from ztok_rag.inputs import absolute_path, as_iterator, as_list
 from ztok_rag.storage.disk import BytesCache, ReadOnlyCache
 from ztok_rag.storage.handle import secret_id
 from ztok_rag.storage.secret import given_secret, load_secret
@@ -212,7 +212,7 @@ class ZStore(Closing):
         gone = {_content_hash(text) for text in as_list(texts, "texts to delete")}
         return self._remove(lambda key: key.rpartition(":")[2] in gone)
 
-    def prune(self, fingerprint: str, texts: Sequence[str]) -> int:
+    def prune(self, fingerprint: str, texts: Iterable[str]) -> int:
         """Remove all Z-tokens except those of `texts` by checkpoint `fingerprint`.
 
         Z-tokens that an earlier version made go in any case. Entries of `put_bytes` stay if they
@@ -224,7 +224,7 @@ class ZStore(Closing):
         Raises:
             ZtokError: the store cannot be read or written.
         """
-        hashes = {_content_hash(text) for text in as_list(texts, "texts to keep")}
+        hashes = {_content_hash(text) for text in as_iterator(texts, "texts to keep")}
 
         def doomed(key: str) -> bool:
             start, _, content = key.rpartition(":")
