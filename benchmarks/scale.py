@@ -37,8 +37,8 @@ from ztok_rag.evaluation.intervals import mean, median
 from ztok_rag.index.chunks import chunk_text
 from ztok_rag.index.contents import Contents
 from ztok_rag.index.corpus import Corpus
-from ztok_rag.index.folder import IndexFolder, Manifest
-from ztok_rag.index.large import LANCE, SQLITE, LargeContents, NewFiles
+from ztok_rag.index.folder import LANCE, SQLITE, IndexFolder, Manifest
+from ztok_rag.index.large import LargeContents, NewFiles
 from ztok_rag.index.vectors import empty_index, read_index
 from ztok_rag.storage.store import ZStore
 

@@ -27,6 +27,7 @@ from llama_index.core.vector_stores import (
 from llama_index.core.vector_stores.types import VectorStoreQuery
 from llama_index.vector_stores.qdrant import QdrantVectorStore
 from qdrant_client import QdrantClient
+from typer.testing import CliRunner
 
 from tests.index.test_index import (
     BAKERY,
@@ -39,7 +40,7 @@ from tests.index.test_index import (
     found,
     load,
 )
-from ztok_rag import ZCompressor, ZStore, ZtokError
+from ztok_rag import ZCompressor, ZStore, ZTokenIndex, ZtokError, cli
 from ztok_rag.index.folder import IndexFolder, Manifest
 from ztok_rag.index.lance import LanceStore
 from ztok_rag.index.large import LargeContents, NewFiles
@@ -464,3 +465,31 @@ def test_a_forked_process_can_search(folder: Path) -> None:
     if not child:
         os._exit(0 if nearest(contents, "a/2") == ["a/2"] else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_the_command_keeps_a_large_index(tmp_path: Path) -> None:
+    texts, store = tmp_path / "texts", tmp_path / "store"
+    texts.mkdir()
+    (texts / "bakery.txt").write_text(BAKERY)
+
+    def ztok(*arguments: str) -> None:
+        result = CliRunner().invoke(
+            cli.app,
+            ["index", str(texts), "--store", str(store), *arguments],
+            catch_exceptions=False,
+        )
+        assert result.exit_code == 0, result.output
+
+    ztok()
+    with pytest.raises(ZtokError, match="--rebuild"):
+        CliRunner().invoke(
+            cli.app,
+            ["index", str(texts), "--store", str(store), "--large"],
+            catch_exceptions=False,
+        )
+    ztok("--large", "--rebuild")
+    (texts / "lighthouse.txt").write_text(LIGHTHOUSE)
+    ztok()
+    ztok("--rebuild")
+    index = ZTokenIndex.load(store)
+    assert index.is_large and index.document_ids == ("bakery.txt", "lighthouse.txt")

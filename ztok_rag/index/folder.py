@@ -30,6 +30,12 @@ _INDEX = "index"
 _STORE = "store"
 _LOCK = ".lock"
 _COMMITTED = ".committed"
+LANCE = "lance"
+"""`vector_store` of a manifest: the vectors are in the folder, in LanceDB."""
+SQLITE = "sqlite"
+"""`docstore` of a manifest: the text is in the folder, in SQLite."""
+OWN_STORES = (LANCE, SQLITE)
+
 _STAGING = ".staging-"
 _BUILDING = ".building-"
 _LOCK_SECONDS = 60.0
@@ -163,10 +169,17 @@ class IndexFolder:
             return Manifest.load(self.path / _MANIFEST)
 
     def settings(self) -> dict[str, Any]:
-        """Rate and chunk size of the index, of another version too; empty where there is none."""
+        """Rate, chunk size and stores of the index, of another version too, as `build` takes them.
+
+        Empty where there is none. Stores of a caller's are left out.
+        """
         try:
             values = json.loads((self.path / _MANIFEST).read_text(encoding="utf-8"))
-            return {"rate": float(values["rate"]), "chunk_size": int(values["chunk_size"])}
+            found = {"rate": float(values["rate"]), "chunk_size": int(values["chunk_size"])}
+            for name in ("vector_store", "docstore"):
+                if values.get(name) in OWN_STORES:
+                    found[name] = values[name]
+            return found
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 

@@ -255,6 +255,11 @@ class ZTokenIndex(Closing):
         return self.contents.manifest.chunk_size
 
     @property
+    def is_large(self) -> bool:
+        """Whether text and vectors stay on disk, or in stores of yours, and not in memory."""
+        return self.contents.manifest.is_large
+
+    @property
     def document_ids(self) -> tuple[str, ...]:
         """Ids of the documents, sorted."""
         return self.contents.document_ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,11 +30,6 @@ from ztok_rag.index.documents import KnownDocument, is_random, source_of
 from ztok_rag.index.folder import IndexFolder, Manifest
 from ztok_rag.index.lance import LanceStore
 from ztok_rag.storage.store import ZStore
-
-LANCE = "lance"
-"""`vector_store` of a manifest: the vectors are in the folder, in LanceDB."""
-SQLITE = "sqlite"
-"""`docstore` of a manifest: the text is in the folder, in SQLite."""
 
 _VECTORS = "vectors"
 _FEW = 10_000  # chunks that are named to LanceDB; where more pass, what it finds is looked through
@@ -301,8 +297,12 @@ class LargeContents(Corpus):
         if self.docstore is not None:
             for chunk_id in gone:
                 self.docstore.delete_document(chunk_id, raise_error=False)
-        if remove:
-            self._catalog.empty_log()
+        if remove and not self._catalog.empty_log():
+            warnings.warn(
+                f"the log of the index {self.folder.path} is in use; what was deleted stays in it "
+                "until the next deletion, or until every process has closed the index.",
+                stacklevel=4,
+            )
 
     def _change_vectors(
         self, nodes: Sequence[BaseNode], remove: Sequence[str], gone: list[str]

@@ -10,8 +10,7 @@ from llama_index.core.storage.docstore import BaseDocumentStore
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from ztok_rag.errors import ZtokError
-from ztok_rag.index.folder import Manifest
-from ztok_rag.index.large import LANCE, SQLITE
+from ztok_rag.index.folder import LANCE, OWN_STORES, SQLITE, Manifest
 
 Store = TypeVar("Store", BaseDocumentStore, BasePydanticVectorStore)
 VectorsGiven = BasePydanticVectorStore | Literal["lance"] | None
@@ -60,7 +59,7 @@ class Stores:
             ("vectors", "vector_store", own.vectors, own.vector_store, vector_store),
             ("text", "docstore", own.text, own.docstore, docstore),
         ):
-            is_ours = kept in ("", LANCE, SQLITE)
+            is_ours = kept in ("", *OWN_STORES)
             if is_ours and _name(store, argument) not in ("", kept):
                 raise ZtokError(f"the index {path} has its own {what}; leave {argument} out.")
             if not is_ours and given is None:
@@ -76,7 +75,7 @@ def theirs(manifest: Manifest) -> str:
     """What of an index is in stores of the caller's; empty if nothing is."""
     parts = (("vectors", manifest.vector_store), ("text", manifest.docstore))
     return " and ".join(
-        f"{what} in a {kept}" for what, kept in parts if kept not in ("", LANCE, SQLITE)
+        f"{what} in a {kept}" for what, kept in parts if kept not in ("", *OWN_STORES)
     )
 
 
