@@ -25,6 +25,7 @@ from tables.longbench import longbench_section
 from tables.markdown import Place
 from tables.paper import paper_section
 from tables.reading import ablations_section, lossless_section, speculation_section
+from tables.scale import scale_section
 from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.errors import DataError
 
@@ -68,6 +69,7 @@ SECTIONS = {
     "context": Section(
         "First token and KV cache against context length", context_section, "context_length.png"
     ),
+    "scale": Section("An index of a million chunks", scale_section, "scale.png"),
     "ablations": Section("What each part of reading gives", ablations_section),
     "speculation": Section("Passes and time with drafts", speculation_section),
     "lossless": Section("Lossless files", lossless_section),

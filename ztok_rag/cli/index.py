@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,6 +38,14 @@ def index_folder(
             "--rebuild",
             help="Compress and embed all again, as after a new version; the index that is there "
             "is kept until the new one is whole.",
+        ),
+    ] = False,
+    large: Annotated[
+        bool,
+        typer.Option(
+            "--large",
+            help="Keep text and vectors of the index on disk and not in memory; needs "
+            "ztok-rag[lance]. It stays so.",
         ),
     ] = False,
     index_folder: Annotated[Path | None, typer.Option("--folder", help=FOLDER_HELP)] = None,
@@ -78,11 +86,18 @@ def index_folder(
                 f"the index {place.folder} has chunks of {index.chunk_size} tokens; leave "
                 "--chunk-size out, or index into a new folder."
             )
+        if large and not index.is_large:
+            raise DataError(
+                f"the index {place.folder} is held in memory; add --rebuild to keep it on disk."
+            )
         result = index.refresh_ref_docs(documents, remove_others=True, show_progress=bars)
         if rate not in (None, index.rate) or index.outdated:
             index.recompress(rate=rate, show_progress=bars)
     else:
-        settings = {"rate": 4.0, "chunk_size": 256, **IndexFolder(place.folder).settings()}
+        settings: dict[str, Any] = {"rate": 4.0, "chunk_size": 256}
+        settings |= IndexFolder(place.folder).settings()
+        if large:
+            settings |= {"vector_store": "lance", "docstore": "sqlite"}
         given = {"rate": rate, "chunk_size": chunk_size}
         settings |= {name: value for name, value in given.items() if value is not None}
         index = ZTokenIndex.build(
@@ -94,6 +109,8 @@ def index_folder(
             show_progress=bars,
         )
         result = RefreshResult(added=index.document_ids)
+    if index.is_large and (result.added or result.changed or result.removed):
+        index.optimize()
     stats = index.stats()
     typer.echo(
         f"{stats.documents} files: {len(result.added)} added, {len(result.changed)} changed, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from llama_index.core import Document
@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ztok_rag.errors import ZtokError
 from ztok_rag.selection.query_aware import QueryAwareSelector
+from ztok_rag.storage.backends import in_parts
 
 _CHUNKS_AT_ONCE = 64
 
@@ -53,19 +54,23 @@ def split_documents(
 
 
 def compress_texts(
-    selector: QueryAwareSelector, texts: Sequence[str], *, show_progress: bool
+    selector: QueryAwareSelector, texts: Iterable[str], *, total: int, show_progress: bool
 ) -> int:
     """Put the Z-tokens of texts into the selector's store.
+
+    Args:
+        selector: compresses them.
+        texts: read once, and not held.
+        total: their number.
+        show_progress: whether to show a progress bar.
 
     Returns:
         The number of texts that had to be compressed.
     """
     compressed = 0
-    distinct = list(dict.fromkeys(texts))
-    with tqdm(total=len(distinct), desc="Compressing", disable=not show_progress) as bar:
-        for start in range(0, len(distinct), _CHUNKS_AT_ONCE):
-            batch = distinct[start : start + _CHUNKS_AT_ONCE]
-            compressed += selector.prepare(batch)
+    with tqdm(total=total, desc="Compressing", disable=not show_progress) as bar:
+        for batch in in_parts(texts, _CHUNKS_AT_ONCE):
+            compressed += selector.prepare(list(dict.fromkeys(batch)))
             bar.update(len(batch))
     return compressed
 

@@ -32,7 +32,14 @@ _STORE = "store"
 _LOCK = ".lock"
 _OWNER = ".owner"
 _COMMITTED = ".committed"
+LANCE = "lance"
+"""`vector_store` of a manifest: the vectors are in the folder, in LanceDB."""
+SQLITE = "sqlite"
+"""`docstore` of a manifest: the text is in the folder, in SQLite."""
+OWN_STORES = (LANCE, SQLITE)
+
 _STAGING = ".staging-"
+_BUILDING = ".building-"
 _LOCK_SECONDS = 60.0
 
 
@@ -53,9 +60,12 @@ class Manifest:
         embed_model: name of the embedding model.
         embed_dimension: dimension of its vectors.
         vector_store: class name of the caller's vector store; empty if the vectors are in the
-            folder, in a FAISS store.
+            folder, in a FAISS store; `"lance"` if they are there in LanceDB.
+        revision: random id, new after every change; of a large index, after every change of these
+            settings.
+        docstore: empty if text is read into memory as a whole; of a large index `"sqlite"`, or the
+            class name of the caller's document store.
         store: name of the store of the Z-tokens; empty if it is in the folder.
-        revision: random id, new after every change.
     """
 
     rate: float
@@ -66,8 +76,14 @@ class Manifest:
     embed_model: str
     embed_dimension: int
     vector_store: str = ""
-    store: str = ""
     revision: str = ""
+    docstore: str = ""
+    store: str = ""
+
+    @property
+    def is_large(self) -> bool:
+        """Whether text and vectors stay on disk."""
+        return bool(self.docstore)
 
     def revised(self) -> Manifest:
         """The same settings under a new revision."""
@@ -92,7 +108,8 @@ class Manifest:
                     f"Z-tokens cannot be read; compress its documents again with `ztok index "
                     f"FOLDER --store {path.parent} --rebuild` or ZTokenIndex.build()."
                 )
-            values.setdefault("store", "")  # indexes of before could not share one
+            # Indexes of before could not share a store, and were all held in memory.
+            values = {"store": "", "docstore": "", **values}
             types: dict[str, Callable[[Any], Any]] = {"float": float, "int": int, "str": str}
             return cls(**{f.name: types[str(f.type)](values[f.name]) for f in fields(cls)})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -157,10 +174,17 @@ class IndexFolder:
             return Manifest.load(self.path / _MANIFEST)
 
     def settings(self) -> dict[str, Any]:
-        """Rate and chunk size of the index, of another version too; empty where there is none."""
+        """Rate, chunk size and stores of the index, of another version too, as `build` takes them.
+
+        Empty where there is none. Stores of a caller's are left out.
+        """
         try:
             values = json.loads((self.path / _MANIFEST).read_text(encoding="utf-8"))
-            return {"rate": float(values["rate"]), "chunk_size": int(values["chunk_size"])}
+            found = {"rate": float(values["rate"]), "chunk_size": int(values["chunk_size"])}
+            for name in ("vector_store", "docstore"):
+                if values.get(name) in OWN_STORES:
+                    found[name] = values[name]
+            return found
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
@@ -258,10 +282,8 @@ class IndexFolder:
             ZtokError: another process has changed the index, or the disk cannot be written.
         """
         with self.locked():
-            if old is not None and Manifest.load(self.path / _MANIFEST).revision != old:
-                raise ZtokError(
-                    f"the index {self.path} was changed by another process; load it again."
-                )
+            if old is not None:
+                self._check_revision(old)
             try:
                 staging = Path(tempfile.mkdtemp(dir=self.path, prefix=_STAGING))
                 (staging / _INDEX).mkdir()
@@ -275,6 +297,66 @@ class IndexFolder:
             finally:
                 self._sweep()
             self._finish()
+
+    @contextmanager
+    def changing(self, old: str) -> Iterator[None]:
+        """Run the body, which changes the files in place, while no other process does.
+
+        Args:
+            old: the revision that the index must have; empty while it is being built.
+
+        Raises:
+            ZtokError: another process has built the index anew, or the folder cannot be written.
+        """
+        with self.locked():
+            if old:
+                self._check_revision(old)
+            yield
+
+    def write(self, manifest: Manifest) -> None:
+        """Write new settings beside the files that are there, within `changing`.
+
+        Raises:
+            ZtokError: the disk cannot be written; the old settings stay.
+        """
+        write_atomic(self.path / _MANIFEST, manifest.to_json().encode())
+
+    @contextmanager
+    def building(self) -> Iterator[Path]:
+        """A folder to build an index in, beside the one that is there; removed after the body.
+
+        What a killed build has left is removed by the next process that opens the index.
+        """
+        with self.locked():
+            target = Path(tempfile.mkdtemp(dir=self.path, prefix=_BUILDING))
+            held = FileLock(f"{target}{_LOCK}")
+            held.acquire()
+        try:
+            yield target
+        finally:
+            shutil.rmtree(target, ignore_errors=True)
+            held.release()
+            Path(held.lock_file).unlink(missing_ok=True)
+
+    def adopt(self, built: Path, manifest: Manifest) -> None:
+        """Make an index that was built in `built/index` that of the folder.
+
+        Raises:
+            ZtokError: the disk cannot be written; the old index stays.
+        """
+        with self.locked():
+            try:
+                (built / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+                os.rename(built, self.path / _COMMITTED)
+            except OSError as error:
+                raise ZtokError(
+                    f"the index {self.path} cannot be written ({error}); it stays as it was."
+                ) from error
+            self._finish()
+
+    def _check_revision(self, old: str) -> None:
+        if Manifest.load(self.path / _MANIFEST).revision != old:
+            raise ZtokError(f"the index {self.path} was changed by another process; load it again.")
 
     def _require(self) -> None:
         if not self.exists():
@@ -300,9 +382,16 @@ class IndexFolder:
         """Remove the staging folders of interrupted changes, which hold text of documents."""
         for leftover in self.path.glob(f"{_STAGING}*"):
             shutil.rmtree(leftover, ignore_errors=True)
+        names = {str(p).removesuffix(_LOCK) for p in self.path.glob(f"{_BUILDING}*")}
+        for leftover in map(Path, names):
+            lock = FileLock(f"{leftover}{_LOCK}", timeout=0)
+            with suppress(Timeout, OSError), lock:  # whoever builds there holds it
+                shutil.rmtree(leftover, ignore_errors=True)
+                Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _is_unfinished_build(names: set[str]) -> bool:
     """Whether a folder with these entries was left by a first build that was killed."""
-    others = {name for name in names if not name.startswith((_STAGING, f".{_OWNER}."))}
+    passing = (_STAGING, _BUILDING, f".{_OWNER}.")
+    others = {name for name in names if not name.startswith(passing)}
     return bool(names & {_LOCK, _OWNER}) and others <= {_LOCK, _STORE, _OWNER}

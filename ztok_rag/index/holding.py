@@ -38,6 +38,16 @@ class Holding:
         self.is_shared = is_shared(folder, store)
         self._owner = folder.owner() if self.is_shared else _OWN
 
+    def is_fresh(self) -> bool:
+        """Whether the store has nothing that an index or a build of before has left for this one.
+
+        Raises:
+            ZtokError: the store cannot be read.
+        """
+        if self.is_shared:
+            return self.store.has_pins(self._owner) is False
+        return len(self.store) == 0
+
     def add(self, texts: Iterable[str]) -> None:
         """Pin texts; before the index refers to them."""
         self.store.pin(self._owner, texts)
@@ -63,15 +73,15 @@ class Holding:
         """Delete what the index does not need: all but the Z-tokens of `texts` by a checkpoint.
 
         In a shared store that is what this index pinned alone. What other checkpoints made of
-        `texts` stays there, as others may use it.
+        `texts` stays there, as others may use it. The texts are read once, and not held.
 
         Raises:
             ZtokError: the store cannot be written.
         """
-        texts = list(texts)
-        self.store.pin_only(self._owner, texts)
-        if not self.is_shared:
-            self.store.prune(fingerprint, texts)
+        if self.is_shared:
+            self.store.pin_only(self._owner, texts)
+        else:
+            self.store.prune(fingerprint, texts, owner=self._owner)
 
     def stored_bytes(self, texts: Callable[[], Iterable[str]]) -> int:
         """Bytes of the entries of the index: of all in its own store, else of those of `texts`."""

@@ -113,6 +113,17 @@ def vector_index(storage: StorageContext, **kwargs: Any) -> VectorStoreIndex:
     )
 
 
+def empty_index(dimension: int, vector_store: BasePydanticVectorStore | None) -> VectorStoreIndex:
+    """LlamaIndex's index of nothing.
+
+    Args:
+        dimension: of the vectors.
+        vector_store: the caller's; `None` is a `FlatStore`.
+    """
+    vectors = FlatStore.empty(dimension) if vector_store is None else vector_store
+    return vector_index(StorageContext.from_defaults(vector_store=deletable(vectors)), nodes=[])
+
+
 def read_index(
     folder: IndexFolder, vector_store: BasePydanticVectorStore | None
 ) -> VectorStoreIndex:
@@ -140,14 +151,3 @@ def read_index(
         raise ZtokError(
             f"the index {folder.path} is damaged ({error}); build it again from its documents."
         ) from error
-
-
-def has_documents(folder: IndexFolder) -> bool:
-    """Whether an index is in a folder that holds documents, or may hold some."""
-    if not folder.exists():
-        return False
-    try:
-        with folder.locked(is_reading=True):
-            return bool(SimpleDocumentStore.from_persist_dir(str(folder.index)).docs)
-    except (OSError, ValueError, KeyError, TypeError):
-        return True

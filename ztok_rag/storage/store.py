@@ -13,7 +13,7 @@ from ztok_rag.codec.base import cache_dir
 from ztok_rag.codec.compressed_text import CompressedText, stored_length
 from ztok_rag.errors import ZtokError, check_rate
 from ztok_rag.forks import ForkSafeLock
-from ztok_rag.inputs import absolute_path, as_list
+from ztok_rag.inputs import absolute_path, as_iterator, as_list
 from ztok_rag.storage.backends import BackendError
 from ztok_rag.storage.closing import Closing
 from ztok_rag.storage.entries import Entries
@@ -287,11 +287,16 @@ class ZStore(Closing):
         """
         return self._entries.delete(lambda: self._cache.delete_kinds([_TEXT + fingerprint]))
 
-    def prune(self, fingerprint: str, texts: Sequence[str]) -> int:
+    def prune(self, fingerprint: str, texts: Iterable[str], *, owner: str | None = None) -> int:
         """Remove all Z-tokens except those of `texts` by checkpoint `fingerprint`.
 
         Z-tokens that an earlier version made go in any case. Entries of `put_bytes` stay if they
         belong to one of the texts. In a store that is shared, what others use goes, too.
+
+        Args:
+            fingerprint: of the checkpoint.
+            texts: any number; read once, and not held.
+            owner: who is to have pinned these texts and no others; `None` leaves pins as they are.
 
         Returns:
             Number of entries removed.
@@ -299,15 +304,16 @@ class ZStore(Closing):
         Raises:
             ZtokError: the store cannot be read or written.
         """
-        hashes = {_content_hash(text) for text in as_list(texts, "texts to keep")}
+        hashes = {_content_hash(text) for text in as_iterator(texts, "texts to keep")}
 
         def is_foreign(kind: str) -> bool:
             is_text = kind.startswith(_TEXT) and kind != _TEXT + fingerprint
             return is_text or kind.startswith(_FORMER)
 
         def delete() -> int:
+            deleted = 0 if owner is None else self._pin_only(owner, hashes)
             foreign = [kind for kind in self._cache.kinds() if is_foreign(kind)]
-            return self._cache.delete_kinds(foreign) + self._cache.delete_others(hashes)
+            return deleted + self._cache.delete_kinds(foreign) + self._cache.delete_others(hashes)
 
         return self._entries.delete(delete)
 
@@ -333,17 +339,16 @@ class ZStore(Closing):
             ZtokError: the store cannot be read or written.
         """
         hashes = {_content_hash(text) for text in texts}
+        self._entries.delete(lambda: self._pin_only(owner, hashes))
 
-        def delete() -> int:
-            self._cache.pin(owner, hashes)
-            deleted = 0
-            for page in self._cache.pinned(owner):
-                if stale := [content for content in page if content not in hashes]:
-                    deleted += self._cache.delete_contents(stale, owner=owner)
-                    self._cache.unpin(owner, stale)
-            return deleted
-
-        self._entries.delete(delete)
+    def _pin_only(self, owner: str, hashes: set[str]) -> int:
+        self._cache.pin(owner, hashes)
+        deleted = 0
+        for page in self._cache.pinned(owner):
+            if stale := [content for content in page if content not in hashes]:
+                deleted += self._cache.delete_contents(stale, owner=owner)
+                self._cache.unpin(owner, stale)
+        return deleted
 
     def has_pins(self, owner: str) -> bool | None:
         """Whether `owner` has pinned anything; `None` if the store cannot tell now."""
