@@ -35,8 +35,16 @@ def index_folder(
             "is kept until the new one is whole.",
         ),
     ] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Compress and embed on Ray; needs `ztok-rag[ray]`.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Replicas of the models, with --ray; default: what fits.")
+    ] = None,
 ) -> None:
     """Index a folder's text files as Z-tokens; the second time, only what has changed."""
+    if workers is not None and not ray:
+        raise DataError("--workers is of --ray; give both.")
     store = literal(store)
     found = read_folder(folder, store)
     if not found.texts:
@@ -47,6 +55,7 @@ def index_folder(
     check_folder(store)
     from llama_index.core import Document
 
+    from ztok_rag.index.distributed import RayEngine
     from ztok_rag.index.folder import IndexFolder
     from ztok_rag.index.index import ZTokenIndex
     from ztok_rag.index.refresh import RefreshResult
@@ -64,6 +73,7 @@ def index_folder(
     ]
     compressor = None if checkpoint is None else load_compressor(checkpoint)
     bars = shows_bars()
+    engine = RayEngine(workers=workers) if ray else None
     if IndexFolder(store).exists() and not rebuild:
         index = ZTokenIndex.load(store, compressor=compressor)
         if chunk_size not in (None, index.chunk_size):
@@ -71,7 +81,9 @@ def index_folder(
                 f"the index {store} has chunks of {index.chunk_size} tokens; leave --chunk-size "
                 "out, or index into a new folder."
             )
-        result = index.refresh_ref_docs(documents, remove_others=True, show_progress=bars)
+        result = index.refresh_ref_docs(
+            documents, remove_others=True, show_progress=bars, engine=engine
+        )
         if rate not in (None, index.rate) or index.outdated:
             index.recompress(rate=rate, show_progress=bars)
     else:
@@ -84,6 +96,7 @@ def index_folder(
             **settings,
             compressor=compressor,
             show_progress=bars,
+            engine=engine,
         )
         result = RefreshResult(added=index.document_ids)
     stats = index.stats()

@@ -18,6 +18,7 @@ from ztok_rag.forks import ForkSafeLock
 from ztok_rag.index.chunks import chunk_text
 from ztok_rag.index.documents import KnownDocument
 from ztok_rag.index.folder import IndexFolder, Manifest
+from ztok_rag.index.segments import remove_segments
 from ztok_rag.index.vectors import FlatStore, read_index
 from ztok_rag.storage.store import ZStore
 
@@ -188,6 +189,8 @@ class Contents:
             if forget := list(forget):
                 self.store.delete(forget)
         self.manifest = revised
+        # Of use for this build only, and they hold what the texts say.
+        remove_segments(self.folder.segments)
 
     def _insert(self, nodes: Sequence[BaseNode], hashes: dict[str, str]) -> None:
         self._index.insert_nodes(nodes)

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -21,6 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ztok_rag.errors import ZtokError
+from ztok_rag.files import write_digests
 from ztok_rag.inputs import absolute_path
 
 FORMAT = 2
@@ -30,7 +32,9 @@ _STORE = "store"
 _LOCK = ".lock"
 _COMMITTED = ".committed"
 _STAGING = ".staging-"
+_SEGMENTS = ".segments"
 _LOCK_SECONDS = 60.0
+_CHECKSUM = "checksum"
 
 
 class FormerIndexError(ZtokError):
@@ -69,7 +73,8 @@ class Manifest:
         return replace(self, revision=secrets.token_hex(8))
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
+        values = {"format": FORMAT, **asdict(self)}
+        return json.dumps({**values, _CHECKSUM: _checksum(values)}, indent=2) + "\n"
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
@@ -81,6 +86,9 @@ class Manifest:
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            checksum = values.pop(_CHECKSUM, None)  # earlier versions wrote none
+            if checksum is not None and checksum != _checksum(values):
+                raise ValueError("its checksum does not match")
             if values.pop("format") != FORMAT:
                 raise FormerIndexError(
                     f"the index {path.parent} was made by another version of ztok-rag, and its "
@@ -111,6 +119,11 @@ class IndexFolder:
     def store(self) -> Path:
         """Folder of the `ZStore`."""
         return self.path / _STORE
+
+    @property
+    def segments(self) -> Path:
+        """Folder of what a build on Ray has made so far."""
+        return self.path / _SEGMENTS
 
     def exists(self) -> bool:
         """Whether a whole index is here."""
@@ -228,6 +241,7 @@ class IndexFolder:
                 staging = Path(tempfile.mkdtemp(dir=self.path, prefix=_STAGING))
                 (staging / _INDEX).mkdir()
                 yield staging / _INDEX
+                write_digests(staging / _INDEX)
                 (staging / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
                 os.rename(staging, self.path / _COMMITTED)
             except (OSError, RuntimeError) as error:  # FAISS raises the latter
@@ -264,7 +278,12 @@ class IndexFolder:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+def _checksum(values: dict[str, Any]) -> str:
+    """8 hex digits of settings."""
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
+
+
 def _is_unfinished_build(names: set[str]) -> bool:
     """Whether a folder with these entries was left by a first build that was killed."""
     others = {name for name in names if not name.startswith(_STAGING)}
-    return _LOCK in names and others <= {_LOCK, _STORE}
+    return _LOCK in names and others <= {_LOCK, _STORE, _SEGMENTS}

@@ -24,6 +24,7 @@ from ztok_rag.forks import ForkSafeLock
 from ztok_rag.index.checks import check_embedding, check_settings
 from ztok_rag.index.chunks import chunk_text, compress_texts, split_documents
 from ztok_rag.index.contents import Contents
+from ztok_rag.index.distributed import RayEngine, make_engine
 from ztok_rag.index.documents import (
     check_documents,
     has_words,
@@ -110,6 +111,7 @@ class ZTokenIndex(Closing):
         vector_store: BasePydanticVectorStore | None = None,
         show_progress: bool = False,
         allow_empty: bool = False,
+        engine: str | RayEngine | None = None,
     ) -> ZTokenIndex:
         """Index documents. An index in the folder is replaced; a folder of other files is refused.
 
@@ -131,11 +133,15 @@ class ZTokenIndex(Closing):
                 FAISS store in the folder, exact and by cosine.
             show_progress: whether to show progress bars.
             allow_empty: whether an index with documents may be replaced by one without.
+            engine: `"ray"` or a `RayEngine` compresses and embeds on Ray, with the same result;
+                `None` does so in this process.
 
         Raises:
             ZtokError: two documents have one id, metadata cannot be kept, a setting is out of
-                range, the folder holds something else, or the index in it would be emptied.
+                range, the folder holds something else, the index in it would be emptied, or Ray
+                is missing or fails.
         """
+        workers = make_engine(engine)
         check_settings(rate, chunk_size, chunk_overlap)
         given = check_documents(documents)
         worded = [document for document in given if has_words(document)]
@@ -162,7 +168,7 @@ class ZTokenIndex(Closing):
         llama_index = vector_index(storage, nodes=[])
         index = cls(folder, manifest, llama_index, embed_model=embed_model, compressor=compressor)
         try:
-            index._change(add=worded, show_progress=show_progress)
+            index._change(add=worded, show_progress=show_progress, workers=workers)
             index.store.prune(manifest.fingerprint, index.contents.texts())
         except BaseException:
             index.close()
@@ -398,6 +404,7 @@ class ZTokenIndex(Closing):
         remove_others: bool = False,
         show_progress: bool = False,
         allow_empty: bool = False,
+        engine: str | RayEngine | None = None,
     ) -> RefreshResult:
         """Add documents that are new, and replace those whose text or metadata has changed.
 
@@ -414,11 +421,13 @@ class ZTokenIndex(Closing):
             remove_others: whether to delete all other documents of the index.
             show_progress: whether to show progress bars.
             allow_empty: whether the index may end without any document.
+            engine: as of `build`.
 
         Raises:
-            ZtokError: two documents have one id, or the index would be emptied. Nothing is changed
-                then.
+            ZtokError: two documents have one id, the index would be emptied, or Ray is missing or
+                fails. Nothing is changed then.
         """
+        workers = make_engine(engine)
         with self._change_lock:
             known = self.contents.known()
             plan = plan_refresh(check_documents(documents), known, remove_others=remove_others)
@@ -426,7 +435,12 @@ class ZTokenIndex(Closing):
                 raise _would_empty(self.path, "refresh_ref_docs")
             warn_left_out(plan.left_out)
             if plan.add or plan.remove:
-                self._change(add=plan.add, remove=plan.remove, show_progress=show_progress)
+                self._change(
+                    add=plan.add,
+                    remove=plan.remove,
+                    show_progress=show_progress,
+                    workers=workers,
+                )
             return plan.result
 
     def recompress(self, *, rate: float | None = None, show_progress: bool = False) -> int:
@@ -461,6 +475,7 @@ class ZTokenIndex(Closing):
         add: Sequence[Document] = (),
         remove: Sequence[str] = (),
         show_progress: bool = False,
+        workers: RayEngine | None = None,
     ) -> None:
         """Delete the documents `remove`, then add the documents `add`, in memory and on disk.
 
@@ -470,10 +485,12 @@ class ZTokenIndex(Closing):
             self.contents.folder.check_writable()
             # Hashed first, in case the caller changes a document in the meantime.
             hashes = {doc.doc_id: doc.hash for doc in add}
-            nodes = self._prepare(add, show_progress)
+            nodes = self._prepare(add, show_progress, workers)
             self.contents.change(nodes, hashes, remove)
 
-    def _prepare(self, documents: Sequence[Document], show_progress: bool) -> list[BaseNode]:
+    def _prepare(
+        self, documents: Sequence[Document], show_progress: bool, workers: RayEngine | None
+    ) -> list[BaseNode]:
         """The chunks of documents, with embeddings, after their Z-tokens were put in the store."""
         manifest = self.contents.manifest
         nodes = split_documents(
@@ -482,6 +499,16 @@ class ZTokenIndex(Closing):
             chunk_size=manifest.chunk_size,
             chunk_overlap=manifest.chunk_overlap,
         )
+        if workers is not None and nodes:
+            workers.prepare(
+                nodes,
+                self.compressor,
+                self.embed_model,
+                self.store,
+                self.contents.folder.segments,
+                show_progress=show_progress,
+            )
+        # Whatever is missing even so is made here.
         self._compress([chunk_text(node) for node in nodes], show_progress)
         vectors = embed_nodes(nodes, self.embed_model, show_progress=show_progress)
         for node in nodes:
