@@ -109,14 +109,13 @@ class RayEngine:
                 processes, or a worker failed.
         """
         arrow_modules()
-        models = _pickled(compressor, embed_model)
         plan = Plan.of(nodes, compressor, embed_model, store)
         done = known_rows(folder, plan.ids)
         blocks = [*plan.blocks(done, self.block, embed_model.embed_batch_size)]
         rows = sum(len(items) for _, items in blocks)
         forget_attempts(folder)
         if blocks:
-            self._run(blocks, models, compressor, folder, show_progress)
+            self._run(blocks, (compressor, embed_model), folder, show_progress)
         _load(folder, plan, compressor, store)
         return rows
 
@@ -145,8 +144,7 @@ class RayEngine:
     def _run(
         self,
         blocks: Sequence[tuple[str, list[Item]]],
-        models: bytes,
-        compressor: ZCompressor,
+        models: tuple[ZCompressor, BaseEmbedding],
         folder: Path,
         show_progress: bool,
     ) -> None:
@@ -155,7 +153,8 @@ class RayEngine:
             import ray
             import ray.data
 
-            gpu = compressor.model.base.device.type == "cuda"
+            packed = _pickled(ray.cloudpickle, *models)
+            gpu = models[0].model.base.device.type == "cuda"
             replicas, cores = self._shape(ray.cluster_resources(), gpu)
             context = ray.data.DataContext.get_current()
             before, context.enable_progress_bars = context.enable_progress_bars, False
@@ -168,7 +167,7 @@ class RayEngine:
                     batch_size=1,
                     compute=ray.data.ActorPoolStrategy(size=min(replicas, len(blocks))),
                     fn_constructor_kwargs={
-                        "models": models,
+                        "models": packed,
                         "folder": str(folder),
                         "threads": cores,
                     },
@@ -337,10 +336,11 @@ def _load(folder: Path, plan: Plan, compressor: ZCompressor, store: ZStore) -> N
                 plan.vectors[row.id].embedding = row.vector
 
 
-def _pickled(compressor: ZCompressor, embed_model: BaseEmbedding) -> bytes:
+def _pickled(pickler: Any, compressor: ZCompressor, embed_model: BaseEmbedding) -> bytes:
     """The models for other processes, which load them from where they are."""
     try:
-        return pickle.dumps((compressor, embed_model))
+        packed: bytes = pickler.dumps((compressor, embed_model))
+        return packed
     except ZtokError:
         raise
     except Exception as error:  # a class may raise anything here

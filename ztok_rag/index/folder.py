@@ -152,6 +152,18 @@ class IndexFolder:
             raise ZtokError(
                 f"{self.path} holds files that are no ztok index; give a new or empty folder."
             )
+        else:
+            # First of all files, so that what a killed build leaves is known for that.
+            self._mark()
+
+    def _mark(self) -> None:
+        try:
+            (self.path / _LOCK).touch()
+        except OSError as error:
+            raise ZtokError(
+                f"an index cannot be built in {self.path} ({error}); give a folder that can be "
+                "written."
+            ) from error
 
     def read(self) -> Manifest:
         """The settings of the index. A change that was interrupted is completed first.
