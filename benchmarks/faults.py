@@ -57,25 +57,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Make all kinds, and write the results."""
     options = parse(arguments)
     world = World(options.seed)
+    output = options.output or Path("results") / "faults"
     found: list[Outcome] = []
     for kind in options.kinds:
         for outcome in make(world, [kind], options.trials, options.seed):
             print(outcome, *outcome.wrong[:3], sep="\n  ", flush=True)
             found.append(outcome)
-    output = options.output or Path("results") / "faults"
+        write(output, found, world, options.seed)  # so that a run that is stopped leaves some
+    if any(outcome.wrong for outcome in found):
+        raise DataError(f"there were wrong answers; see {output}/results.json.")
+    print(f"Written: {output}/results.json")
+
+
+def write(output: Path, found: Sequence[Outcome], world: World, seed: int) -> None:
+    """Write the results so far."""
     write_results(
         output,
         [row for outcome in found for row in rows(outcome)],
-        seed=options.seed,
+        seed=seed,
         checkpoint="default",
         device="cpu",
         fingerprint=world.compressor.fingerprint,
         benchmark="faults",
         note="Weights of tokens are computed, without the LLM; formats and files are real.",
     )
-    if any(outcome.wrong for outcome in found):
-        raise DataError(f"there were wrong answers; see {output}/results.json.")
-    print(f"Written: {output}/results.json")
 
 
 def rows(outcome: Outcome) -> list[Row]:

@@ -21,10 +21,10 @@ def clock(world: World, folder: Path, trials: int, rng: np.random.Generator) -> 
     """A change by a process whose clock was set back by up to ten years, and reads by another."""
     out, log = Outcome("clock set back", "the index after the change"), folder / "log"
     path = folder / "index"
-    state = frozenset(world.ids[:6])
+    state = frozenset(world.ids[:4])
     with quiet(), world.build(path, sorted(state)):
         pass
-    others = sorted(world.ids[6:])
+    others = sorted(world.ids[4:])
     for number in range(trials):
         spare = others[number % len(others)]
         back = float(rng.uniform(0, 10 * _YEAR))
@@ -60,10 +60,10 @@ def clock(world: World, folder: Path, trials: int, rng: np.random.Generator) -> 
 def forks(world: World, folder: Path, trials: int, rng: np.random.Generator) -> Outcome:
     """Children of a process that has answered already ask and compress with its objects."""
     out, log = Outcome("fork after warm-up", "right answers in every process"), folder / "log"
-    ids = frozenset(world.ids[:6])
+    ids = frozenset(world.ids[:4])
     with quiet(), world.build(folder / "index", sorted(ids)) as index:
         out.take(world.check_index(index, [ids]))
-        spare = [chunk_text(node) for i in world.ids[6:] for node in world.chunks[i]]
+        spare = [chunk_text(node) for i in world.ids[4:] for node in world.chunks[i]]
 
         def action(text: str) -> None:
             wrong = world.check_index(index, [ids], most=6).wrong

@@ -100,7 +100,7 @@ class Seen:
 class World:
     """Documents, and all that an index may say of them."""
 
-    def __init__(self, seed: int, documents: int = 12) -> None:
+    def __init__(self, seed: int, documents: int = 8) -> None:
         rng = np.random.default_rng(seed)
         self.compressor = TableCompressor()
         self.embedding = TextEmbedding()
