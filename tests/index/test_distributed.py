@@ -124,6 +124,19 @@ def test_ray_listens_to_this_machine_alone(ray: Any) -> None:
     assert opened and not opened & inodes.keys()
 
 
+def test_ray_answers_to_its_token_alone(ray: Any) -> None:
+    grpc = pytest.importorskip("grpc")
+    channel = grpc.insecure_channel(ray.get_runtime_context().gcs_address)
+    alive = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+    for token in (None, "0" * 64):
+        given = token and [("authorization", f"Bearer {token}")]
+        with pytest.raises(grpc.RpcError) as refused:
+            alive(b"", timeout=30, metadata=given)
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    right = [("authorization", f"Bearer {os.environ['RAY_AUTH_TOKEN']}")]
+    assert alive(b"", timeout=30, metadata=right)
+
+
 def children(pid: int) -> list[int]:
     """Processes that a process has started, and theirs."""
     try:
