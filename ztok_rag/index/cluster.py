@@ -22,6 +22,7 @@ _SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the name aside, it binds to loopback on Linux, too
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 
 
 @contextmanager
@@ -46,6 +47,8 @@ def ray_cluster(address: str | None = None, cores: int | None = None) -> Iterato
         return
     address = address or os.environ.get("RAY_ADDRESS")
     own = {} if address else {**_SETTINGS, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    if own and _LOG_LEVEL not in os.environ:
+        own[_LOG_LEVEL] = "fatal"  # else the driver's console gets what is for Ray's developers
     before = {name: os.environ.get(name) for name in own}
     os.environ.update(own)
     try:
@@ -62,7 +65,6 @@ def ray_cluster(address: str | None = None, cores: int | None = None) -> Iterato
         try:
             if not address:
                 _check_loopback(ray)
-            logging.getLogger("ray.data").setLevel(logging.WARNING)
             yield ray
         finally:
             ray.shutdown()

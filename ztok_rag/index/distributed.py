@@ -10,6 +10,7 @@ Blocks are those in which one process compresses and embeds, so bytes come out t
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from collections.abc import Iterator, Sequence
@@ -158,6 +159,7 @@ class RayEngine:
             replicas, cores = self._shape(ray.cluster_resources(), gpu)
             context = ray.data.DataContext.get_current()
             before, context.enable_progress_bars = context.enable_progress_bars, False
+            logging.getLogger("ray.data").setLevel(logging.ERROR)  # its import sets another
             try:
                 data = ray.data.from_items(
                     [{"kind": kind, "items": pickle.dumps(items)} for kind, items in blocks],
