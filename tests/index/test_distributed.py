@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from llama_index.core import Document
 from llama_index.core.schema import TextNode
+from typer.testing import CliRunner
 
 from tests.conftest import BAKERY, PASSAGE
 from tests.index.slow_embedding import (
@@ -27,7 +28,7 @@ from tests.index.slow_embedding import (
     load_checkpoint,
     write_checkpoint,
 )
-from ztok_rag import ZCompressor, ZStore, ZTokenIndex, ZTokenTransform, ZtokError
+from ztok_rag import ZCompressor, ZStore, ZTokenIndex, ZTokenTransform, ZtokError, cli
 from ztok_rag.index import cluster
 from ztok_rag.index.cluster import ray_cluster
 from ztok_rag.index.distributed import RayEngine
@@ -305,6 +306,15 @@ def test_what_is_missing_or_wrong_is_named(
         ray_cluster(),
     ):
         pass
+
+
+def test_workers_are_of_ray(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text(BAKERY)
+    command = ["index", str(tmp_path / "texts"), "--store", str(tmp_path / "index")]
+    result = CliRunner().invoke(cli.app, [*command, "--workers", "2"])
+    assert "--workers is of --ray" in str(result.exception)
+    assert not (tmp_path / "index").exists()
 
 
 def test_a_change_leaves_no_segments(checkpoint: Path, tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ class RayEngine:
         address: of a running Ray cluster; `None` is the one that is connected, or that
             `RAY_ADDRESS` names, else one of this machine's own. The index's folder must be one that
             all its machines share.
-        block: chunks that are compressed or embedded between two writes, at most.
+        block: chunks that are compressed or embedded between two writes. Where another than the
+            default is given, rounding may turn a bit of a sentence's embedding.
     """
 
     workers: int | None = None
