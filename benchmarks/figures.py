@@ -21,6 +21,7 @@ from result_rows import COVID, SQUAD, Results
 from tables.checkpoint import gold_section, repeated_section
 from tables.corpus import accuracy_section, corpus_section, paired_section
 from tables.costs import bytes_section, context_section, query_section, throughput_section
+from tables.faults import faults_section, fuzz_section
 from tables.longbench import longbench_section
 from tables.markdown import Place
 from tables.paper import paper_section
@@ -74,6 +75,8 @@ SECTIONS = {
     "speculation": Section("Passes and time with drafts", speculation_section),
     "lossless": Section("Lossless files", lossless_section),
     "bytes": Section("Bytes on disk", bytes_section, "bytes.png"),
+    "faults": Section("Faults that were made", faults_section),
+    "fuzz": Section("Fuzzing", fuzz_section),
     "paper": Section("The paper's own tasks", paper_section),
     "gold": Section("", gold_section),
     "repeated": Section("", repeated_section),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         SequenceError,
         ZtokError,
     )
+    from ztok_rag.index.distributed import RayEngine
     from ztok_rag.index.index import ZTokenIndex
     from ztok_rag.llamaindex.citations import find_citations
     from ztok_rag.llamaindex.embedding import default_embedding
@@ -34,6 +35,7 @@ _HOMES = {
     "CheckpointError": "errors",
     "DataError": "errors",
     "HandleError": "errors",
+    "RayEngine": "index.distributed",
     "SequenceError": "errors",
     "ZCompressor": "codec.compressor",
     "ZReader": "codec.reader",
@@ -53,6 +55,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "HandleError",
+    "RayEngine",
     "SequenceError",
     "ZCompressor",
     "ZReader",

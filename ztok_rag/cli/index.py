@@ -49,8 +49,16 @@ def index_folder(
         ),
     ] = False,
     index_folder: Annotated[Path | None, typer.Option("--folder", help=FOLDER_HELP)] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Compress and embed on Ray; needs `ztok-rag[ray]`.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Replicas of the models, with --ray; default: what fits.")
+    ] = None,
 ) -> None:
     """Index a folder's text files as Z-tokens; the second time, only what has changed."""
+    if workers is not None and not ray:
+        raise DataError("--workers is of --ray; give both.")
     place = Place.of(store, index_folder)
     found = read_folder(folder, place.folder)
     if not found.texts:
@@ -62,6 +70,7 @@ def index_folder(
     shared = place.open_store()
     from llama_index.core import Document
 
+    from ztok_rag.index.distributed import RayEngine
     from ztok_rag.index.folder import IndexFolder
     from ztok_rag.index.index import ZTokenIndex
     from ztok_rag.index.refresh import RefreshResult
@@ -79,6 +88,7 @@ def index_folder(
     ]
     compressor = None if checkpoint is None else load_compressor(checkpoint)
     bars = shows_bars()
+    engine = RayEngine(workers=workers) if ray else None
     if IndexFolder(place.folder).exists() and not rebuild:
         index = ZTokenIndex.load(place.folder, compressor=compressor, store=shared)
         if chunk_size not in (None, index.chunk_size):
@@ -90,7 +100,9 @@ def index_folder(
             raise DataError(
                 f"the index {place.folder} is held in memory; add --rebuild to keep it on disk."
             )
-        result = index.refresh_ref_docs(documents, remove_others=True, show_progress=bars)
+        result = index.refresh_ref_docs(
+            documents, remove_others=True, show_progress=bars, engine=engine
+        )
         if rate not in (None, index.rate) or index.outdated:
             index.recompress(rate=rate, show_progress=bars)
     else:
@@ -107,6 +119,7 @@ def index_folder(
             compressor=compressor,
             store=shared,
             show_progress=bars,
+            engine=engine,
         )
         result = RefreshResult(added=index.document_ids)
     if index.is_large and (result.added or result.changed or result.removed):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from llama_index.core import Document
@@ -14,13 +15,14 @@ from ztok_rag.errors import ZtokError
 from ztok_rag.selection.query_aware import QueryAwareSelector
 from ztok_rag.storage.backends import in_parts
 
-_CHUNKS_AT_ONCE = 64
+CHUNKS_AT_ONCE = 64
+"""Texts that are compressed between two looks at the progress, and in one block on Ray."""
 
 
 def split_documents(
     documents: Sequence[Document], tokenizer: Any, *, chunk_size: int, chunk_overlap: int
 ) -> list[BaseNode]:
-    """The chunks of documents.
+    """The chunks of documents. Their ids are the same each time, so that work can be resumed.
 
     Args:
         documents: any number.
@@ -43,6 +45,7 @@ def split_documents(
     )
     nodes: list[BaseNode] = []
     for document in documents:
+        splitter.id_func = _ids_of(document)
         try:
             nodes += splitter.get_nodes_from_documents([document])
         except ValueError as error:  # the metadata leaves no room for text
@@ -69,7 +72,7 @@ def compress_texts(
     """
     compressed = 0
     with tqdm(total=total, desc="Compressing", disable=not show_progress) as bar:
-        for batch in in_parts(texts, _CHUNKS_AT_ONCE):
+        for batch in in_parts(texts, CHUNKS_AT_ONCE):
             compressed += selector.prepare(list(dict.fromkeys(batch)))
             bar.update(len(batch))
     return compressed
@@ -78,3 +81,9 @@ def compress_texts(
 def chunk_text(node: BaseNode) -> str:
     """The text that is compressed."""
     return node.get_content(MetadataMode.NONE)
+
+
+def _ids_of(document: Document) -> Callable[[int, BaseNode], str]:
+    """Ids of a document's chunks, which depend on all that the document holds."""
+    content = document.hash
+    return lambda i, _: str(uuid.uuid5(uuid.NAMESPACE_OID, f"{document.doc_id}\0{content}\0{i}"))

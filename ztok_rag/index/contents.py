@@ -21,6 +21,7 @@ from ztok_rag.index.documents import KnownDocument
 from ztok_rag.index.folder import IndexFolder, Manifest
 from ztok_rag.index.former import former_texts
 from ztok_rag.index.holding import Holding
+from ztok_rag.index.segments import remove_segments
 from ztok_rag.index.vectors import FlatStore, read_index
 from ztok_rag.storage.store import ZStore
 
@@ -165,6 +166,8 @@ class Contents(Corpus):
         self.manifest = revised
         if forget:
             self.holding.release(forget)
+        # Of use for this build only, and they hold what the texts say.
+        remove_segments(self.folder.segments)
 
     def optimize(self) -> None:
         """Nothing: each change writes the files anew, and searches are in memory."""

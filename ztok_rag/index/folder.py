@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -22,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.errors import ZtokError
+from ztok_rag.files import write_digests
 from ztok_rag.inputs import absolute_path
 from ztok_rag.storage.store import ZStore
 
@@ -40,7 +42,9 @@ OWN_STORES = (LANCE, SQLITE)
 
 _STAGING = ".staging-"
 _BUILDING = ".building-"
+_SEGMENTS = ".segments"
 _LOCK_SECONDS = 60.0
+_CHECKSUM = "checksum"
 
 
 class FormerIndexError(ZtokError):
@@ -90,7 +94,8 @@ class Manifest:
         return replace(self, revision=secrets.token_hex(8))
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
+        values = {"format": FORMAT, **asdict(self)}
+        return json.dumps({**values, _CHECKSUM: _checksum(values)}, indent=2) + "\n"
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
@@ -102,6 +107,9 @@ class Manifest:
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            checksum = values.pop(_CHECKSUM, None)  # earlier versions wrote none
+            if checksum is not None and checksum != _checksum(values):
+                raise ValueError("its checksum does not match")
             if values.pop("format") != FORMAT:
                 raise FormerIndexError(
                     f"the index {path.parent} was made by another version of ztok-rag, and its "
@@ -135,6 +143,11 @@ class IndexFolder:
         """Folder of the `ZStore`."""
         return self.path / _STORE
 
+    @property
+    def segments(self) -> Path:
+        """Folder of what a build on Ray has made so far."""
+        return self.path / _SEGMENTS
+
     def exists(self) -> bool:
         """Whether a whole index is here."""
         return (self.path / _MANIFEST).is_file() or (self.path / _COMMITTED).is_dir()
@@ -162,6 +175,18 @@ class IndexFolder:
             raise ZtokError(
                 f"{self.path} holds files that are no ztok index; give a new or empty folder."
             )
+        else:
+            # First of all files, so that what a killed build leaves is known for that.
+            self._mark()
+
+    def _mark(self) -> None:
+        try:
+            (self.path / _LOCK).touch()
+        except OSError as error:
+            raise ZtokError(
+                f"an index cannot be built in {self.path} ({error}); give a folder that can be "
+                "written."
+            ) from error
 
     def read(self) -> Manifest:
         """The settings of the index. A change that was interrupted is completed first.
@@ -288,6 +313,7 @@ class IndexFolder:
                 staging = Path(tempfile.mkdtemp(dir=self.path, prefix=_STAGING))
                 (staging / _INDEX).mkdir()
                 yield staging / _INDEX
+                write_digests(staging / _INDEX)
                 (staging / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
                 os.rename(staging, self.path / _COMMITTED)
             except (OSError, RuntimeError) as error:  # FAISS raises the latter
@@ -390,8 +416,13 @@ class IndexFolder:
                 Path(lock.lock_file).unlink(missing_ok=True)
 
 
+def _checksum(values: dict[str, Any]) -> str:
+    """8 hex digits of settings."""
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
+
+
 def _is_unfinished_build(names: set[str]) -> bool:
     """Whether a folder with these entries was left by a first build that was killed."""
     passing = (_STAGING, _BUILDING, f".{_OWNER}.")
     others = {name for name in names if not name.startswith(passing)}
-    return bool(names & {_LOCK, _OWNER}) and others <= {_LOCK, _STORE, _OWNER}
+    return bool(names & {_LOCK, _OWNER}) and others <= {_LOCK, _STORE, _OWNER, _SEGMENTS}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from ztok_rag.index.checks import check_embedding, check_settings
 from ztok_rag.index.chunks import chunk_text, compress_texts, split_documents
 from ztok_rag.index.contents import Contents
 from ztok_rag.index.corpus import Corpus
+from ztok_rag.index.distributed import RayEngine, make_engine
 from ztok_rag.index.documents import (
     check_documents,
     has_words,
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 
 _DOCUMENTS_AT_ONCE = 256
 """Documents of a large build that are in memory together."""
+_DOCUMENTS_AT_ONCE_ON_RAY = 2048  # workers load the models for each block of them
 
 
 class ZTokenIndex(Closing):
@@ -117,6 +120,7 @@ class ZTokenIndex(Closing):
         store: ZStore | str | Path | None = None,
         show_progress: bool = False,
         allow_empty: bool = False,
+        engine: str | RayEngine | None = None,
     ) -> ZTokenIndex:
         """Index documents. An index in the folder is replaced; a folder of other files is refused.
 
@@ -146,11 +150,15 @@ class ZTokenIndex(Closing):
                 as `redis://…`; `None` is a store in the folder of the index.
             show_progress: whether to show progress bars.
             allow_empty: whether an index with documents may be replaced by one without.
+            engine: `"ray"` or a `RayEngine` compresses and embeds on Ray, with the same result;
+                `None` does so in this process.
 
         Raises:
             ZtokError: two documents have one id, metadata cannot be kept, a setting is out of
-                range, the folder holds something else, or the index in it would be emptied.
+                range, the folder holds something else, the index in it would be emptied, or Ray
+                is missing or fails.
         """
+        workers = make_engine(engine)
         check_settings(rate, chunk_size, chunk_overlap)
         stores = Stores.to_build(docstore, vector_store)
         documents = as_iterator(documents, "documents")
@@ -182,12 +190,17 @@ class ZTokenIndex(Closing):
             if checked is None:
                 files = NewFiles(folder, manifest, opened, stores.docstore, stores.vector_store)
                 return cls._build_large(
-                    documents, files, models, show_progress=show_progress, allow_empty=allow_empty
+                    documents,
+                    files,
+                    models,
+                    show_progress=show_progress,
+                    allow_empty=allow_empty,
+                    workers=workers,
                 )
             vectors = empty_index(manifest.embed_dimension, stores.vector_store)
             index = cls(Contents(folder, manifest, vectors, opened), **models)
             worded = [document for document in checked if has_words(document)]
-            index._change(add=worded, show_progress=show_progress)
+            index._change(add=worded, show_progress=show_progress, workers=workers)
             index.contents.holding.keep_only(manifest.fingerprint, index.contents.texts())
             if manifest.store:
                 folder.remove_store()
@@ -441,6 +454,7 @@ class ZTokenIndex(Closing):
         remove_others: bool = False,
         show_progress: bool = False,
         allow_empty: bool = False,
+        engine: str | RayEngine | None = None,
     ) -> RefreshResult:
         """Add documents that are new, and replace those whose text or metadata has changed.
 
@@ -457,11 +471,13 @@ class ZTokenIndex(Closing):
             remove_others: whether to delete all other documents of the index.
             show_progress: whether to show progress bars.
             allow_empty: whether the index may end without any document.
+            engine: as of `build`.
 
         Raises:
-            ZtokError: two documents have one id, or the index would be emptied. Nothing is changed
-                then.
+            ZtokError: two documents have one id, the index would be emptied, or Ray is missing or
+                fails. Nothing is changed then.
         """
+        workers = make_engine(engine)
         with self._change_lock:
             checked = check_documents(documents)
             others = self.document_ids if remove_others else ()
@@ -471,7 +487,12 @@ class ZTokenIndex(Closing):
                 raise _would_empty(self.path, "refresh_ref_docs")
             warn_left_out(plan.left_out)
             if plan.add or plan.remove:
-                self._change(add=plan.add, remove=plan.remove, show_progress=show_progress)
+                self._change(
+                    add=plan.add,
+                    remove=plan.remove,
+                    show_progress=show_progress,
+                    workers=workers,
+                )
             return plan.result
 
     def recompress(self, *, rate: float | None = None, show_progress: bool = False) -> int:
@@ -525,12 +546,15 @@ class ZTokenIndex(Closing):
         *,
         show_progress: bool,
         allow_empty: bool,
+        workers: RayEngine | None,
     ) -> ZTokenIndex:
         """Build an index whose documents are not held in memory."""
         left_out: list[Document] = []
-        with files.making() as contents:
+        at_once = _DOCUMENTS_AT_ONCE if workers is None else _DOCUMENTS_AT_ONCE_ON_RAY
+        cluster = nullcontext() if workers is None else workers.connected()
+        with cluster, files.making() as contents:
             index = cls(contents, **models)
-            for block in in_parts(documents, _DOCUMENTS_AT_ONCE):
+            for number, block in enumerate(in_parts(documents, at_once)):
                 checked = check_documents(block)
                 left_out += [document for document in checked if not has_words(document)]
                 worded = [document for document in checked if has_words(document)]
@@ -538,7 +562,9 @@ class ZTokenIndex(Closing):
                     if contents.has_document(document.doc_id):
                         raise same_id(document)
                 hashes = {document.doc_id: document.hash for document in worded}
-                contents.fill(index._prepare(worded, show_progress), hashes)
+                # What a killed build has made of a block is found by the next one.
+                segments = files.folder.segments / str(number)
+                contents.fill(index._prepare(worded, show_progress, workers, segments), hashes)
             if not contents.document_count and not allow_empty and has_documents(files.folder):
                 raise _would_empty(files.folder.path, "build")
             warn_left_out(left_out)
@@ -555,6 +581,7 @@ class ZTokenIndex(Closing):
         add: Sequence[Document] = (),
         remove: Sequence[str] = (),
         show_progress: bool = False,
+        workers: RayEngine | None = None,
     ) -> None:
         """Delete the documents `remove`, then add the documents `add`, in memory and on disk.
 
@@ -564,10 +591,16 @@ class ZTokenIndex(Closing):
             self.contents.folder.check_writable()
             # Hashed first, in case the caller changes a document in the meantime.
             hashes = {doc.doc_id: doc.hash for doc in add}
-            nodes = self._prepare(add, show_progress)
+            nodes = self._prepare(add, show_progress, workers)
             self.contents.change(nodes, hashes, remove)
 
-    def _prepare(self, documents: Sequence[Document], show_progress: bool) -> list[BaseNode]:
+    def _prepare(
+        self,
+        documents: Sequence[Document],
+        show_progress: bool,
+        workers: RayEngine | None,
+        segments: Path | None = None,
+    ) -> list[BaseNode]:
         """The chunks of documents, with embeddings, after their Z-tokens were put in the store."""
         manifest = self.contents.manifest
         nodes = split_documents(
@@ -576,7 +609,18 @@ class ZTokenIndex(Closing):
             chunk_size=manifest.chunk_size,
             chunk_overlap=manifest.chunk_overlap,
         )
-        self._compress(map(chunk_text, nodes), len(nodes), show_progress)
+        if workers is not None and nodes:
+            workers.prepare(
+                nodes,
+                self.compressor,
+                self.embed_model,
+                self.store,
+                segments or self.contents.folder.segments,
+                show_progress=show_progress,
+            )
+        # Whatever is missing even so is made here.
+        distinct = dict.fromkeys(map(chunk_text, nodes))
+        self._compress(distinct, len(distinct), show_progress)
         vectors = embed_nodes(nodes, self.embed_model, show_progress=show_progress)
         for node in nodes:
             node.embedding = vectors[node.node_id]

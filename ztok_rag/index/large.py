@@ -32,6 +32,7 @@ from ztok_rag.index.folder import IndexFolder, Manifest
 from ztok_rag.index.former import former_texts
 from ztok_rag.index.holding import Holding
 from ztok_rag.index.lance import LanceStore
+from ztok_rag.index.segments import remove_segments
 from ztok_rag.storage.backends import in_parts
 from ztok_rag.storage.store import ZStore
 
@@ -268,6 +269,7 @@ class LargeContents(Corpus):
     ) -> None:
         with self.folder.changing(self.manifest.revision):
             self._change(nodes, hashes, remove)
+        remove_segments(self.folder.segments)
 
     def fill(self, nodes: Sequence[BaseNode], hashes: Mapping[str, str]) -> None:
         """Add chunks to an index that is being built, and is not in its folder yet."""
@@ -326,7 +328,8 @@ class LargeContents(Corpus):
             if forgotten:
                 self.holding.delete(forgotten)
         if self.docstore is not None:
-            for chunk_id in gone:
+            # A chunk has the same id when the same document comes again.
+            for chunk_id in set(gone) - {node.node_id for node in nodes}:
                 self.docstore.delete_document(chunk_id, raise_error=False)
         return forgotten
 
@@ -435,6 +438,7 @@ class NewFiles:
         revised = self.manifest.revised()
         self.folder.adopt(self._target, revised)
         self._is_adopted = True
+        remove_segments(self.folder.segments)
         return LargeContents(self.folder, revised, self._store, **self._theirs)
 
     def _release(self, contents: LargeContents) -> None:

@@ -21,6 +21,7 @@ from llama_index.vector_stores.faiss import FaissMapVectorStore  # type: ignore[
 from numpy.typing import NDArray
 
 from ztok_rag.errors import ZtokError
+from ztok_rag.files import check_digests
 from ztok_rag.forks import in_forked_processes
 from ztok_rag.index.folder import IndexFolder
 
@@ -139,6 +140,7 @@ def read_index(
     path = str(folder.index)
     try:
         with folder.locked(is_reading=True):
+            check_digests(folder.index)
             vectors = FlatStore.from_persist_dir(path) if vector_store is None else vector_store
             storage = StorageContext.from_defaults(
                 docstore=SimpleDocumentStore.from_persist_dir(path),

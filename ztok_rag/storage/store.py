@@ -196,7 +196,12 @@ class ZStore(Closing):
 
     def put(self, text: str, compressed: CompressedText) -> None:
         """Keep `text` as compressed, unless it is there. A failure to write is a warning."""
-        self._entries.put({_key(compressed.fingerprint, text): compressed.to_bytes()})
+        self.put_many({text: compressed})
+
+    def put_many(self, compressed: Mapping[str, CompressedText]) -> None:
+        """`put` of several texts at once."""
+        entries = {_key(own.fingerprint, text): own.to_bytes() for text, own in compressed.items()}
+        self._entries.put(entries)
 
     def get_bytes(self, kind: str, text: str) -> bytes | None:
         """The bytes that `put_bytes` wrote for `text`, or `None`."""
