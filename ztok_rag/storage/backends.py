@@ -50,7 +50,7 @@ class Backend(Protocol):
         """The values of those keys that are there; an error in the place of one that is damaged."""
 
     def put_many(self, entries: Mapping[str, bytes], *, replace: bool = False) -> dict[str, bytes]:
-        """Write all entries or none, and evict others if there is a limit.
+        """Write entries, each whole or not at all, and evict others if there is a limit.
 
         Args:
             entries: value by key.
