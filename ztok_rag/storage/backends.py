@@ -98,6 +98,9 @@ class Backend(Protocol):
     def empty_log(self) -> bool:
         """Remove what was deleted from logs, too; false if it stays there for now."""
 
+    def end_pause(self) -> None:
+        """Ask again at once, also where there was no answer shortly before."""
+
     def close(self) -> None:
         """Close connections; they open again when they are used."""
 

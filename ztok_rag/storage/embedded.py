@@ -184,6 +184,9 @@ class EmbeddedBackend(BytesCache):
             ((busy, _, _),) = self._sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             return not busy
 
+    def end_pause(self) -> None:
+        pass  # there is none
+
     # -- inside a transaction
 
     @contextmanager
