@@ -7,6 +7,7 @@ import pickle
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from typer.testing import CliRunner
@@ -22,11 +23,19 @@ from tests.index.test_index import (
     load,
 )
 from tests.redis_server import needs_redis, running
+from tests.training.tiny_base import SHAPE, tiny_model
 from ztok_rag import ZCompressor, ZStore, ZtokError, cli
 from ztok_rag.cli import checks
 from ztok_rag.cli.checks import Checks
 from ztok_rag.cli.place import Place
 from ztok_rag.index.contents import Contents
+
+
+@pytest.fixture(scope="module")
+def compressor() -> ZCompressor:
+    """A tiny one: what is stored is looked at here, not what is answered."""
+    with patch.dict(SHAPE, max_position_embeddings=4096):
+        return ZCompressor(tiny_model())
 
 
 @pytest.fixture(autouse=True)
@@ -70,8 +79,9 @@ def test_indexes_share_a_store(url: str, tmp_path: Path, compressor: ZCompressor
     assert has(store, compressor, *texts) == [False, False, True]
 
     again = load(tmp_path / "two", store=url)
-    assert str(again.query("How wide is the telescope?")) and again.store.stats.compressed == 0
     sent = pickle.loads(pickle.dumps(again))
+    assert again.query("How wide is the telescope?").source_nodes
+    assert again.store.stats.compressed == 0
     assert sent.store.name == store.name and sent.store.secret == store.secret
 
     # Built anew, it keeps what both of its forms have, and nobody else's is touched.
@@ -137,8 +147,8 @@ def test_a_change_that_fails_pins_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_: object, **__: object) -> None:
         raise ZtokError("no room")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Contents, "commit", full)
+    with monkeypatch.context() as context:
+        context.setattr(Contents, "commit", full)
         with pytest.raises(ZtokError, match="no room"):
             index.refresh_ref_docs([document("o", OBSERVATORY), document("b2", BAKERY)])
     (pinned,) = index.store._cache.pinned("index")
@@ -154,7 +164,8 @@ def test_documents_come_in_while_the_server_is_away(tmp_path: Path) -> None:
             index.insert(document("o", OBSERVATORY))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            assert "ninety" in str(index.query("How many centimetres has the telescope?"))
+            found = index.query("How many centimetres has the telescope?").source_nodes
+            assert {node.node.ref_doc_id for node in found} >= {"o"}
         with pytest.raises(ZtokError, match="cannot be deleted"):
             index.delete_ref_doc("bakery.txt")
         assert "bakery.txt" in index.document_ids
@@ -189,7 +200,8 @@ def test_commands_take_a_url(
 
         assert "2 added" in call("index", str(files), "--store", server.url)
         assert "2 unchanged" in call("index", str(files), "--store", server.url)
-        assert "Merrow" in call("ask", "Who built the lighthouse?", "--store", server.url)
+        said = call("ask", "Who built the lighthouse?", "--store", server.url)
+        assert "lighthouse.txt: The lighthouse on" in said
         assert "2, of at most 256" in call("stats", "--store", server.url)
         place = Place.of(server.url)
         assert place.folder.parent == tmp_path / "cache" / "indexes" and place.folder.is_dir()
@@ -199,8 +211,10 @@ def test_commands_take_a_url(
         assert "2 added" in call("index", str(files), "--store", server.url, *own)
         assert "2, of at most 256" in call("stats", "--store", server.url, *own)
 
-        found = Checks(server.url).check_store()
-        assert "a store of 4 entries" in found and "hush" not in found
+        found = Checks(f"{server.url}?prefix=other").check_store()
+        assert "a store of 0 entries" in found and "hush" not in found
+        with pytest.raises(ZtokError, match="was compressed by checkpoint"):  # the tiny one
+            Checks(server.url).check_store()
         assert Checks(server.url).check_room()
         server.client().config_set("maxmemory-policy", "allkeys-lru")
         finding = checks.find("store", Checks(server.url).check_store)

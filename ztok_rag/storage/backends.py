@@ -50,7 +50,7 @@ class Backend(Protocol):
         """The values of those keys that are there; an error in the place of one that is damaged."""
 
     def put_many(self, entries: Mapping[str, bytes], *, replace: bool = False) -> dict[str, bytes]:
-        """Write all entries or none, and evict others if there is a limit.
+        """Write entries, each whole or not at all, and evict others if there is a limit.
 
         Args:
             entries: value by key.
@@ -97,6 +97,9 @@ class Backend(Protocol):
 
     def empty_log(self) -> bool:
         """Remove what was deleted from logs, too; false if it stays there for now."""
+
+    def end_pause(self) -> None:
+        """Ask again at once, also where there was no answer shortly before."""
 
     def close(self) -> None:
         """Close connections; they open again when they are used."""

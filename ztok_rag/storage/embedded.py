@@ -69,7 +69,7 @@ class EmbeddedBackend(BytesCache):
             for part in in_parts(keys, _PART):
                 found |= self._fetch_part(part)
         if self.limit_bytes is not None and found:
-            with suppress(BackendError), self._writing():
+            with suppress(BackendError), self._not_waiting(), self._writing():
                 self._touch(found)
         return found
 
@@ -184,12 +184,25 @@ class EmbeddedBackend(BytesCache):
             ((busy, _, _),) = self._sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             return not busy
 
+    def end_pause(self) -> None:
+        pass  # there is none
+
     # -- inside a transaction
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         with _translated(), self._transact():
             yield
+
+    @contextmanager
+    def _not_waiting(self) -> Iterator[None]:
+        """Give up in the body where another process is writing."""
+        with _translated():
+            self._sql("PRAGMA busy_timeout = 0")
+            try:
+                yield
+            finally:
+                self._sql(f"PRAGMA busy_timeout = {int(self.timeout * 1000)}")
 
     def _fetch_part(self, keys: Sequence[str]) -> dict[str, bytes | ValueError]:
         """The values of some keys; where a page or a row is damaged, each is tried by itself."""

@@ -130,6 +130,7 @@ class Entries:
         """
 
         def write_and_delete() -> int:
+            self._backend.end_pause()
             self._pending.write(self._backend)
             return delete()
 
@@ -138,6 +139,7 @@ class Entries:
 
     def close(self) -> None:
         """Write what waits, and close connections. A failure to write is a warning."""
+        self._backend.end_pause()
         try:
             self._pending.write(self._backend)
         except BackendError as error:

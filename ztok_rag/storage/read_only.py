@@ -89,6 +89,9 @@ class ReadOnlyBackend:
     def empty_log(self) -> bool:
         return True
 
+    def end_pause(self) -> None:
+        pass  # there is none
+
     def close(self) -> None:
         with self._lock:
             if self._connection is not None:

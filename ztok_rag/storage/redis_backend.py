@@ -198,6 +198,9 @@ class RedisBackend:
     def empty_log(self) -> bool:
         return True  # Redis rewrites its file by itself; see SECURITY.md
 
+    def end_pause(self) -> None:
+        self._asked_again_at = 0.0
+
     def close(self) -> None:
         with self._lock:
             if self._made is not None and self._process == os.getpid():

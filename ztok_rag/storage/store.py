@@ -86,8 +86,12 @@ class ZStore(Closing):
                 server does not answer and no secret is given, or refuses the password; the URL,
                 the secret or the limit is malformed; or the package redis is not installed.
         """
-        if size_limit is not None and (isinstance(size_limit, bool) or size_limit < 1):
-            raise ZtokError(f"size_limit is at least 1 byte, not {size_limit!r}; None is no limit.")
+        is_whole = isinstance(size_limit, int) and not isinstance(size_limit, bool)
+        if size_limit is not None and (not is_whole or size_limit < 1):
+            raise ZtokError(
+                f"size_limit is a whole number of bytes, at least 1 byte, not {size_limit!r}; "
+                "None is no limit."
+            )
         given = given_secret(secret)
         self._place: Path | StoreUrl
         if isinstance(path, str) and is_url(path):
