@@ -296,13 +296,14 @@ def peak_bytes() -> int:
     return 1024 * int(found[1]) if found else 0
 
 
-def row(each: Measured, seed: int) -> Row:
+def row(each: Measured, seed: int, benchmark: str = "scale") -> Row:
+    """A row of `results.json`."""
     middle = mean if each.metric == "recall_at_10" else median
     score = float(middle(np.array([each.values]))[0])
     interval = bootstrap_ci(each.values, seed=seed, statistic=middle)
     low, high = np.percentile(each.values, [10, 90])
     return Row(
-        "scale", f"{each.chunks} chunks", each.arm, None, TOP_K, each.metric, score,
+        benchmark, f"{each.chunks} chunks", each.arm, None, TOP_K, each.metric, score,
         interval, len(each.values), p10=float(low), p90=float(high), chunks=each.chunks,
     )  # fmt: skip
 

@@ -61,7 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for step in tqdm(STEPS, desc=f"{chunks:,} chunks"):
             taken = in_a_process(step, work, options.seed)
             rows += [
-                row(Measured("disk", chunks, f"{step}_{metric}", values), options.seed)
+                row(
+                    Measured("disk", chunks, f"{step}_{metric}", values),
+                    options.seed,
+                    "scale_probe",
+                )
                 for metric, values in taken.items()
                 if values
             ]
