@@ -33,6 +33,7 @@ from scale import (
     peak_bytes,
     reset_peak,
     row,
+    search,
 )
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation import Row, write_results
@@ -73,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"A fresh process opens the index and does one thing: {QUESTIONS} searches, "
         f"{EXACT_QUESTIONS} searches without the index of vectors, {ADDITIONS} additions of "
         f"{AT_ONCE} chunks without their Z-tokens, or optimize() after that. Scores are medians; "
-        "cpu_ms is processor time of all threads, peak_bytes resident memory. No model is loaded, "
-        "but PyTorch is."
+        "cpu_ms is processor time of all threads, peak_bytes resident memory, and recall that of "
+        f"{EXACT_QUESTIONS} searches with the default settings. No model is loaded, but PyTorch is."
     )
     write_results(
         options.output,
@@ -108,7 +109,14 @@ def take(step: str, work: Path, seed: int) -> dict[str, list[float]]:
     times = [timed(act) for act in actions(step, corpus, made)]
     # The first search opens files that the others find open.
     kept = times[1:] if step in ("search", "exact") else times
+    recall: list[float] = []
+    if step == "exact":
+        questions = made.questions(EXACT_QUESTIONS)
+        _, best = search(corpus, questions, exact=True)
+        _, found = search(corpus, questions)
+        recall = [100 * len(a & b) / TOP_K for a, b in zip(best, found, strict=True)]
     return {
+        "recall_at_10": recall,
         "cpu_ms": [cpu for cpu, _ in kept],
         "ms": [wall for _, wall in kept],
         "peak_bytes": [float(peak_bytes())],

@@ -99,6 +99,7 @@ def probe_section(results: Results, place: Place) -> str:
         "add_cpu_ms": "add 1,000 chunks, ms of processor time",
         "search_cpu_ms": "search, ms of processor time",
         "exact_cpu_ms": "exact search, ms of processor time",
+        "exact_recall_at_10": "recall at 10 of the search, %",
         "optimize_cpu_ms": "optimize() after 10,000 chunks, ms of processor time",
         "open_peak_bytes": "open it, peak MiB",
         "search_peak_bytes": "search, peak MiB",

@@ -58,6 +58,7 @@ def test_an_index_grows_and_goes_on_where_it_stood(
     scale_probe.main(["--work", str(tmp_path / "work"), "--output", str(probe)])
     probed = rows_of(probe)
     assert probed["disk", 2000, "search_cpu_ms"]["n"] == scale.QUESTIONS
+    assert probed["disk", 2000, "exact_recall_at_10"]["score"] == 100
     assert scale.open_corpus("disk", tmp_path / "work" / "disk").chunk_count == 3_000
     assert probed["disk", 2000, "add_peak_bytes"]["score"] > 2**26
 
