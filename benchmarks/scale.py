@@ -54,6 +54,8 @@ CODE_BYTES, SENTENCE_BYTES = 320, 96
 OPTIMIZE_FROM = 20_000
 QUESTIONS, EXACT_QUESTIONS = 30, 10
 TOP_K = 10
+REFINE_FACTOR = 10
+"""Of the searches, so that runs can be compared; `scale_probe.py` has the default."""
 FINGERPRINT = "0" * 16
 
 
@@ -130,8 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     note = (
         f"Chunks of {WORDS} random words, {DIMENSION} numbers in a vector, added {AT_ONCE} at a "
         f"time, {OF_A_DOCUMENT} to a document; no model runs. Scores are medians, but recall and "
-        "bytes; peak_rss is of the whole process since the size before. optimize() ran at each "
-        f"size from {OPTIMIZE_FROM} chunks on."
+        "bytes; peak_rss is of the whole process since the size before, exact searches and "
+        f"optimize() included, which ran at each size from {OPTIMIZE_FROM} chunks on. Searches "
+        f"have refine_factor={REFINE_FACTOR}. Other work ran on the machine."
     )
     write_results(
         options.output,
@@ -231,13 +234,15 @@ def measure(
     if arm == "memory":
         found["query_ms"], _ = search(corpus, questions)
     else:
-        found["query_ms"], _ = search(corpus, questions)
+        found["query_ms"], _ = search(corpus, questions, refine_factor=REFINE_FACTOR)
         found["query_exact_ms"], exact = search(corpus, questions[:EXACT_QUESTIONS], exact=True)
         if size >= OPTIMIZE_FROM:
             started = time.perf_counter()
             corpus.optimize()
             found["optimize_s"] = [time.perf_counter() - started]
-            found["query_optimized_ms"], best = search(corpus, questions)
+            found["query_optimized_ms"], best = search(
+                corpus, questions, refine_factor=REFINE_FACTOR
+            )
             pairs = zip(exact, best, strict=False)
             found["recall_at_10"] = [100 * len(a & b) / TOP_K for a, b in pairs]
     found["peak_rss_bytes"] = [float(peak_bytes())]
@@ -296,13 +301,14 @@ def peak_bytes() -> int:
     return 1024 * int(found[1]) if found else 0
 
 
-def row(each: Measured, seed: int) -> Row:
-    middle = mean if each.metric == "recall_at_10" else median
+def row(each: Measured, seed: int, benchmark: str = "scale") -> Row:
+    """A row of `results.json`."""
+    middle = mean if each.metric.endswith("recall_at_10") else median
     score = float(middle(np.array([each.values]))[0])
     interval = bootstrap_ci(each.values, seed=seed, statistic=middle)
     low, high = np.percentile(each.values, [10, 90])
     return Row(
-        "scale", f"{each.chunks} chunks", each.arm, None, TOP_K, each.metric, score,
+        benchmark, f"{each.chunks} chunks", each.arm, None, TOP_K, each.metric, score,
         interval, len(each.values), p10=float(low), p90=float(high), chunks=each.chunks,
     )  # fmt: skip
 

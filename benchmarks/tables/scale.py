@@ -75,6 +75,46 @@ def scale_section(results: Results, place: Place) -> str:
     return f"{image}\n\n{table(header, lines)}\n\n{note} {results.source(rows)}"
 
 
+def largest_on_disk(results: Results) -> list[Json]:
+    """The rows of the index on disk at its largest size."""
+    rows = results.where(benchmark="scale", arm="disk")
+    most = max((row["chunks"] for row in rows), default=0)
+    return [row for row in rows if row["chunks"] == most]
+
+
+def probe_section(results: Results, place: Place) -> str:
+    """A table of processor time and peak memory of fresh processes."""
+    rows = results.where(benchmark="scale_probe")
+    if not rows:
+        return ""
+    sizes = sorted({row["chunks"] for row in rows})
+
+    def cell(metric: str, size: int) -> str:
+        row = pick(rows, metric=metric, chunks=size)
+        if row is None:
+            return ""
+        return mib(row["score"]) if metric.endswith("bytes") else number(row["score"], 1)
+
+    names = {
+        "add_cpu_ms": "add 1,000 chunks, ms of processor time",
+        "search_cpu_ms": "search, ms of processor time",
+        "exact_cpu_ms": "exact search, ms of processor time",
+        "exact_recall_at_10": "recall at 10 of the search, %",
+        "optimize_cpu_ms": "optimize() after 10,000 chunks, ms of processor time",
+        "open_peak_bytes": "open it, peak MiB",
+        "search_peak_bytes": "search, peak MiB",
+        "add_peak_bytes": "add 10,000 chunks, peak MiB",
+        "optimize_peak_bytes": "optimize(), peak MiB",
+        "exact_peak_bytes": "exact search, peak MiB",
+    }
+    lines = [[name, *(cell(metric, size) for size in sizes)] for metric, name in names.items()]
+    header = ("", *(f"{size:,} chunks" for size in sizes))
+    note = next(
+        run["note"] for run in results.runs.values() if run.get("benchmark") == "scale_probe"
+    )
+    return f"{table(header, lines)}\n\n{note} {results.source(rows)}"
+
+
 def _cells(size: int, arm: str, rows: Sequence[Json]) -> list[str]:
     def of(metric: str, digits: int = 0) -> str:
         row = pick(rows, metric=metric)

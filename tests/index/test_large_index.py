@@ -150,6 +150,9 @@ def test_optimize_joins_files_indexes_vectors_and_forgets(folder: Path) -> None:
     exact = [nearest(contents, name, 5, exact=True) for name in names[:20]]
     quick = [nearest(contents, name, 5, nprobes=50) for name in names[:20]]
     assert sum(len({*a} & {*b}) for a, b in zip(exact, quick, strict=True)) >= 90
+    for doc_id in ("d100", "d199"):  # wherever in the index they are
+        query = VectorStoreQuery(query_embedding=vector("x"), similarity_top_k=9, doc_ids=[doc_id])
+        assert len(contents.search(query, nprobes=1)) == 4
     add(contents, ["late"])
     assert nearest(contents, "late/3") == ["late/3"]  # which no index has yet
     assert nearest(opened(folder), "late/3") == ["late/3"]

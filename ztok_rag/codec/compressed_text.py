@@ -31,6 +31,12 @@ def levels_of(nats: NDArray[np.float64], predicted: NDArray[np.bool_]) -> NDArra
     return levels
 
 
+def edge_distance(nats: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far surprisal `[n]` is from where the next level begins or its own does, in nats."""
+    distance: NDArray[np.float64] = np.abs(nats[:, None] - _EDGES).min(1)
+    return distance
+
+
 def weights_of(levels: NDArray[np.uint8], rarity: NDArray[np.float32]) -> NDArray[np.float64]:
     """Weights of tokens: the root of their surprisal, times how rare they are.
 

@@ -51,7 +51,7 @@ class LanceStore(BasePydanticVectorStore):
     stores_text: bool = False
     is_embedding_query: bool = True
     nprobes: int = 20
-    refine_factor: int = 10
+    refine_factor: int = 50
     index_from: int = 20_000
     cache_bytes: int = 2**28
 

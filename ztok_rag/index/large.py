@@ -199,7 +199,8 @@ class LargeContents(Corpus):
             allowed = self._allowed(rows, query)
             if allowed is not None:
                 few = replace(plain, node_ids=allowed)
-                found = asked(self.vector_store, few, arguments)
+                # An index of vectors reads some of its parts, in which they may not be.
+                found = asked(self.vector_store, few, {"exact": True, **arguments})
                 chunks = rows.chunks(ids_of(found))
                 nodes = [self._node(chunks.get(i)) for i in ids_of(found)]
                 return matched(self, query, found, nodes)
@@ -249,7 +250,6 @@ class LargeContents(Corpus):
                 result = replace(found, ids=passing, similarities=[scores[i] for i in passing])
                 return matched(self, query, result, [self._node(held[i]) for i in passing])
             wanted *= 4
-            # An index of vectors reads some of its parts only; here none may be missed.
             arguments = {**arguments, "exact": True}
 
     def _node(self, chunk: Chunk | None) -> BaseNode | None:
