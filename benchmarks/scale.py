@@ -34,11 +34,12 @@ from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation import Row, bootstrap_ci, write_results
 from ztok_rag.evaluation.intervals import mean, median
+from ztok_rag.index.building import NewFiles
 from ztok_rag.index.chunks import chunk_text
 from ztok_rag.index.contents import Contents
 from ztok_rag.index.corpus import Corpus
 from ztok_rag.index.folder import LANCE, SQLITE, IndexFolder, Manifest
-from ztok_rag.index.large import LargeContents, NewFiles
+from ztok_rag.index.large import LargeContents
 from ztok_rag.index.vectors import empty_index, read_index
 from ztok_rag.storage.store import ZStore
 

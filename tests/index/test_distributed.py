@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from tests.conftest import BAKERY, PASSAGE
 from tests.index.slow_embedding import (
     BLOCK,
+    ENGINE,
     SlowEmbedding,
     build,
     documents,
@@ -71,9 +72,21 @@ def held(path: Path) -> dict[str, Any]:
     docstore = json.loads((path / "index" / "docstore.json").read_text())
     with ZStore(path / "store") as store:
         cache: Any = store._cache
-        entries = {key: cache.get(key) for key in cache.all_keys()}
+        entries = {key: cache[key] for key in cache}
     vectors = (path / "index" / "default__vector_store.json").read_bytes()
     return {"docstore": docstore, "vectors": vectors, "entries": entries}
+
+
+def held_on_disk(index: ZTokenIndex) -> dict[str, Any]:
+    """Chunks, vectors and Z-tokens of a large index."""
+    contents: Any = index.contents
+    cache: Any = index.store._cache
+    rows = contents.vector_store._latest().to_arrow().to_pylist()
+    return {
+        "chunks": dict(contents._catalog.chunk_ids()),
+        "vectors": {row["id"]: row["vector"] for row in rows},
+        "entries": {key: cache[key] for key in cache},
+    }
 
 
 def wait_for(condition: Any, seconds: float = 240) -> None:
@@ -200,6 +213,38 @@ def test_a_killed_driver_is_resumed(
     # Each of the two workers was at one block, of the sentences of some texts or of chunks.
     most = 2 * BLOCK * max(len(split_sentences(d.text)) for d in documents())
     assert before < len(logged(log)) <= alone["embeddings"] + most
+
+
+def test_a_large_index_is_built_in_blocks_that_are_resumed(
+    ray: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lancedb")
+    monkeypatch.setattr("ztok_rag.index.building._DOCUMENTS_AT_ONCE_ON_RAY", 5)
+    settings: dict[str, Any] = {"compressor": load_checkpoint(checkpoint), "vector_store": "lance"}
+    log, path = tmp_path / "log", tmp_path / "index"
+    on_ray = {**settings, "embed_model": SlowEmbedding(log=str(log)), "engine": ENGINE}
+
+    def broken() -> Iterator[Document]:
+        yield from documents(12)[:10]
+        raise OSError("the file is away")
+
+    with pytest.raises(OSError, match="away"):
+        ZTokenIndex.build(broken(), path, **on_ray)
+    assert not (path / "ztok.json").exists()
+    assert {file.parent.name for file in (path / ".segments").glob("*/*.parquet")} == {"0", "1"}
+    before = len(logged(log))
+    with ZTokenIndex.build(documents(12), path, **on_ray) as index:
+        assert index.is_large and index.store.stats.compressed == 0
+        made = held_on_disk(index)
+    assert not (path / ".segments").exists()
+
+    alone = tmp_path / "log of one"
+    embedding = SlowEmbedding(log=str(alone))
+    with ZTokenIndex.build(
+        documents(12), tmp_path / "one", embed_model=embedding, **settings
+    ) as index:
+        assert made == held_on_disk(index)
+    assert 0 < before < len(logged(log)) == len(logged(alone)), "nothing was embedded twice"
 
 
 def test_in_llama_index_on_ray(ray: Any, checkpoint: Path, tmp_path: Path) -> None:

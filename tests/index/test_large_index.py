@@ -41,9 +41,10 @@ from tests.index.test_index import (
     load,
 )
 from ztok_rag import ZCompressor, ZStore, ZTokenIndex, ZtokError, cli
+from ztok_rag.index.building import NewFiles
 from ztok_rag.index.folder import IndexFolder, Manifest
 from ztok_rag.index.lance import LanceStore
-from ztok_rag.index.large import LargeContents, NewFiles
+from ztok_rag.index.large import LargeContents
 
 DIMENSION = 16
 

@@ -6,10 +6,12 @@ import json
 import pickle
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from llama_index.core import Document
 from typer.testing import CliRunner
 
 from tests.index.test_index import (
@@ -24,11 +26,12 @@ from tests.index.test_index import (
 )
 from tests.redis_server import needs_redis, running
 from tests.training.tiny_base import SHAPE, tiny_model
-from ztok_rag import ZCompressor, ZStore, ZtokError, cli
+from ztok_rag import ZCompressor, ZStore, ZTokenIndex, ZtokError, cli
 from ztok_rag.cli import checks
 from ztok_rag.cli.checks import Checks
 from ztok_rag.cli.place import Place
 from ztok_rag.index.contents import Contents
+from ztok_rag.index.large import LargeContents
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,24 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         return
     with running(tmp_path / "redis") as server:
         yield server.url
+
+
+LAYOUTS = pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param({}, id="small"),
+        pytest.param(
+            {"vector_store": "lance"},
+            id="large",
+            marks=pytest.mark.skipif(not find_spec("lancedb"), reason="lancedb is not installed"),
+        ),
+    ],
+)
+
+
+def pins(store: ZStore, path: Path) -> int:
+    """Number of texts that the index in a folder has pinned."""
+    return sum(map(len, store._cache.pinned((path / ".owner").read_text())))
 
 
 def has(store: ZStore, compressor: ZCompressor, *texts: str) -> list[bool]:
@@ -108,10 +129,83 @@ def test_an_index_says_which_store_it_needs(url: str, tmp_path: Path) -> None:
         assert len(store) == 0
 
 
-def test_a_limit_spares_what_an_index_refers_to(
-    url: str, tmp_path: Path, compressor: ZCompressor
+@LAYOUTS
+def test_a_large_index_and_a_small_one_share_a_store(
+    url: str, tmp_path: Path, compressor: ZCompressor, layout: dict[str, str]
 ) -> None:
-    with build(tmp_path / "index", store=url) as index:
+    store, path = ZStore(url), tmp_path / "one"
+    one = build(path, store=store, **layout)
+    other = {} if layout else {"vector_store": "lance"}
+    pytest.importorskip("lancedb")
+    two = build(
+        tmp_path / "two", [document("b", BAKERY), document("o", OBSERVATORY)], store=store, **other
+    )
+    assert one.is_large is bool(layout) and two.is_large is bool(other)
+    assert not (path / "store").exists() and len(store) == 3 * ENTRIES
+    held = one.stats()
+    assert (held.documents, held.chunks, held.pending) == (2, 2, 0)
+    assert held.stored_bytes == store.size_of([LIGHTHOUSE, BAKERY]) < store.size_bytes
+    assert pins(store, path) == 2
+
+    one.delete_ref_doc("bakery.txt")
+    one.delete_ref_doc("lighthouse.txt")
+    texts = LIGHTHOUSE, BAKERY, OBSERVATORY
+    assert has(store, compressor, *texts) == [False, True, True], "the other one needs it"
+    assert pins(store, path) == 0
+    two.delete_ref_doc("b")
+    assert has(store, compressor, *texts) == [False, False, True]
+    one.insert(document("o2", OBSERVATORY))
+    two.delete_ref_doc("o")
+    assert has(store, compressor, *texts) == [False, False, True]
+
+    again = load(path, store=url)
+    assert "ninety" in str(again.query("How many centimetres has the telescope?"))
+    assert again.store.stats.compressed == 0
+    sent = pickle.loads(pickle.dumps(again))
+    assert sent.is_large is bool(layout) and sent.store.secret == store.secret
+
+    # Built anew in the other layout, it keeps its own alone.
+    build(path, [document("l", LIGHTHOUSE)], store=store, **other)
+    assert has(store, compressor, *texts) == [True, False, False] and pins(store, path) == 1
+    build(path, [document("b", BAKERY)], store=store, **layout)
+    assert has(store, compressor, *texts) == [False, True, False] and pins(store, path) == 1
+
+
+@LAYOUTS
+def test_a_build_that_fails_pins_nothing(
+    url: str, tmp_path: Path, layout: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lancedb")
+    monkeypatch.setattr("ztok_rag.index.building._DOCUMENTS_AT_ONCE", 1)
+
+    def broken() -> Iterator[Document]:
+        yield document("o", OBSERVATORY)
+        yield document("b2", BAKERY)
+        assert pins(store, path) == before + 1, "those of the text that is new"
+        raise OSError("the file is away")
+
+    def fail() -> None:
+        with pytest.raises(OSError, match="away"):
+            ZTokenIndex.build(
+                broken(), path, store=store, vector_store="lance", embed_model=EMBEDDING
+            )
+
+    store, path, before = ZStore(url), tmp_path / "index", 1
+    fail()
+    assert pins(store, path) == 0
+    build(path, store=store, **layout)
+    before = 2
+    fail()
+    assert pins(store, path) == 2 and load(path, store=store).stats().pending == 0
+    store.delete([OBSERVATORY], owner="another")
+    assert store.size_of([OBSERVATORY]) == 0
+
+
+@LAYOUTS
+def test_a_limit_spares_what_an_index_refers_to(
+    url: str, tmp_path: Path, compressor: ZCompressor, layout: dict[str, str]
+) -> None:
+    with build(tmp_path / "index", store=url, **layout) as index:
         needed = index.store.size_bytes
     limited = ZStore(url, size_limit=needed + 200)
     for i in range(20):
@@ -141,14 +235,18 @@ def test_an_index_of_before_pins_when_it_is_loaded(tmp_path: Path, compressor: Z
         assert has(store, compressor, LIGHTHOUSE, BAKERY) == [True, True]
 
 
-def test_a_change_that_fails_pins_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = build(tmp_path / "index")
+@LAYOUTS
+def test_a_change_that_fails_pins_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: dict[str, str]
+) -> None:
+    index = build(tmp_path / "index", **layout)
 
     def full(*_: object, **__: object) -> None:
         raise ZtokError("no room")
 
     with monkeypatch.context() as context:
         context.setattr(Contents, "commit", full)
+        context.setattr(LargeContents, "_change_vectors", full)
         with pytest.raises(ZtokError, match="no room"):
             index.refresh_ref_docs([document("o", OBSERVATORY), document("b2", BAKERY)])
     (pinned,) = index.store._cache.pinned("index")

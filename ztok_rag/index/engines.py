@@ -37,7 +37,7 @@ from ztok_rag.llamaindex.postprocessor import FORMER_NAMES, ZTokenPostprocessor
 from ztok_rag.llamaindex.settings import llm_of
 
 if TYPE_CHECKING:
-    from ztok_rag.index.index import ZTokenIndex
+    from ztok_rag.index.asking import Asking
 
 TOP_K = 3
 """Chunks retrieved per question, unless `similarity_top_k` says otherwise."""
@@ -73,7 +73,7 @@ _CHAT_ENGINES: dict[str, Any] = {
 }
 
 
-def make_retriever(index: ZTokenIndex, arguments: dict[str, Any]) -> BaseRetriever:
+def make_retriever(index: Asking, arguments: dict[str, Any]) -> BaseRetriever:
     """What `ZTokenIndex.as_retriever` returns.
 
     Raises:
@@ -108,7 +108,7 @@ def make_retriever(index: ZTokenIndex, arguments: dict[str, Any]) -> BaseRetriev
 
 
 def make_query_engine(
-    index: ZTokenIndex, llm: LLM | None, arguments: dict[str, Any]
+    index: Asking, llm: LLM | None, arguments: dict[str, Any]
 ) -> RetrieverQueryEngine:
     """What `ZTokenIndex.as_query_engine` returns.
 
@@ -135,7 +135,7 @@ def make_query_engine(
 
 
 def make_chat_engine(
-    index: ZTokenIndex, chat_mode: ChatMode | str, llm: LLM | None, arguments: dict[str, Any]
+    index: Asking, chat_mode: ChatMode | str, llm: LLM | None, arguments: dict[str, Any]
 ) -> BaseChatEngine:
     """What `ZTokenIndex.as_chat_engine` returns.
 
@@ -170,7 +170,7 @@ def make_chat_engine(
     return chat_engine
 
 
-def _llm(index: ZTokenIndex, llm: LLM | None) -> LLM:
+def _llm(index: Asking, llm: LLM | None) -> LLM:
     if llm is None:
         return index.llm()
     if not isinstance(llm, LLM):
@@ -178,7 +178,7 @@ def _llm(index: ZTokenIndex, llm: LLM | None) -> LLM:
     return llm
 
 
-def _postprocessors(index: ZTokenIndex, llm: LLM, arguments: dict[str, Any]) -> dict[str, Any]:
+def _postprocessors(index: Asking, llm: LLM, arguments: dict[str, Any]) -> dict[str, Any]:
     """The caller's node postprocessors, then the one that shows the LLM Z-tokens."""
     ours = index.postprocessor(llm=llm, **_part(arguments, _READING))
     return {"node_postprocessors": [*(arguments.get("node_postprocessors") or ()), ours]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from llama_index.core.storage.docstore import SimpleDocumentStore
 
@@ -55,3 +56,11 @@ def former_texts(folder: IndexFolder, manifest: Manifest) -> Iterator[str]:
         raise ZtokError(f"the index {folder.path} cannot be read ({error}).") from error
     for node in held.values():
         yield chunk_text(node)
+
+
+def would_empty(path: Path, method: str) -> ZtokError:
+    """The error of a `method` that would leave an index without any document."""
+    return ZtokError(
+        f"there is no document with words, so {method}() would empty the index {path}; give "
+        "documents, or allow_empty=True if that is meant."
+    )

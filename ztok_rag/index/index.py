@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core import Document
-from llama_index.core.base.response.schema import RESPONSE_TYPE
-from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
 from llama_index.core.embeddings import BaseEmbedding
-from llama_index.core.indices.utils import embed_nodes
-from llama_index.core.llms import LLM
-from llama_index.core.query_engine import RetrieverQueryEngine
-from llama_index.core.retrievers import BaseRetriever
-from llama_index.core.schema import BaseNode
 
 from ztok_rag.errors import ZtokError
 from ztok_rag.forks import ForkSafeLock
+from ztok_rag.index.asking import Asking
+from ztok_rag.index.building import NewFiles, build_large
 from ztok_rag.index.checks import check_embedding, check_settings
-from ztok_rag.index.chunks import chunk_text, compress_texts, split_documents
 from ztok_rag.index.contents import Contents
 from ztok_rag.index.corpus import Corpus
 from ztok_rag.index.distributed import RayEngine, make_engine
@@ -30,38 +23,28 @@ from ztok_rag.index.documents import (
     check_documents,
     has_words,
     name_of,
-    same_id,
     warn_left_out,
 )
-from ztok_rag.index.engines import TOP_K, make_chat_engine, make_query_engine, make_retriever
 from ztok_rag.index.folder import IndexFolder, Manifest
-from ztok_rag.index.former import has_documents
+from ztok_rag.index.former import has_documents, would_empty
 from ztok_rag.index.holding import is_shared, store_to_build, store_to_load
-from ztok_rag.index.large import LargeContents, NewFiles
+from ztok_rag.index.ingestion import Ingestion
+from ztok_rag.index.large import LargeContents
 from ztok_rag.index.refresh import RefreshResult, plan_refresh
 from ztok_rag.index.stats import IndexStats, count
 from ztok_rag.index.stores import Stores, TextGiven, VectorsGiven, theirs
 from ztok_rag.index.vectors import empty_index, read_index
 from ztok_rag.inputs import as_iterator
 from ztok_rag.llamaindex.embedding import default_embedding, embedding_dimension, embedding_name
-from ztok_rag.llamaindex.llm import ZTokenLLM
-from ztok_rag.llamaindex.postprocessor import ZTokenPostprocessor
 from ztok_rag.llamaindex.settings import user_embedding
-from ztok_rag.selection.query_aware import QueryAwareSelector
-from ztok_rag.storage.backends import in_parts
-from ztok_rag.storage.closing import Closing
 from ztok_rag.storage.defaults import default_compressor
 from ztok_rag.storage.store import ZStore
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
 
-_DOCUMENTS_AT_ONCE = 256
-"""Documents of a large build that are in memory together."""
-_DOCUMENTS_AT_ONCE_ON_RAY = 2048  # workers load the models for each block of them
 
-
-class ZTokenIndex(Closing):
+class ZTokenIndex(Asking):
     """Documents that are searched by embeddings of their text, and read as Z-tokens.
 
     An index is made by `build` or `load`. A chunk is compressed when its document is inserted, so
@@ -167,7 +150,7 @@ class ZTokenIndex(Closing):
         folder.claim()
         if checked is not None:
             if not any(map(has_words, checked)) and not allow_empty and has_documents(folder):
-                raise _would_empty(folder.path, "build")
+                raise would_empty(folder.path, "build")
             warn_left_out(document for document in checked if not has_words(document))
         compressor = compressor or default_compressor()
         embed_model = embed_model or user_embedding() or default_embedding()
@@ -189,19 +172,18 @@ class ZTokenIndex(Closing):
         try:
             if checked is None:
                 files = NewFiles(folder, manifest, opened, stores.docstore, stores.vector_store)
-                return cls._build_large(
-                    documents,
-                    files,
-                    models,
-                    show_progress=show_progress,
-                    allow_empty=allow_empty,
-                    workers=workers,
+                ingestion = Ingestion(
+                    manifest, compressor, embed_model, opened, workers, show_progress
                 )
-            vectors = empty_index(manifest.embed_dimension, stores.vector_store)
-            index = cls(Contents(folder, manifest, vectors, opened), **models)
-            worded = [document for document in checked if has_words(document)]
-            index._change(add=worded, show_progress=show_progress, workers=workers)
-            index.contents.holding.keep_only(manifest.fingerprint, index.contents.texts())
+                large = build_large(documents, files, ingestion, allow_empty=allow_empty)
+                index = cls(large, **models)
+            else:
+                vectors = empty_index(manifest.embed_dimension, stores.vector_store)
+                index = cls(Contents(folder, manifest, vectors, opened), **models)
+                worded = [document for document in checked if has_words(document)]
+                index._change(add=worded, show_progress=show_progress, workers=workers)
+            if checked is not None or not files.is_fresh:
+                index.contents.holding.keep_only(manifest.fingerprint, index.contents.texts())
             if manifest.store:
                 folder.remove_store()
         except BaseException:
@@ -268,21 +250,6 @@ class ZTokenIndex(Closing):
     # -- what it is made of
 
     @property
-    def path(self) -> Path:
-        """Folder of the index."""
-        return self.contents.folder.path
-
-    @property
-    def store(self) -> ZStore:
-        """The store of this index's Z-tokens; its secret signs the handles."""
-        return self.contents.store
-
-    @property
-    def rate(self) -> float:
-        """Source tokens per Z-token that chunks are compressed at."""
-        return self.contents.manifest.rate
-
-    @property
     def chunk_size(self) -> int:
         """Longest chunk, in tokens of the base LLM."""
         return self.contents.manifest.chunk_size
@@ -324,83 +291,6 @@ class ZTokenIndex(Closing):
         with self._model_lock:
             loaded = self._compressor
         return count(self.contents, None if loaded is None else loaded.fingerprint)
-
-    # -- asking it
-
-    def llm(self, *, max_new_tokens: int = 64, **kwargs: Any) -> ZTokenLLM:
-        """A `ZTokenLLM` that reads this index's handles; `kwargs` are further arguments of it."""
-        return ZTokenLLM(
-            reader=self.compressor.reader,
-            store=self.store,
-            max_new_tokens=max_new_tokens,
-            **kwargs,
-        )
-
-    def postprocessor(self, **kwargs: Any) -> ZTokenPostprocessor:
-        """A `ZTokenPostprocessor` over this index's store; `kwargs` are further arguments of it."""
-        return ZTokenPostprocessor(
-            compressor=self.compressor,
-            store=self.store,
-            **{"rate": self.rate, "embed_model": self.embed_model, **kwargs},
-        )
-
-    def as_retriever(self, **kwargs: Any) -> BaseRetriever:
-        """A LlamaIndex retriever of the best chunks; it follows changes of the index.
-
-        Args:
-            kwargs: as of `VectorStoreIndex.as_retriever`. `similarity_top_k` chunks are
-                retrieved, by default 3, of those that `filters`, `doc_ids` and `node_ids` let
-                through. `vector_store_query_mode` and the like need a vector store of your own
-                that heeds them; FAISS does not.
-
-        Raises:
-            ZtokError: an argument is not known, out of range, or not heeded by the vector store.
-        """
-        return make_retriever(self, kwargs)
-
-    def as_query_engine(self, llm: LLM | None = None, **kwargs: Any) -> RetrieverQueryEngine:
-        """A LlamaIndex query engine that answers from the Z-tokens of the best chunks.
-
-        Args:
-            llm: what answers, if not `self.llm()`; it must be able to read this index's handles.
-            kwargs: as of `VectorStoreIndex.as_query_engine`: those of `as_retriever`, and
-                `response_mode`, `text_qa_template`, `streaming` and the like.
-                `node_postprocessors` run before the text becomes Z-tokens. Besides, `rate`,
-                `token_budget`, and what else `ZTokenPostprocessor` reads by.
-
-        Raises:
-            ZtokError: an argument is not known or not heeded, or `llm` cannot read Z-tokens.
-        """
-        return make_query_engine(self, llm, kwargs)
-
-    def as_chat_engine(
-        self, chat_mode: ChatMode | str = ChatMode.BEST, llm: LLM | None = None, **kwargs: Any
-    ) -> BaseChatEngine:
-        """A LlamaIndex chat engine that answers from the Z-tokens of the best chunks.
-
-        Args:
-            chat_mode: `"context"`, `"condense_plus_context"` (the best), `"condense_question"` or
-                `"simple"`, which retrieves nothing.
-            llm: what answers, if not `self.llm()`; it must be able to read this index's handles.
-            kwargs: as of `VectorStoreIndex.as_chat_engine`: those of `as_retriever`,
-                `node_postprocessors`, and those of the mode, such as `memory`. Besides, what
-                `ZTokenPostprocessor` reads by.
-
-        Raises:
-            ZtokError: there is no such mode, an argument is not known in it or not heeded, or
-                `llm` cannot read Z-tokens.
-        """
-        return make_chat_engine(self, chat_mode, llm, kwargs)
-
-    def query(self, question: str, *, similarity_top_k: int = TOP_K) -> RESPONSE_TYPE:
-        """The answer to a question, with the chunks it was read from in `source_nodes`.
-
-        Raises:
-            ZtokError: the question has no words, or `similarity_top_k` is below 1.
-        """
-        if not question.strip():
-            raise ZtokError("the question has no words; ask one.")
-        return self.as_query_engine(similarity_top_k=similarity_top_k).query(question)
 
     # -- changing it
 
@@ -484,7 +374,7 @@ class ZTokenIndex(Closing):
             plan = plan_refresh(checked, self.contents.known(checked), others)
             count = self.contents.document_count
             if count and not allow_empty and plan.empties(count):
-                raise _would_empty(self.path, "refresh_ref_docs")
+                raise would_empty(self.path, "refresh_ref_docs")
             warn_left_out(plan.left_out)
             if plan.add or plan.remove:
                 self._change(
@@ -513,8 +403,8 @@ class ZTokenIndex(Closing):
             rate = self.rate if rate is None else rate
             check_settings(rate, self.chunk_size, self.contents.manifest.chunk_overlap)
             fingerprint, slots = self.compressor.fingerprint, self.compressor.slots
-            compressed = self._compress(
-                self.contents.texts(), self.contents.chunk_count, show_progress
+            compressed = self._ingestion(None, show_progress).compress(
+                self.contents.texts(), self.contents.chunk_count
             )
             self.contents.commit(
                 replace(self.contents.manifest, rate=rate, fingerprint=fingerprint, slots=slots)
@@ -537,44 +427,6 @@ class ZTokenIndex(Closing):
             self.contents.folder.check_writable()
             self.contents.optimize()
 
-    @classmethod
-    def _build_large(
-        cls,
-        documents: Iterable[Document],
-        files: NewFiles,
-        models: dict[str, Any],
-        *,
-        show_progress: bool,
-        allow_empty: bool,
-        workers: RayEngine | None,
-    ) -> ZTokenIndex:
-        """Build an index whose documents are not held in memory."""
-        left_out: list[Document] = []
-        at_once = _DOCUMENTS_AT_ONCE if workers is None else _DOCUMENTS_AT_ONCE_ON_RAY
-        cluster = nullcontext() if workers is None else workers.connected()
-        with cluster, files.making() as contents:
-            index = cls(contents, **models)
-            for number, block in enumerate(in_parts(documents, at_once)):
-                checked = check_documents(block)
-                left_out += [document for document in checked if not has_words(document)]
-                worded = [document for document in checked if has_words(document)]
-                for document in worded:
-                    if contents.has_document(document.doc_id):
-                        raise same_id(document)
-                hashes = {document.doc_id: document.hash for document in worded}
-                # What a killed build has made of a block is found by the next one.
-                segments = files.folder.segments / str(number)
-                contents.fill(index._prepare(worded, show_progress, workers, segments), hashes)
-            if not contents.document_count and not allow_empty and has_documents(files.folder):
-                raise _would_empty(files.folder.path, "build")
-            warn_left_out(left_out)
-            index.contents = files.adopt(contents)
-        if not files.is_fresh:
-            index.contents.holding.keep_only(files.manifest.fingerprint, index.contents.texts())
-        if files.manifest.store:
-            files.folder.remove_store()
-        return index
-
     def _change(
         self,
         *,
@@ -591,45 +443,14 @@ class ZTokenIndex(Closing):
             self.contents.folder.check_writable()
             # Hashed first, in case the caller changes a document in the meantime.
             hashes = {doc.doc_id: doc.hash for doc in add}
-            nodes = self._prepare(add, show_progress, workers)
+            nodes = self._ingestion(workers, show_progress).chunks(
+                add, self.contents.folder.segments
+            )
             self.contents.change(nodes, hashes, remove)
 
-    def _prepare(
-        self,
-        documents: Sequence[Document],
-        show_progress: bool,
-        workers: RayEngine | None,
-        segments: Path | None = None,
-    ) -> list[BaseNode]:
-        """The chunks of documents, with embeddings, after their Z-tokens were put in the store."""
-        manifest = self.contents.manifest
-        nodes = split_documents(
-            documents,
-            self.compressor.tokenizer,
-            chunk_size=manifest.chunk_size,
-            chunk_overlap=manifest.chunk_overlap,
-        )
-        if workers is not None and nodes:
-            workers.prepare(
-                nodes,
-                self.compressor,
-                self.embed_model,
-                self.store,
-                segments or self.contents.folder.segments,
-                show_progress=show_progress,
-            )
-        # Whatever is missing even so is made here.
-        distinct = dict.fromkeys(map(chunk_text, nodes))
-        self._compress(distinct, len(distinct), show_progress)
-        vectors = embed_nodes(nodes, self.embed_model, show_progress=show_progress)
-        for node in nodes:
-            node.embedding = vectors[node.node_id]
-        return nodes
-
-    def _compress(self, texts: Iterable[str], total: int, show_progress: bool) -> int:
-        """Put the Z-tokens of texts into the store; the number that had to be compressed."""
-        selector = QueryAwareSelector.over(self.compressor, self.store, self.embed_model)
-        return compress_texts(selector, texts, total=total, show_progress=show_progress)
+    def _ingestion(self, engine: RayEngine | None, show_progress: bool) -> Ingestion:
+        models = self.compressor, self.embed_model
+        return Ingestion(self.contents.manifest, *models, self.store, engine, show_progress)
 
     def _warn_if_outdated(self, compressor: ZCompressor) -> None:
         built_by = self.contents.manifest.fingerprint
@@ -649,10 +470,3 @@ def _load(
     store: ZStore | None = None,
 ) -> ZTokenIndex:
     return ZTokenIndex.load(path, embed_model=embed_model, compressor=compressor, store=store)
-
-
-def _would_empty(path: Path, method: str) -> ZtokError:
-    return ZtokError(
-        f"there is no document with words, so {method}() would empty the index {path}; give "
-        "documents, or allow_empty=True if that is meant."
-    )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,9 @@ from ztok_rag.index.chunks import chunk_text
 from ztok_rag.index.corpus import Corpus, asked, ids_of, matched
 from ztok_rag.index.documents import KnownDocument, is_random, source_of
 from ztok_rag.index.folder import IndexFolder, Manifest
-from ztok_rag.index.former import former_texts
 from ztok_rag.index.holding import Holding
 from ztok_rag.index.lance import LanceStore
 from ztok_rag.index.segments import remove_segments
-from ztok_rag.storage.backends import in_parts
 from ztok_rag.storage.store import ZStore
 
 _VECTORS = "vectors"
@@ -387,69 +384,6 @@ class LargeContents(Corpus):
             with self._catalog.writing() as rows:
                 rows.note_vectors(self._lance.version)
             self._catalog.empty_log()
-
-
-class NewFiles:
-    """The files of a large index that is being built, beside those of the one that it replaces.
-
-    Attributes:
-        folder: of the index.
-        manifest: settings of the new one.
-        is_fresh: whether the store held nothing before that may be of no use to the new one.
-    """
-
-    def __init__(
-        self,
-        folder: IndexFolder,
-        manifest: Manifest,
-        store: ZStore,
-        docstore: BaseDocumentStore | None,
-        vector_store: BasePydanticVectorStore | None,
-    ) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self.is_fresh = Holding(folder, store).is_fresh()
-        self._store = store
-        self._theirs: dict[str, Any] = {"docstore": docstore, "vector_store": vector_store}
-        self._target = folder.path
-        self._is_adopted = False
-
-    @contextmanager
-    def making(self) -> Iterator[LargeContents]:
-        """An empty index to be filled, and adopted before the body ends."""
-        with self.folder.building() as self._target:
-            contents = LargeContents.make(
-                self._target / self.folder.index.name,
-                self.folder,
-                self.manifest,
-                self._store,
-                **self._theirs,
-            )
-            try:
-                yield contents
-            except BaseException:
-                if not self._is_adopted:
-                    self._release(contents)
-                raise
-
-    def adopt(self, contents: LargeContents) -> LargeContents:
-        """Put the files into their place, and open them there."""
-        contents.close_up()
-        revised = self.manifest.revised()
-        self.folder.adopt(self._target, revised)
-        self._is_adopted = True
-        remove_segments(self.folder.segments)
-        return LargeContents(self.folder, revised, self._store, **self._theirs)
-
-    def _release(self, contents: LargeContents) -> None:
-        """Unpin all texts of an index that comes to nothing, but not those of the one before."""
-        with suppress(ZtokError):  # else what to unpin is not known, and the next build finds it
-            kept = in_parts(former_texts(self.folder, self.manifest), _TEXTS_AT_ONCE)
-            first = next(kept, [])
-            for texts in in_parts(contents.texts(), _TEXTS_AT_ONCE):
-                contents.holding.release(texts)
-            for texts in chain([first], kept):
-                contents.holding.add(texts)
 
 
 def _condition(query: VectorStoreQuery) -> Any:
