@@ -76,7 +76,9 @@ def _shards(rows: Sequence[Json], size: int) -> list[list[str]]:
     lines = [[f"shards of {SHARD:,} chunks", shard, f"{CHUNKS // SHARD} shards", _file(rows[0])]]
     query = pick(rows, metric="query_optimized_ms")
     if query:
-        measured = f"{number(query['score'], 1)} ms at {size:,} chunks"
+        recall = pick(rows, metric="recall_at_10")
+        found = f", which found {number(recall['score'])}% of the best ten" if recall else ""
+        measured = f"{number(query['score'], 1)} ms at {size:,} chunks{found}"
         lines.append(
             ["a search", measured, "all shards at once, and the best of theirs", _file(query)]
         )
