@@ -78,6 +78,14 @@ class BytesCache(diskcache.Cache):  # type: ignore[misc]
     def __init__(self, directory: str, **settings: Any) -> None:
         super().__init__(_Literal(directory), disk=BytesDisk, **settings)
 
+    @property
+    def _con(self) -> Any:
+        """diskcache's connection, where a cut database is one that is damaged."""
+        try:
+            return super()._con
+        except (AttributeError, TypeError, ValueError) as error:
+            raise sqlite3.DatabaseError(f"its settings cannot be read: {error}") from error
+
     def all_keys(self) -> list[str]:
         """Every key, in one query; iterating asks for a hundred at a time, while others write."""
         rows = self._sql("SELECT key FROM Cache").fetchall()
