@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,19 @@ def test_one_turned_bit_of_an_index_is_named(world: World, tmp_path: Path, name:
     file.write_bytes(data)
     with pytest.raises(ZtokError, match=r"is damaged.*build it again"):
         world.load(tmp_path / "index")
+
+
+def test_a_database_whose_settings_are_lost_is_replaced(world: World, tmp_path: Path) -> None:
+    """As a cut may leave it, together with a log of before."""
+    world.build(tmp_path / "index", world.ids[:2]).close()
+    connection = sqlite3.connect(tmp_path / "index" / "store" / "cache.db")
+    connection.executescript(
+        "DROP TABLE Settings; CREATE TABLE Settings (key TEXT, value); "
+        "INSERT INTO Settings VALUES (NULL, NULL)"
+    )
+    connection.close()
+    seen = world.check(tmp_path / "index", [frozenset(world.ids[:2])])
+    assert seen.wrong == [] and seen.compressed == seen.checks
 
 
 def test_settings_have_a_checksum(world: World, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ All uses of what diskcache does not document are in this file and in `embedded.p
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,11 @@ class BytesCache(diskcache.Cache):  # type: ignore[misc]
 
     def __init__(self, directory: str, **settings: Any) -> None:
         super().__init__(_Literal(directory), disk=BytesDisk, **settings)
+
+    @property
+    def _con(self) -> Any:
+        """diskcache's connection, where a cut database is one that is damaged."""
+        try:
+            return super()._con
+        except (AttributeError, TypeError, ValueError) as error:
+            raise sqlite3.DatabaseError(f"its settings cannot be read: {error}") from error
