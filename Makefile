@@ -67,6 +67,10 @@ bench: $(STAMP)
 		--summaries $(DATA)/sum_scitldr/train.jsonl --output $(RESULTS)/writing
 	$(BIN)/python benchmarks/lossless.py --output $(RESULTS)/lossless --data \
 		$(DATA)/covidqa/documents.jsonl,$(DATA)/fairytaleqa/val.jsonl,$(DATA)/text_more/texts.jsonl
+	$(BIN)/python benchmarks/faults.py --kinds changes --output $(RESULTS)/faults_changes
+	$(BIN)/python benchmarks/faults.py --kinds ingest,segments,clock,fork \
+		--output $(RESULTS)/faults_ingest
+	$(BIN)/python benchmarks/faults.py --kinds files,disk --output $(RESULTS)/faults_files
 	$(BIN)/python benchmarks/learning_curve.py --log $(RESULTS)/training/gpu/curve.jsonl \
 		--output docs/learning_curve.png
 	$(BIN)/python benchmarks/learning_curve.py --write \

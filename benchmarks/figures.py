@@ -18,6 +18,7 @@ from pathlib import Path
 
 from common import Parser, run_script
 from result_rows import COVID, SQUAD, Results
+from tables.billion import billion_section
 from tables.checkpoint import gold_section, repeated_section
 from tables.corpus import accuracy_section, corpus_section, paired_section
 from tables.costs import (
@@ -27,15 +28,18 @@ from tables.costs import (
     serving_section,
     throughput_section,
 )
+from tables.faults import faults_section, fuzz_section
 from tables.longbench import longbench_section
 from tables.markdown import Place
 from tables.paper import paper_section
 from tables.reading import (
     ablations_section,
+    determinism_section,
     lossless_section,
     speculation_section,
     writing_section,
 )
+from tables.scale import probe_section, scale_section
 from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.errors import DataError
 
@@ -43,7 +47,7 @@ ROOT = Path(__file__).parent.parent
 
 RESULTS = Path(__file__).parent / "results"
 
-DOCUMENTS = tuple(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "model_card"))
+DOCUMENTS = tuple(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "model_card", "scale"))
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,18 @@ SECTIONS = {
         "First token and KV cache against context length", context_section, "context_length.png"
     ),
     "serving": Section("Many askers at once", serving_section, "serving.png"),
+    "scale": Section("An index of a million chunks", scale_section, "scale.png"),
+    "scale_probe": Section("Time and memory of one process, by size", probe_section),
+    "determinism": Section("Codes and the batch", determinism_section),
     "ablations": Section("What each part of reading gives", ablations_section),
     "speculation": Section("Passes and time with drafts", speculation_section),
     "writing": Section("Writing in Z-space", writing_section, "writing.png"),
     "lossless": Section("Lossless files", lossless_section),
     "bytes": Section("Bytes on disk", bytes_section, "bytes.png"),
+    "faults": Section("Faults that were made", faults_section),
+    "fuzz": Section("Fuzzing", fuzz_section),
     "paper": Section("The paper's own tasks", paper_section),
+    "billion": Section("", billion_section),
     "gold": Section("", gold_section),
     "repeated": Section("", repeated_section),
 }

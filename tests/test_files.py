@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from ztok_rag.errors import DataError
-from ztok_rag.files import is_pipe, read_bytes, read_text, repair, show
+from ztok_rag.files import (
+    DIGESTS,
+    check_digests,
+    is_pipe,
+    read_bytes,
+    read_text,
+    repair,
+    show,
+    write_digests,
+)
 
 
 def test_text_has_no_mark_and_line_feeds(tmp_path: Path) -> None:
@@ -62,3 +71,22 @@ def test_names_and_questions_are_repaired() -> None:
     assert repair("café".encode().decode("ascii", "surrogateescape")) == "café"
     assert repair("a\ud835b") == "a\ufffdb" and repair("\ud83d\ude00\ud83d") == "😀\ufffd"
     assert show(Path("a\nb\x1b[0m\udcff")) == "a\ufffdb\ufffd[0m\ufffd"
+
+
+def test_digests_find_what_was_changed(tmp_path: Path) -> None:
+    (tmp_path / "one").write_bytes(b"1")
+    (tmp_path / "two").write_bytes(b"2")
+    check_digests(tmp_path)  # none were written
+    write_digests(tmp_path)
+    check_digests(tmp_path)
+    (tmp_path / "more").write_bytes(b"what is added does not count")
+    check_digests(tmp_path)
+    (tmp_path / "one").write_bytes(b"2")
+    with pytest.raises(ValueError, match="one is not the file that was written"):
+        check_digests(tmp_path)
+    (tmp_path / "one").unlink()
+    with pytest.raises(ValueError, match="one is not"):
+        check_digests(tmp_path)
+    (tmp_path / DIGESTS).write_text("{}")
+    with pytest.raises(ValueError, match="holds no digests"):
+        check_digests(tmp_path)

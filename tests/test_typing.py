@@ -29,6 +29,7 @@ from ztok_rag import (
     CheckpointError,
     DataError,
     HandleError,
+    RayEngine,
     SequenceError,
     ZCompressor,
     ZGenerator,
@@ -91,7 +92,7 @@ def query(documents: list[Document], other_llm: LLM) -> str:
 
 
 def corpus(documents: list[Document]) -> int:
-    index = ZTokenIndex.build(documents, "my_index", rate=4)
+    index = ZTokenIndex.build(documents, "my_index", rate=4, engine=RayEngine(workers=2))
     assert_type(ZTokenIndex.load("my_index"), ZTokenIndex)
     index.query("Who built the lighthouse?").source_nodes
     assert_type(index.refresh_ref_docs(documents).added, tuple[str, ...])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         SequenceError,
         ZtokError,
     )
+    from ztok_rag.index.distributed import RayEngine
     from ztok_rag.index.index import ZTokenIndex
     from ztok_rag.llamaindex.citations import find_citations
     from ztok_rag.llamaindex.embedding import default_embedding
@@ -35,6 +36,7 @@ _HOMES = {
     "CheckpointError": "errors",
     "DataError": "errors",
     "HandleError": "errors",
+    "RayEngine": "index.distributed",
     "SequenceError": "errors",
     "ZCompressor": "codec.compressor",
     "ZGenerator": "codec.writing",
@@ -55,6 +57,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "HandleError",
+    "RayEngine",
     "SequenceError",
     "ZCompressor",
     "ZGenerator",

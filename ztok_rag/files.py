@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
+import json
 import os
 import sys
 from pathlib import Path
 
 from ztok_rag.errors import DataError
+
+DIGESTS = "digests.json"
+"""Name of the file of `write_digests`."""
 
 STANDARD_INPUT = "-"
 """The name that stands for standard input."""
@@ -110,3 +115,41 @@ def show(name: str | Path | os.PathLike[str]) -> str:
     """A name in one line, with U+FFFD for what cannot be printed."""
     text = repair(str(name))
     return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def write_digests(folder: Path) -> None:
+    """Write the digests of all files in a folder into one more, for `check_digests`."""
+    text = json.dumps(_digests(folder), indent=2) + "\n"
+    (folder / DIGESTS).write_text(text, encoding="utf-8")
+
+
+def check_digests(folder: Path) -> None:
+    """Make sure that the files of a folder are those of which `write_digests` wrote.
+
+    Without a file of digests, as earlier versions left none, nothing is checked. Digests find
+    damage, not intent: whoever can change a file can change its digest.
+
+    Raises:
+        ValueError: a file is missing, or another, or the digests cannot be read.
+        OSError: a file cannot be read.
+    """
+    if not (folder / DIGESTS).is_file():
+        return
+    wanted = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
+    found = _digests(folder)
+    if not isinstance(wanted, dict) or not wanted:
+        raise ValueError(f"{DIGESTS} holds no digests")
+    for name, digest in wanted.items():
+        if found.get(name) != digest:
+            raise ValueError(f"{show(name)} is not the file that was written")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """BLAKE2b digests of 16 bytes, by the names of a folder's files."""
+    digests = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name != DIGESTS:
+            with path.open("rb") as file:
+                made = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+            digests[path.name] = made.hexdigest()
+    return digests

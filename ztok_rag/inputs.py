@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,13 +23,18 @@ def as_list(items: Iterable[T], what: str) -> list[T]:
     Raises:
         ZtokError: it is a string, or cannot be iterated over.
     """
+    return list(as_iterator(items, what))
+
+
+def as_iterator(items: Iterable[T], what: str) -> Iterator[T]:
+    """The items one after the other; arguments and errors are those of `as_list`."""
     # A pydantic model, such as one LlamaIndex node, iterates over its fields.
     is_one = isinstance(items, str | bytes) or hasattr(items, "model_fields")
     if is_one or not isinstance(items, Iterable):
         raise ZtokError(
             f"{what} are given as a list, not as one {type(items).__name__}; put it in a list."
         )
-    return list(items)
+    return iter(items)
 
 
 def repair_surrogates(text: str, name: str) -> str:

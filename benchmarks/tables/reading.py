@@ -11,6 +11,11 @@ _DRAFTS = ("speculate", "lookup", "head", "both")
 _WRITING = {
     "passes": 1, "seconds": 1, "tokens": 1, "tokens_per_pass": 2, "perplexity": 2, "rouge_l": 1,
 }  # fmt: skip
+_BATCHES = {
+    "batches": "in batches",
+    "batches, 2 threads": "in batches, by two threads",
+    "unguarded": "in batches, without the guard",
+}
 
 
 def ablations_section(results: Results, place: Place) -> str:
@@ -106,3 +111,28 @@ def lossless_section(results: Results, place: Place) -> str:
         own = [pick(rows, task=task, arm=code) for code in codes]
         lines.append([task, *(number((row or {}).get("score"), 2) for row in own)])
     return f"{table(('document', *codes), lines)}\n\n{results.source(rows)}"
+
+
+def determinism_section(results: Results, place: Place) -> str:
+    """A table of what differs when texts are compressed in batches, by number format."""
+    rows = results.where(benchmark="determinism")
+    if not rows:
+        return ""
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        for arm in dict.fromkeys(row["arm"] for row in rows if row["task"] == task):
+            own = [row for row in rows if (row["task"], row["arm"]) == (task, arm)]
+            cells = [_BATCHES.get(arm, arm), task]
+            for metric in ("tokens_differ", "texts_differ", "z_tokens_differ"):
+                row = pick(own, metric=metric)
+                cells.append(f"{score(row, 2)}, n={row['n']:,}" if row else "")
+            seconds = pick(own, metric="seconds")
+            lines.append([*cells, number(seconds["score"] if seconds else None, 1)])
+    header = (
+        "compressed", "base in", "% of tokens in another level (95% interval)",
+        "% of texts with other bytes", "% of texts with other Z-tokens at rate 8", "seconds",
+    )  # fmt: skip
+    note = next(
+        run["note"] for run in results.runs.values() if run.get("benchmark") == "determinism"
+    )
+    return f"{table(header, lines)}\n\n{note} {results.source(rows)}"

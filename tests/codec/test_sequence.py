@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ztok_rag.codec.compressed_text import CompressedText
 from ztok_rag.codec.sequence import ZSequence, join_sequences, text_digest
+from ztok_rag.codec.serialization import deflate, seal, varints
 from ztok_rag.codec.token_code import TokenCode
 from ztok_rag.errors import SequenceError, ZtokError
 
@@ -131,6 +132,34 @@ def test_altered_bytes_are_refused() -> None:
             ZSequence.from_bytes(changed, CODE)
     with pytest.raises(SequenceError, match="checksum"):
         ZSequence.from_bytes(bytes(data[:-2]), CODE)
+
+
+@pytest.mark.parametrize(
+    ("counts", "packed", "ids"),
+    [
+        ([4, 1, 16, 4, 1, 0], [4, 0, 9], b"\1\0\0\0\0\0\0\0"),  # ends in a zero word
+        ([2**40, 1, 16, 2**40, 1, 0], [4, 0, 9], b"\1\0\0\0"),  # more ids than bytes can give
+        ([4, 1, 2**30, 4, 1, 0], [4, 0, 9], b"\1\0\0\0"),  # more slots than memory has
+        ([4, 2, 16, 4, 1, 0], [0, 4, 0, 0, 9, 9], b"\1\0\0\0"),  # a Z-token of nothing
+        ([3, 1, 16, 4, 1, 0], [4, 0, 9], b"\1\0\0\0"),  # more than the text has
+        ([4, 1, 16, 4, 1, 0], [2**80, 0, 9], b"\1\0\0\0"),  # no 64-bit integer
+        ([4, 1, 16, 4, 1, 0], [4, 0, 9] + [0] * 10**6, b"\1\0\0\0"),  # unpacks to far more
+    ],
+)
+def test_bytes_with_a_right_checksum_that_no_text_gives(
+    counts: list[int], packed: list[int], ids: bytes
+) -> None:
+    numbers = deflate(varints(packed))
+    body = varints([*counts, len(numbers)]) + numbers + ids
+    with pytest.raises(SequenceError):
+        ZSequence.from_bytes(seal(b"ZT3\n", "00" * 8, body), TokenCode.uniform(64))
+
+
+def test_an_entry_of_another_length_is_refused() -> None:
+    own = compressed(9)
+    body = varints([10]) + own.code.encode(own.ids, own.levels)
+    with pytest.raises(SequenceError):
+        CompressedText.from_bytes(own.to_bytes()[:1] + own._checksum(body) + body, own)
 
 
 def test_the_old_format_is_named() -> None:

@@ -70,6 +70,12 @@ class HashEmbedding(MockEmbedding):
 
 EMBEDDING = HashEmbedding(embed_dim=8)
 
+Kept = dict[str, str]
+on_both_layouts = pytest.mark.parametrize(
+    "kept", [{}, {"vector_store": "lance"}], ids=["in-memory", "on-disk"]
+)
+"""Run a test on an index in memory, and on one with text and vectors on disk."""
+
 
 @pytest.fixture(autouse=True)
 def tokenizer_left_as_it_was() -> Iterator[None]:
@@ -125,8 +131,11 @@ def files_with(folder: Path, *words: str) -> list[Path]:
 # -- building and asking
 
 
-def test_answers_from_z_tokens_with_the_default_embedding(folder: Path, prompts: list[str]) -> None:
-    with ZTokenIndex.build(documents(), folder) as index:
+@on_both_layouts
+def test_answers_from_z_tokens_with_the_default_embedding(
+    folder: Path, prompts: list[str], kept: Kept
+) -> None:
+    with ZTokenIndex.build(documents(), folder, **kept) as index:
         assert index.store.stats.compressed == 2
         response = index.query("Who built the lighthouse?", similarity_top_k=1)
         (prompt,) = prompts
@@ -144,8 +153,9 @@ def test_answers_from_z_tokens_with_the_default_embedding(folder: Path, prompts:
         ZTokenIndex.load(folder, embed_model=EMBEDDING)
 
 
-def test_loaded_index_is_the_same_and_compresses_nothing(folder: Path) -> None:
-    index = build(folder)
+@on_both_layouts
+def test_loaded_index_is_the_same_and_compresses_nothing(folder: Path, kept: Kept) -> None:
+    index = build(folder, **kept)
     before = [(i.node_id, i.score) for i in index.as_retriever(similarity_top_k=2).retrieve(BAKERY)]
     held = index.stats()
     assert (held.documents, held.chunks, held.pending) == (2, 2, 0)
@@ -176,8 +186,9 @@ def test_chunks_are_measured_in_tokens_of_the_base(folder: Path, compressor: ZCo
     assert max(map(compressor.count_tokens, chunks)) <= 40
 
 
-def test_threads_query_while_the_index_changes(folder: Path) -> None:
-    index = build(folder)
+@on_both_layouts
+def test_threads_query_while_the_index_changes(folder: Path, kept: Kept) -> None:
+    index = build(folder, **kept)
     retriever = index.as_retriever(similarity_top_k=9)
     errors: list[Exception] = []
     stop = threading.Event()
@@ -204,8 +215,9 @@ def test_threads_query_while_the_index_changes(folder: Path) -> None:
 # -- changing
 
 
-def test_added_document_is_found_and_stays(folder: Path) -> None:
-    index = build(folder)
+@on_both_layouts
+def test_added_document_is_found_and_stays(folder: Path, kept: Kept) -> None:
+    index = build(folder, **kept)
     index.insert(document("observatory.txt", OBSERVATORY))
     assert found(index, f"file: observatory.txt\n\n{OBSERVATORY}", 1) == ["observatory.txt"]
     again = load(folder)
@@ -215,8 +227,9 @@ def test_added_document_is_found_and_stays(folder: Path) -> None:
         again.insert(document("observatory.txt", "Other words."))
 
 
-def test_deletion_leaves_nothing_behind(folder: Path, compressor: ZCompressor) -> None:
-    index = build(folder, [*documents(), document("observatory.txt", OBSERVATORY)])
+@on_both_layouts
+def test_deletion_leaves_nothing_behind(folder: Path, compressor: ZCompressor, kept: Kept) -> None:
+    index = build(folder, [*documents(), document("observatory.txt", OBSERVATORY)], **kept)
     words = ("Brannock", "lighthouse.txt")
     assert files_with(folder, *words)
     codes = index.store.get(compressor, LIGHTHOUSE)
@@ -244,8 +257,9 @@ def test_deletion_leaves_nothing_behind(folder: Path, compressor: ZCompressor) -
         assert best.node.ref_doc_id == name
 
 
-def test_z_tokens_that_another_document_needs_stay(folder: Path) -> None:
-    index = build(folder, [*documents(), document("copy.txt", BAKERY)])
+@on_both_layouts
+def test_z_tokens_that_another_document_needs_stay(folder: Path, kept: Kept) -> None:
+    index = build(folder, [*documents(), document("copy.txt", BAKERY)], **kept)
     assert len(index.store) == 2 * ENTRIES
     index.delete_ref_doc("bakery.txt")
     assert len(index.store) == 2 * ENTRIES
@@ -256,8 +270,9 @@ def test_z_tokens_that_another_document_needs_stay(folder: Path) -> None:
     assert found(load(folder), "anything") == []
 
 
-def test_refresh_changes_what_has_changed(folder: Path) -> None:
-    index = build(folder)
+@on_both_layouts
+def test_refresh_changes_what_has_changed(folder: Path, kept: Kept) -> None:
+    index = build(folder, **kept)
     node_ids = {
         i.node.ref_doc_id: i.node_id for i in index.as_retriever(similarity_top_k=9).retrieve("x")
     }
@@ -384,8 +399,9 @@ def test_change_by_another_process_is_not_overwritten(folder: Path) -> None:
 # -- other models and stores
 
 
-def test_other_checkpoint_warns_and_compresses_again(folder: Path) -> None:
-    build(folder).close()
+@on_both_layouts
+def test_other_checkpoint_warns_and_compresses_again(folder: Path, kept: Kept) -> None:
+    build(folder, **kept).close()
     settings = json.loads((folder / "ztok.json").read_text())
     current, settings["fingerprint"] = settings["fingerprint"], "f" * 16
     (folder / "ztok.json").write_text(json.dumps(settings))
@@ -400,8 +416,9 @@ def test_other_checkpoint_warns_and_compresses_again(folder: Path) -> None:
     assert load(folder).stats().rate > 5
 
 
-def test_embedding_of_other_dimension_is_refused(folder: Path) -> None:
-    build(folder)
+@on_both_layouts
+def test_embedding_of_other_dimension_is_refused(folder: Path, kept: Kept) -> None:
+    build(folder, **kept)
     with pytest.raises(ZtokError, match=r"8 dimensions.*4 dimensions.*build the index again"):
         load(folder, embed_model=HashEmbedding(embed_dim=4))
     with pytest.raises(ZtokError, match="pass that model as embed_model"):
@@ -616,9 +633,10 @@ def test_bad_input_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
         load(folder)
 
 
-def test_build_replaces_an_index(folder: Path) -> None:
-    build(folder).close()
-    index = build(folder, [document("observatory.txt", OBSERVATORY)], rate=8)
+@on_both_layouts
+def test_build_replaces_an_index(folder: Path, kept: Kept) -> None:
+    build(folder, **kept).close()
+    index = build(folder, [document("observatory.txt", OBSERVATORY)], rate=8, **kept)
     assert index.document_ids == load(folder).document_ids == ("observatory.txt",)
     assert len(index.store) == ENTRIES
     assert files_with(folder, "Brannock", "Tolvan") == []
@@ -735,6 +753,9 @@ def test_command_errors_are_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_index_is_imported_without_the_embedding_library() -> None:
-    code = "import sys, ztok_rag.index.index; sys.exit('sentence_transformers' in sys.modules)"
+def test_an_index_is_imported_without_libraries_that_it_may_not_need() -> None:
+    code = (
+        "import sys, ztok_rag.index.index; "
+        "sys.exit(bool({'sentence_transformers', 'lancedb', 'pyarrow'} & sys.modules.keys()))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -29,7 +29,16 @@ from llama_index.core.vector_stores import (
 from llama_index.core.vector_stores.types import VectorStoreQuery
 from llama_index.vector_stores.faiss import FaissMapVectorStore
 
-from tests.index.test_index import BAKERY, EMBEDDING, LIGHTHOUSE, OBSERVATORY, build, load
+from tests.index.test_index import (
+    BAKERY,
+    EMBEDDING,
+    LIGHTHOUSE,
+    OBSERVATORY,
+    Kept,
+    build,
+    load,
+    on_both_layouts,
+)
 from ztok_rag import ZCompressor, ZTokenIndex, ZtokError
 from ztok_rag.index.documents import check_documents
 from ztok_rag.index.vectors import FlatStore, deletable
@@ -61,8 +70,9 @@ def paged(text: str, file: str, page: int | None = None) -> Document:
 # -- iterators
 
 
-def test_a_generator_is_read_once(folder: Path) -> None:
-    index = build(folder, lazily())  # type: ignore[arg-type]
+@on_both_layouts
+def test_a_generator_is_read_once(folder: Path, kept: Kept) -> None:
+    index = build(folder, lazily(), **kept)  # type: ignore[arg-type]
     assert set(index.document_ids) == set(TEXTS)
     result = index.refresh_ref_docs(lazily(), remove_others=True)
     assert len(result.unchanged) == 3 and not result.removed
@@ -78,11 +88,12 @@ def test_what_is_no_list_of_documents_is_refused(folder: Path, given: Any) -> No
     assert not folder.exists()
 
 
-def test_what_would_empty_an_index_wants_to_be_said(folder: Path) -> None:
-    index = build(folder)
+@on_both_layouts
+def test_what_would_empty_an_index_wants_to_be_said(folder: Path, kept: Kept) -> None:
+    index = build(folder, **kept)
     nothing: list[Document] = []
     with pytest.raises(ZtokError, match=r"would empty the index.*allow_empty"):
-        build(folder, nothing)
+        build(folder, nothing, **kept)
     with pytest.raises(ZtokError, match=r"would empty the index.*allow_empty"):
         index.refresh_ref_docs(iter(nothing), remove_others=True)
     with pytest.raises(ZtokError, match="would empty the index"):
@@ -90,7 +101,7 @@ def test_what_would_empty_an_index_wants_to_be_said(folder: Path) -> None:
     assert len(load(folder).document_ids) == 2
     index.refresh_ref_docs(nothing)  # which removes nothing
     assert len(index.refresh_ref_docs(nothing, remove_others=True, allow_empty=True).removed) == 2
-    assert build(folder, nothing).document_ids == ()
+    assert build(folder, nothing, **kept).document_ids == ()
 
 
 # -- readers that give random ids
@@ -134,23 +145,28 @@ def test_pages_of_a_file_are_told_apart(folder: Path) -> None:
     assert len(index.refresh_ref_docs([paged("Third.", "a.pdf", 3)]).added) == 1
 
 
-def test_parts_of_a_file_without_labels_are_known_by_their_text_first(folder: Path) -> None:
+@on_both_layouts
+def test_parts_of_a_file_without_labels_are_known_by_their_text_first(
+    folder: Path, kept: Kept
+) -> None:
     parts = [LIGHTHOUSE, BAKERY, OBSERVATORY]
-    index = build(folder, [paged(text, "a.md") for text in parts])
+    index = build(folder, [paged(text, "a.md") for text in parts], **kept)
     result = index.refresh_ref_docs([paged(t, "a.md") for t in ("New.", BAKERY, LIGHTHOUSE)])
     assert len(result.unchanged) == 2 and len(result.changed) == 1 and not result.added
     assert len(index.document_ids) == 3
 
 
-def test_without_a_file_the_same_text_is_the_same_document(folder: Path) -> None:
+@on_both_layouts
+def test_without_a_file_the_same_text_is_the_same_document(folder: Path, kept: Kept) -> None:
     texts = [LIGHTHOUSE, BAKERY]
-    index = build(folder, [Document(text=text) for text in texts])
+    index = build(folder, [Document(text=text) for text in texts], **kept)
     result = index.refresh_ref_docs([Document(text=text) for text in [*texts, OBSERVATORY]])
     assert len(result.unchanged) == 2 and len(result.added) == 1
 
 
-def test_an_id_of_the_callers_own_is_never_replaced(folder: Path) -> None:
-    index = build(folder, [Document(text=BAKERY, id_="a", metadata={"file_path": "x.txt"})])
+@on_both_layouts
+def test_an_id_of_the_callers_own_is_never_replaced(folder: Path, kept: Kept) -> None:
+    index = build(folder, [Document(text=BAKERY, id_="a", metadata={"file_path": "x.txt"})], **kept)
     other = Document(text=BAKERY, id_="b", metadata={"file_path": "x.txt"})
     assert index.refresh_ref_docs([other]).added == ("b",)
     assert index.refresh_ref_docs([paged("New.", "x.txt")]).changed == ("a",)
@@ -168,8 +184,9 @@ def test_empty_files_are_left_out_and_named(folder: Path, tmp_path: Path) -> Non
         assert not index.refresh_ref_docs(write(tmp_path / "texts", texts)).added
 
 
-def test_a_document_that_lost_its_words_is_removed(folder: Path) -> None:
-    index = build(folder, list(lazily()))
+@on_both_layouts
+def test_a_document_that_lost_its_words_is_removed(folder: Path, kept: Kept) -> None:
+    index = build(folder, list(lazily()), **kept)
     assert index.refresh_ref_docs([Document(text="", id_="bakery")]).removed == ("bakery",)
     assert "bakery" not in load(folder).document_ids
 
@@ -220,10 +237,11 @@ def test_metadata_that_have_no_text_are_refused_by_name(folder: Path) -> None:
     assert not folder.exists()
 
 
-def test_half_characters_are_repaired(folder: Path) -> None:
+@on_both_layouts
+def test_half_characters_are_repaired(folder: Path, kept: Kept) -> None:
     dirty = Document(text="The letter \ud835 stands for height.", id_="pdf \udcff")
     with pytest.warns(UserWarning, match=r"the document 'pdf .*surrogate pair at character 11"):
-        index = build(folder, [dirty])
+        index = build(folder, [dirty], **kept)
     assert index.document_ids == ("pdf \ufffd",)
     assert "\ud835" in dirty.text
     with pytest.warns(UserWarning, match="surrogate"):
@@ -242,19 +260,27 @@ def test_two_halves_become_their_character() -> None:
 # -- what the retriever lets through
 
 
-@pytest.fixture(scope="module")
-def numbered(tmp_path_factory: pytest.TempPathFactory, compressor: ZCompressor) -> ZTokenIndex:
+@pytest.fixture(scope="module", params=["in-memory", "on-disk", "on-disk, looked through"])
+def numbered(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    compressor: ZCompressor,
+) -> Iterator[ZTokenIndex]:
     documents = [
         Document(text=f"{text} {n}", id_=f"{name}-{n}", metadata={"n": n, "of": name})
         for n in range(3)
         for name, text in TEXTS.items()
     ]
-    return ZTokenIndex.build(
-        documents,
-        tmp_path_factory.mktemp("numbered") / "index",
-        embed_model=EMBEDDING,
-        compressor=compressor,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        if "looked through" in request.param:
+            patch.setattr("ztok_rag.index.large._FEW", 0)
+        yield ZTokenIndex.build(
+            documents,
+            tmp_path_factory.mktemp("numbered") / "index",
+            embed_model=EMBEDDING,
+            compressor=compressor,
+            vector_store=None if request.param == "in-memory" else "lance",
+        )
 
 
 @pytest.mark.parametrize(
@@ -384,8 +410,9 @@ print(json.dumps(said))
 """
 
 
-def test_a_read_only_index_answers_and_refuses_changes(folder: Path) -> None:
-    index = build(folder)
+@on_both_layouts
+def test_a_read_only_index_answers_and_refuses_changes(folder: Path, kept: Kept) -> None:
+    index = build(folder, **kept)
     index.close()
     paths = [folder, *folder.rglob("*")]
     for path in paths:

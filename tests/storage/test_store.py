@@ -260,7 +260,7 @@ def test_store_that_cannot_be_written_is_a_warning(
     def full(*args: object, **kwargs: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(store._cache, "set", full)
+    monkeypatch.setattr(store._cache, "add", full)
     with pytest.warns(UserWarning, match="disk is full"):
         assert store.get_or_compress(CountingCompressor(), ["abc"], 4.0) == [sequence("abc")]
 

@@ -18,11 +18,13 @@ from packaging.requirements import Requirement
 from ztok_rag.cli.arguments import check_device, load_compressor
 from ztok_rag.cli.console import describe
 from ztok_rag.cli.output import check_folder, literal
+from ztok_rag.cli.place import Place
 from ztok_rag.errors import ZtokError
 from ztok_rag.files import show
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
+    from ztok_rag.storage.store import ZStore
 
 PACKAGE = "ztok-rag"
 ROOM = 500 * 2**20
@@ -52,13 +54,13 @@ class Checks:
     """The installation to check.
 
     Attributes:
-        store: folder of an index or of a store; `None` is the default store.
+        store: folder of an index or of a store, or URL of a store; `None` is the default store.
         checkpoint: `None` is the one shipped.
         base: base LLM; `None` is the checkpoint's.
         device: `None` is CUDA if there is any, else the CPU.
     """
 
-    store: Path | None = None
+    store: str | Path | None = None
     checkpoint: Path | None = None
     base: str | None = None
     device: str | None = None
@@ -110,7 +112,10 @@ class Checks:
 
         if self.store is None:
             return _writable(self._default_store())
-        folder = literal(self.store)
+        place = Place.of(str(self.store))
+        if place.url is not None:
+            return self._redis(place)
+        folder = place.folder
         if not folder.is_dir():
             raise ZtokError(
                 f"{show(folder)} is not a folder; make an index with `ztok index FOLDER --store "
@@ -134,7 +139,8 @@ class Checks:
         """Free space where the cache and the store lie."""
         from ztok_rag.codec.base import cache_dir
 
-        places = [_nearest(literal(p)) for p in (cache_dir(), self.store or self._default_store())]
+        store = Place.of(str(self.store or self._default_store())).folder
+        places = [_nearest(literal(p)) for p in (cache_dir(), store)]
         disks = {place.stat().st_dev: place for place in reversed(places)}
         free = {place: shutil.disk_usage(place).free for place in disks.values()}
         for place, room in free.items():
@@ -193,7 +199,23 @@ class Checks:
             raise ZtokError("not tried, as there is no base LLM; mend that first.")
         return self.compressor
 
-    def _index(self, folder: Path) -> str:
+    def _redis(self, place: Place) -> str:
+        """What a store in Redis holds, and the index in its default folder, if there is one."""
+        from ztok_rag.index.folder import IndexFolder
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            store = place.open_store()
+        assert store is not None
+        with store:
+            if caught:  # such as a policy that evicts
+                raise ZtokError(str(caught[0].message))
+            found = f"{store.name}, a store of {len(store):,} entries, {store.size_bytes:,} bytes"
+            if IndexFolder(place.folder).exists():
+                return f"{found}, {self._index(place.folder, store)}"
+            return found
+
+    def _index(self, folder: Path, store: ZStore | None = None) -> str:
         """What an index holds; its Z-tokens must be of the checkpoint."""
         from ztok_rag.codec.config import ZConfig
         from ztok_rag.codec.model import DEFAULT_CHECKPOINT, codes_fingerprint, read_token_code
@@ -208,7 +230,7 @@ class Checks:
                 f"the index {show(folder)} was compressed by checkpoint {theirs}, and "
                 f"{show(checkpoint)} is {ours}; give that --checkpoint, or run `ztok index` again."
             )
-        index = ZTokenIndex.load(folder)
+        index = ZTokenIndex.load(folder, store=store)
         try:
             held = index.stats()
         finally:

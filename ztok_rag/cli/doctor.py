@@ -10,7 +10,10 @@ import typer
 
 def doctor(
     store: Annotated[
-        Path | None, typer.Option(help="Folder of an index, or of a store; default: the store.")
+        str | None,
+        typer.Option(
+            help="Folder of an index or of a store, or URL of a store in Redis; default: the store."
+        ),
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
     base: Annotated[str | None, typer.Option(help="Base LLM: Hugging Face id or folder.")] = None,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ztok_rag.cli.arguments import load_compressor
 from ztok_rag.cli.console import say, shows_bars
 from ztok_rag.cli.folder import read_folder
-from ztok_rag.cli.output import check_folder, literal
+from ztok_rag.cli.output import check_folder
+from ztok_rag.cli.place import FOLDER_HELP, STORE_HELP, Place
 from ztok_rag.errors import DataError
 from ztok_rag.files import repair, show
 
@@ -18,7 +19,11 @@ from ztok_rag.files import repair, show
 def index_folder(
     folder: Annotated[Path, typer.Argument(help="Folder of text files, read with its subfolders.")],
     store: Annotated[
-        Path, typer.Option(help="Folder of the index; one already there is brought up to date.")
+        str,
+        typer.Option(
+            help="Folder of the index; one already there is brought up to date. Or the URL of a "
+            "store in Redis, for the Z-tokens."
+        ),
     ],
     rate: Annotated[
         float | None, typer.Option(help="Source tokens per Z-token; default: 4, or as it is.")
@@ -35,18 +40,37 @@ def index_folder(
             "is kept until the new one is whole.",
         ),
     ] = False,
+    large: Annotated[
+        bool,
+        typer.Option(
+            "--large",
+            help="Keep text and vectors of the index on disk and not in memory; needs "
+            "ztok-rag[lance]. It stays so.",
+        ),
+    ] = False,
+    index_folder: Annotated[Path | None, typer.Option("--folder", help=FOLDER_HELP)] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Compress and embed on Ray; needs `ztok-rag[ray]`.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Replicas of the models, with --ray; default: what fits.")
+    ] = None,
 ) -> None:
     """Index a folder's text files as Z-tokens; the second time, only what has changed."""
-    store = literal(store)
-    found = read_folder(folder, store)
+    if workers is not None and not ray:
+        raise DataError("--workers is of --ray; give both.")
+    place = Place.of(store, index_folder)
+    found = read_folder(folder, place.folder)
     if not found.texts:
         report = f" ({found.report().rstrip('.')})" if found.left_out else ""
         raise DataError(f"{show(folder)} has no text files{report}; name a folder of UTF-8 text.")
     if found.left_out:
         say(found.report())
-    check_folder(store)
+    check_folder(place.folder)
+    shared = place.open_store()
     from llama_index.core import Document
 
+    from ztok_rag.index.distributed import RayEngine
     from ztok_rag.index.folder import IndexFolder
     from ztok_rag.index.index import ZTokenIndex
     from ztok_rag.index.refresh import RefreshResult
@@ -64,28 +88,42 @@ def index_folder(
     ]
     compressor = None if checkpoint is None else load_compressor(checkpoint)
     bars = shows_bars()
-    if IndexFolder(store).exists() and not rebuild:
-        index = ZTokenIndex.load(store, compressor=compressor)
+    engine = RayEngine(workers=workers) if ray else None
+    if IndexFolder(place.folder).exists() and not rebuild:
+        index = ZTokenIndex.load(place.folder, compressor=compressor, store=shared)
         if chunk_size not in (None, index.chunk_size):
             raise DataError(
-                f"the index {store} has chunks of {index.chunk_size} tokens; leave --chunk-size "
-                "out, or index into a new folder."
+                f"the index {place.folder} has chunks of {index.chunk_size} tokens; leave "
+                "--chunk-size out, or index into a new folder."
             )
-        result = index.refresh_ref_docs(documents, remove_others=True, show_progress=bars)
+        if large and not index.is_large:
+            raise DataError(
+                f"the index {place.folder} is held in memory; add --rebuild to keep it on disk."
+            )
+        result = index.refresh_ref_docs(
+            documents, remove_others=True, show_progress=bars, engine=engine
+        )
         if rate not in (None, index.rate) or index.outdated:
             index.recompress(rate=rate, show_progress=bars)
     else:
-        settings = {"rate": 4.0, "chunk_size": 256, **IndexFolder(store).settings()}
+        settings: dict[str, Any] = {"rate": 4.0, "chunk_size": 256}
+        settings |= IndexFolder(place.folder).settings()
+        if large:
+            settings |= {"vector_store": "lance", "docstore": "sqlite"}
         given = {"rate": rate, "chunk_size": chunk_size}
         settings |= {name: value for name, value in given.items() if value is not None}
         index = ZTokenIndex.build(
             documents,
-            store,
+            place.folder,
             **settings,
             compressor=compressor,
+            store=shared,
             show_progress=bars,
+            engine=engine,
         )
         result = RefreshResult(added=index.document_ids)
+    if index.is_large and (result.added or result.changed or result.removed):
+        index.optimize()
     stats = index.stats()
     typer.echo(
         f"{stats.documents} files: {len(result.added)} added, {len(result.changed)} changed, "
@@ -98,9 +136,10 @@ def index_folder(
 
 def ask(
     question: Annotated[str, typer.Argument(help="Answered from the index.")],
-    store: Annotated[Path, typer.Option(help="Folder that `ztok index` wrote.")],
+    store: Annotated[str, typer.Option(help=STORE_HELP)],
     top_k: Annotated[int, typer.Option(help="Chunks the answer is read from.")] = 3,
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
+    folder: Annotated[Path | None, typer.Option(help=FOLDER_HELP)] = None,
 ) -> None:
     """Answer a question from the Z-tokens of an index, and name the sources."""
     from ztok_rag.index.folder import IndexFolder
@@ -109,10 +148,11 @@ def ask(
     question = repair(question)
     if not question.strip():
         raise DataError("the question has no words; ask one.")
-    store = literal(store)
-    IndexFolder(store).read()  # before any model is loaded
+    place = Place.of(store, folder)
+    IndexFolder(place.folder).read()  # before any model is loaded
+    shared = place.open_store()
     compressor = None if checkpoint is None else load_compressor(checkpoint)
-    index = ZTokenIndex.load(store, compressor=compressor)
+    index = ZTokenIndex.load(place.folder, compressor=compressor, store=shared)
     response = index.query(question, similarity_top_k=top_k)
     typer.echo(str(response))
     for item in response.source_nodes:
@@ -122,12 +162,14 @@ def ask(
 
 
 def stats(
-    store: Annotated[Path, typer.Option(help="Folder that `ztok index` wrote.")],
+    store: Annotated[str, typer.Option(help=STORE_HELP)],
+    folder: Annotated[Path | None, typer.Option(help=FOLDER_HELP)] = None,
 ) -> None:
     """Show what an index holds and how small it is."""
     from ztok_rag.index.index import ZTokenIndex
 
-    index = ZTokenIndex.load(literal(store))
+    place = Place.of(store, folder)
+    index = ZTokenIndex.load(place.folder, store=place.open_store())
     held = index.stats()
     rows = {
         "documents": str(held.documents),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ztok_rag.codec.allocation import allocate, choose_held, count_z_tokens
 from ztok_rag.codec.sequence import IntArray, ZSequence, character_spans, pack_codes
-from ztok_rag.codec.serialization import parse_varints, varints
+from ztok_rag.codec.serialization import damaged, parse_varints, varints
 from ztok_rag.codec.token_code import TokenCode
 from ztok_rag.errors import SequenceError
 
@@ -29,6 +29,12 @@ def levels_of(nats: NDArray[np.float64], predicted: NDArray[np.bool_]) -> NDArra
     steps = 1 + np.searchsorted(_EDGES, nats, side="right")
     levels: NDArray[np.uint8] = np.where(predicted, 0, steps).astype(np.uint8)
     return levels
+
+
+def edge_distance(nats: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far surprisal `[n]` is from where the next level begins or its own does, in nats."""
+    distance: NDArray[np.float64] = np.abs(nats[:, None] - _EDGES).min(1)
+    return distance
 
 
 def weights_of(levels: NDArray[np.uint8], rarity: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -141,7 +147,9 @@ class CompressedText:
                 "compress the text again."
             )
         counts, at = parse_varints(body, 1)
-        ids, levels = tokens.code.decode(body[at:], int(counts[0]), with_levels=True)
+        if int(counts[0]) != len(tokens):
+            raise damaged()
+        ids, levels = tokens.code.decode(body[at:], len(tokens), with_levels=True)
         return dataclasses.replace(tokens, ids=ids, levels=levels)
 
     def _checksum(self, body: bytes) -> bytes:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ztok_rag.codec.base import BaseLM, decode_exactly
-from ztok_rag.codec.compressed_text import CompressedText, levels_of
+from ztok_rag.codec.compressed_text import CompressedText, edge_distance, levels_of
 from ztok_rag.codec.model import ZModel
 from ztok_rag.codec.reader import ZReader
 from ztok_rag.codec.sequence import IntArray, ZSequence, text_digest
@@ -24,6 +24,8 @@ MAX_RATE = 64.0
 MARGIN = 0.5
 """Logits by which the base prefers a token to all others, where it counts as predicted."""
 
+# Nats. What a token gets changes by some 1e-5 in float32 with what is beside it in a batch.
+_NOISE = 1e-4
 _HEAD_TOKENS = 1024  # source tokens whose logits are held at once
 
 
@@ -206,13 +208,23 @@ class ZCompressor:
         windows = [row[a : a + window] for row, own in zip(rows, cuts, strict=True) for a in own]
         levels: dict[int, NDArray[np.uint8]] = {}
         for batch in batches_by_size([len(w) + 1 for w in windows], batch_tokens):
-            found = self._weigh_batch([windows[i] for i in batch])
+            found, sure = self._weigh_batch([windows[i] for i in batch])
+            if len(batch) > 1 and self.model.base.dtype == torch.float32:
+                for at in np.flatnonzero(~sure):
+                    (found[at],), _ = self._weigh_batch([windows[batch[at]]])
             levels |= dict(zip(batch, found, strict=True))
         ordered = iter(range(len(windows)))
         return [np.concatenate([levels[next(ordered)] for _ in own]) for own in cuts]
 
     @torch.inference_mode()
-    def _weigh_batch(self, windows: Sequence[IntArray]) -> list[NDArray[np.uint8]]:
+    def _weigh_batch(
+        self, windows: Sequence[IntArray]
+    ) -> tuple[list[NDArray[np.uint8]], NDArray[np.bool_]]:
+        """Levels of windows, and of each window whether another batch would surely give the same.
+
+        It would in float32 where no token is within `_NOISE` of a level's edge. In bf16 rounding is
+        larger than that, and nothing is sure.
+        """
         base = self.model.base
         longest = max(map(len, windows))
         ids = torch.full((len(windows), longest + 1), self.model.start_token)
@@ -227,12 +239,14 @@ class ZCompressor:
             ).last_hidden_state
         real = mask[:, 1:].bool()
         states, wanted = hidden[:, :-1][real], ids[:, 1:][real]
-        nats, predicted = surprisal(states, wanted, base.head)
+        nats, lead = score(states, wanted, base.head)
+        near = np.abs(lead - MARGIN) < _NOISE
+        near |= (lead < MARGIN) & (edge_distance(nats) < _NOISE)
         at = np.cumsum([len(w) for w in windows])[:-1]
-        return np.split(levels_of(nats, predicted), at)
+        sure = np.array([not own.any() for own in np.split(near, at)])
+        return np.split(levels_of(nats, lead >= MARGIN), at), sure
 
 
-@torch.inference_mode()
 def surprisal(
     states: Tensor, wanted: Tensor, head: nn.Module
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -246,15 +260,27 @@ def surprisal(
     Returns:
         Surprisal of each token in nats, and whether the LLM prefers it to all others by `MARGIN`.
     """
-    nats, predicted = [], []
+    nats, lead = score(states, wanted, head)
+    return nats, lead >= MARGIN
+
+
+@torch.inference_mode()
+def score(
+    states: Tensor, wanted: Tensor, head: nn.Module
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Surprisal of tokens in nats, and by how much their logits lead all others.
+
+    Arguments are those of `surprisal`.
+    """
+    nats, lead = [], []
     for at in range(0, len(states), _HEAD_TOKENS):
         logits = head(states[at : at + _HEAD_TOKENS]).float()
         own = wanted[at : at + _HEAD_TOKENS]
         chosen = logits.gather(1, own.unsqueeze(1)).squeeze(1)
         nats.append((logits.logsumexp(-1) - chosen).cpu())
         others = logits.scatter_(1, own.unsqueeze(1), -torch.inf).amax(-1)
-        predicted.append((chosen - others >= MARGIN).cpu())
-    return torch.cat(nats).double().numpy(), torch.cat(predicted).numpy()
+        lead.append((chosen - others).cpu())
+    return torch.cat(nats).double().numpy(), torch.cat(lead).double().numpy()
 
 
 def batches_by_size(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -28,6 +28,7 @@ from ztok_rag.codec.token_code import TokenCode
 from ztok_rag.codec.weights import dequantize, quantize
 from ztok_rag.codec.write_head import WRITE_FILE, WriteHead
 from ztok_rag.errors import CheckpointError, ZtokError
+from ztok_rag.files import check_digests, write_digests
 from ztok_rag.forks import ForkSafeLock
 from ztok_rag.inputs import absolute_path
 
@@ -217,6 +218,7 @@ class ZModel(nn.Module):
             {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in arrays.items()},
             temporary / "token_code.safetensors",
         )
+        write_digests(temporary)
         temporary.chmod(0o755)
         if folder.exists():
             old = folder.with_name(f".{folder.name}.old")
@@ -276,10 +278,11 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Toke
         CheckpointError: a file is missing or damaged.
     """
     try:
+        check_digests(folder)
         reader = dequantize(load_file(folder / "reader.safetensors"))
         parts = dequantize(load_file(folder / "packer.safetensors"))
         parts |= dequantize(load_file(folder / "selector.safetensors"))
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise _damaged(folder, error) from error
     return reader, parts, read_token_code(folder)
 

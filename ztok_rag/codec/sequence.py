@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from ztok_rag.codec.allocation import allocate, choose_held, count_z_tokens
 from ztok_rag.codec.packer import EMPTY
 from ztok_rag.codec.serialization import (
+    VARINT_BYTES,
+    damaged,
     deflate,
     inflate,
     parse_varints,
@@ -37,6 +39,7 @@ IntArray = NDArray[np.int64]
 
 _SEQUENCE_MAGIC = b"ZT3\n"
 _DIGEST_BYTES = 8
+_MOST_SLOTS = 4096  # far above those of any checkpoint
 
 
 def text_digest(text: str) -> bytes:
@@ -301,14 +304,19 @@ class ZSequence:
         fingerprint, body = unseal(_SEQUENCE_MAGIC, data)
         counts, at = parse_varints(body, 7)
         source_tokens, n_z, slots, held, whole, digest_bytes, packed = counts.tolist()
+        if not 1 <= n_z <= held <= source_tokens or not slots <= _MOST_SLOTS:
+            raise damaged()
         digest, at = body[at : at + digest_bytes], at + digest_bytes
-        raw = inflate(body[at : at + packed])
-        numbers, _ = parse_varints(raw, 3 * n_z + (0 if whole else held))
+        ids, _ = code.decode(body[at + packed :], held)  # `held` is no more than these bytes give
+        count = 3 * n_z + (0 if whole else held)
+        raw = inflate(body[at : at + packed], VARINT_BYTES * count + 1)
+        numbers, _ = parse_varints(raw, count)
         sizes, starts, lengths, steps = np.split(numbers, [n_z, 2 * n_z, 3 * n_z])
         starts = np.cumsum(starts)
-        ids, _ = code.decode(body[at + packed :], held)
-        if int(sizes.sum()) != held or (held and int(sizes.max()) > slots):
-            raise SequenceError("this Z-token sequence is inconsistent; compress the text again.")
+        if int(sizes.sum()) != held or int(sizes.min()) < 1 or int(sizes.max()) > slots:
+            raise damaged()
+        if not whole and int(steps.sum()) + held > source_tokens:
+            raise damaged()
         return cls(
             codes=pack_codes(ids, np.repeat(np.arange(n_z), sizes), slots),
             places=np.arange(held) if whole else np.cumsum(steps + 1) - 1,

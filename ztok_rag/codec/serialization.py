@@ -17,6 +17,9 @@ from ztok_rag.errors import SequenceError, ZtokError
 
 T = TypeVar("T")
 
+VARINT_BYTES = 6
+"""Most bytes of an integer: 42 bits, so that sums of millions of them are 64-bit integers."""
+
 _HEADER = struct.Struct("<4s8sI")  # magic, fingerprint, checksum of all but the magic and itself
 
 
@@ -96,14 +99,29 @@ def deflate(data: bytes) -> bytes:
     return packer.compress(data) + packer.flush()
 
 
-def inflate(data: bytes) -> bytes:
-    """Inverse of `deflate`."""
+def inflate(data: bytes, most: int) -> bytes:
+    """Inverse of `deflate`.
+
+    Args:
+        data: what `deflate` returned.
+        most: bytes that come out at most; a few bytes can stand for very many.
+
+    Raises:
+        SequenceError: the data are damaged, or more comes out.
+    """
+    unpacker = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
     try:
-        return zlib.decompress(data, wbits=-zlib.MAX_WBITS)
+        found = unpacker.decompress(data, most)
     except zlib.error as error:
-        raise SequenceError(
-            "this Z-token sequence is damaged; compress the source text again."
-        ) from error
+        raise damaged() from error
+    if not unpacker.eof:
+        raise damaged()
+    return found
+
+
+def damaged() -> SequenceError:
+    """The error of bytes that no sequence gave."""
+    return SequenceError("this Z-token sequence is damaged; compress the source text again.")
 
 
 def varints(numbers: Sequence[int]) -> bytes:
@@ -118,12 +136,18 @@ def varints(numbers: Sequence[int]) -> bytes:
 
 
 def parse_varints(data: bytes, count: int, at: int = 0) -> tuple[NDArray[np.int64], int]:
-    """`count` integers from position `at`, and where they end."""
+    """`count` integers from position `at`, and where they end.
+
+    Raises:
+        SequenceError: there are fewer, or one has more than `VARINT_BYTES` bytes.
+    """
     numbers: list[int] = []
     value = shift = 0
     while len(numbers) < count:
         if at >= len(data):
             raise SequenceError("this Z-token sequence has malformed offsets; compress again.")
+        if shift >= 7 * VARINT_BYTES:
+            raise damaged()
         byte = data[at]
         at += 1
         value |= (byte & 127) << shift

@@ -129,7 +129,13 @@ class TokenCode:
         """
         if len(data) % 4:
             raise SequenceError("the token ids of this Z-token sequence are truncated.")
-        coder = constriction.stream.stack.AnsCoder(np.frombuffer(data, "<u4").astype(np.uint32))
+        words = np.frombuffer(data, "<u4").astype(np.uint32)
+        # No encoder ends in a zero word, and constriction refuses one. An id takes one step at
+        # least, less a little that rounding gives.
+        most = 2 * _STEPS_PER_BIT * 8 * (len(data) + 8)
+        if count > most or (len(words) and not words[-1]):
+            raise SequenceError("the token ids of this Z-token sequence are damaged.")
+        coder = constriction.stream.stack.AnsCoder(words)
         ids = np.empty(count, np.int64)
         group = int(self._classes(np.array([-1]))[0])
         own = self._class_of

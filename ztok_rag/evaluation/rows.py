@@ -50,6 +50,7 @@ class Row:
         compressed: mean chunks compressed per query.
         answer_tokens: mean tokens of an answer.
         answers: the answers given.
+        chunks: number of chunks in the index.
         what: the variant in a few words.
         fingerprint: of the checkpoint.
     """
@@ -89,6 +90,7 @@ class Row:
     compressed: float | None = None
     answer_tokens: float | None = None
     answers: list[str] | None = None
+    chunks: int | None = None
     # Of variants and checkpoints.
     what: str | None = None
     fingerprint: str | None = None

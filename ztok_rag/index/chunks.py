@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from llama_index.core import Document
@@ -12,14 +13,16 @@ from tqdm.auto import tqdm
 
 from ztok_rag.errors import ZtokError
 from ztok_rag.selection.query_aware import QueryAwareSelector
+from ztok_rag.storage.backends import in_parts
 
-_CHUNKS_AT_ONCE = 64
+CHUNKS_AT_ONCE = 64
+"""Texts that are compressed between two looks at the progress, and in one block on Ray."""
 
 
 def split_documents(
     documents: Sequence[Document], tokenizer: Any, *, chunk_size: int, chunk_overlap: int
 ) -> list[BaseNode]:
-    """The chunks of documents.
+    """The chunks of documents. Their ids are the same each time, so that work can be resumed.
 
     Args:
         documents: any number.
@@ -42,6 +45,7 @@ def split_documents(
     )
     nodes: list[BaseNode] = []
     for document in documents:
+        splitter.id_func = _ids_of(document)
         try:
             nodes += splitter.get_nodes_from_documents([document])
         except ValueError as error:  # the metadata leaves no room for text
@@ -53,19 +57,23 @@ def split_documents(
 
 
 def compress_texts(
-    selector: QueryAwareSelector, texts: Sequence[str], *, show_progress: bool
+    selector: QueryAwareSelector, texts: Iterable[str], *, total: int, show_progress: bool
 ) -> int:
     """Put the Z-tokens of texts into the selector's store.
+
+    Args:
+        selector: compresses them.
+        texts: read once, and not held.
+        total: their number.
+        show_progress: whether to show a progress bar.
 
     Returns:
         The number of texts that had to be compressed.
     """
     compressed = 0
-    distinct = list(dict.fromkeys(texts))
-    with tqdm(total=len(distinct), desc="Compressing", disable=not show_progress) as bar:
-        for start in range(0, len(distinct), _CHUNKS_AT_ONCE):
-            batch = distinct[start : start + _CHUNKS_AT_ONCE]
-            compressed += selector.prepare(batch)
+    with tqdm(total=total, desc="Compressing", disable=not show_progress) as bar:
+        for batch in in_parts(texts, CHUNKS_AT_ONCE):
+            compressed += selector.prepare(list(dict.fromkeys(batch)))
             bar.update(len(batch))
     return compressed
 
@@ -73,3 +81,9 @@ def compress_texts(
 def chunk_text(node: BaseNode) -> str:
     """The text that is compressed."""
     return node.get_content(MetadataMode.NONE)
+
+
+def _ids_of(document: Document) -> Callable[[int, BaseNode], str]:
+    """Ids of a document's chunks, which depend on all that the document holds."""
+    content = document.hash
+    return lambda i, _: str(uuid.uuid5(uuid.NAMESPACE_OID, f"{document.doc_id}\0{content}\0{i}"))

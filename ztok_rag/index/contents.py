@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from llama_index.core import VectorStoreIndex
+from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.schema import BaseNode, NodeWithScore
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQuery
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
@@ -16,23 +16,26 @@ from llama_index.vector_stores.faiss import FaissMapVectorStore  # type: ignore[
 from ztok_rag.errors import ZtokError
 from ztok_rag.forks import ForkSafeLock
 from ztok_rag.index.chunks import chunk_text
+from ztok_rag.index.corpus import Corpus, asked, ids_of, matched
 from ztok_rag.index.documents import KnownDocument
 from ztok_rag.index.folder import IndexFolder, Manifest
+from ztok_rag.index.former import former_texts
+from ztok_rag.index.holding import Holding
+from ztok_rag.index.segments import remove_segments
 from ztok_rag.index.vectors import FlatStore, read_index
 from ztok_rag.storage.store import ZStore
 
 
-class Contents:
-    """The documents of one index, in memory and on disk.
+class Contents(Corpus):
+    """Documents in memory, and on disk in files that each change writes anew.
 
-    A change is atomic: after an error or a kill, the disk holds the index from before or after it.
-    After an error, memory is read again from the disk. Threads may search while another changes
-    the index.
+    After an error, memory is read again from the disk.
 
     Attributes:
         folder: the files.
         manifest: the settings that the files were written with.
         store: the Z-tokens.
+        holding: the share that the index has in the store.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Contents:
         self.folder = folder
         self.manifest = manifest
         self.store = store
+        self.holding = Holding(folder, store)
         self._index = index
         self._state_lock = ForkSafeLock()
 
@@ -58,8 +62,21 @@ class Contents:
         with self._state_lock:
             return tuple(sorted(self._index.docstore.get_all_ref_doc_info() or {}))
 
-    def known(self) -> dict[str, KnownDocument]:
-        """The documents by their ids."""
+    @property
+    def document_count(self) -> int:
+        with self._state_lock:
+            return len(self._index.docstore.get_all_ref_doc_info() or {})
+
+    @property
+    def chunk_count(self) -> int:
+        with self._state_lock:
+            return len(self._index.docstore.docs)
+
+    def has_document(self, doc_id: str) -> bool:
+        with self._state_lock:
+            return self._index.docstore.get_ref_doc_info(doc_id) is not None
+
+    def known(self, documents: Collection[Document]) -> dict[str, KnownDocument]:
         with self._state_lock:
             docstore = self._index.docstore
             return {
@@ -67,62 +84,24 @@ class Contents:
                 for doc_id, info in (docstore.get_all_ref_doc_info() or {}).items()
             }
 
-    def texts(self) -> list[str]:
-        """The text of every chunk."""
+    def texts(self) -> Iterator[str]:
         with self._state_lock:
-            return [chunk_text(node) for node in self._index.docstore.docs.values()]
+            return iter([chunk_text(node) for node in self._index.docstore.docs.values()])
 
     @property
     def vector_store(self) -> BasePydanticVectorStore:
-        """Where the vectors are."""
         return self._index.vector_store
 
     def search(self, query: VectorStoreQuery, **arguments: Any) -> list[NodeWithScore]:
-        """The best chunks for a query with an embedding, best first.
-
-        Args:
-            query: what is asked of the vector store.
-            arguments: further ones of its `query`.
-
-        Raises:
-            ZtokError: the vector store does not support what is asked.
-        """
         with self._state_lock:
             docstore, places = self._index.docstore, self._index.index_struct.nodes_dict
             if isinstance(self.vector_store, FlatStore):
                 query = self._with_node_ids(query)
-            try:
-                found = self.vector_store.query(query, **arguments)
-            except (NotImplementedError, ValueError, TypeError) as error:
-                raise ZtokError(
-                    f"the {self.vector_store.class_name()} cannot search as it is asked to "
-                    f"({error}); change the retriever's arguments, or build the index with "
-                    "another vector store."
-                ) from error
-            ids = found.ids if found.ids is not None else [n.node_id for n in found.nodes or ()]
-            nodes = [docstore.get_document(places.get(i, i), raise_error=False) for i in ids]
-        present = [node for node in nodes if node is not None]
-        if len(present) < len(nodes):
-            warnings.warn(
-                f"the {self.vector_store.class_name()} found {len(nodes) - len(present)} chunks "
-                f"that are not of the index {self.folder.path}; they are left out.",
-                stacklevel=4,
-            )
-        for name, asked, got in (
-            ("doc_ids", query.doc_ids, {node.ref_doc_id for node in present}),
-            ("node_ids", query.node_ids, {node.node_id for node in present}),
-        ):
-            if asked is not None and not got <= set(asked):
-                raise ZtokError(
-                    f"the {self.vector_store.class_name()} does not heed {name!r}; leave it out, "
-                    "or build the index with a vector store that does."
-                )
-        scores: list[float | None] = [*(found.similarities or [])] or [None] * len(nodes)
-        return [
-            NodeWithScore(node=node, score=None if score is None else float(score))
-            for node, score in zip(nodes, scores, strict=True)
-            if node is not None
-        ]
+            found = asked(self.vector_store, query, arguments)
+            nodes = [
+                docstore.get_document(places.get(i, i), raise_error=False) for i in ids_of(found)
+            ]
+        return matched(self, query, found, nodes)
 
     def _with_node_ids(self, query: VectorStoreQuery) -> VectorStoreQuery:
         """The query with its conditions as ids of chunks, which are all that FAISS heeds.
@@ -147,16 +126,11 @@ class Contents:
         return replace(query, filters=None, doc_ids=None, node_ids=allowed)
 
     def change(
-        self, nodes: Sequence[BaseNode], hashes: dict[str, str], remove: Sequence[str]
+        self, nodes: Sequence[BaseNode], hashes: Mapping[str, str], remove: Sequence[str]
     ) -> None:
-        """Delete documents, then add chunks.
-
-        Args:
-            nodes: chunks with embeddings, of the documents to add; their Z-tokens are in the store.
-            hashes: hash of each of these documents, by id.
-            remove: ids of the documents to delete.
-        """
-        gone = self._texts_only_in(remove) - {chunk_text(node) for node in nodes}
+        new = {chunk_text(node) for node in nodes}
+        gone = self._texts_only_in(remove) - new
+        self.holding.add(new)
         with self._state_lock:
             try:
                 self._remove_documents(remove)
@@ -164,6 +138,8 @@ class Contents:
                 self.commit(self.manifest, forget=gone)
             except BaseException:
                 self._reload()
+                with suppress(ZtokError):  # else what the index on the disk holds is not known
+                    self.holding.release(new - set(former_texts(self.folder, self.manifest)))
                 raise
 
     def commit(self, manifest: Manifest, *, forget: Iterable[str] = ()) -> None:
@@ -186,10 +162,17 @@ class Contents:
             kept = {"default": storage.vector_store} if own else {}
             replace(storage, vector_stores=kept).persist(target)
             if forget := list(forget):
-                self.store.delete(forget)
+                self.holding.delete(forget)
         self.manifest = revised
+        if forget:
+            self.holding.release(forget)
+        # Of use for this build only, and they hold what the texts say.
+        remove_segments(self.folder.segments)
 
-    def _insert(self, nodes: Sequence[BaseNode], hashes: dict[str, str]) -> None:
+    def optimize(self) -> None:
+        """Nothing: each change writes the files anew, and searches are in memory."""
+
+    def _insert(self, nodes: Sequence[BaseNode], hashes: Mapping[str, str]) -> None:
         self._index.insert_nodes(nodes)
         for doc_id, content_hash in hashes.items():
             self._index.docstore.set_document_hash(doc_id, content_hash)

@@ -54,10 +54,15 @@ def check_documents(documents: Iterable[Document]) -> list[Document]:
             )
         own = _kept(document)
         if own.doc_id in seen:
-            raise ZtokError(f"two documents have the id {own.doc_id!r}; give each one its own.")
+            raise same_id(own)
         seen.add(own.doc_id)
         checked.append(own)
     return checked
+
+
+def same_id(document: Document) -> ZtokError:
+    """The error of two documents with the id of this one."""
+    return ZtokError(f"two documents have the id {document.doc_id!r}; give each one its own.")
 
 
 def has_words(document: Document) -> bool:
@@ -99,7 +104,7 @@ def recognize(documents: Iterable[Document], known: Mapping[str, KnownDocument])
     documents = list(documents)
     given = {document.doc_id for document in documents}
     free = {i: doc for i, doc in known.items() if i not in given}
-    unknown = [d for d in documents if d.doc_id not in known and _is_random(d.doc_id)]
+    unknown = [d for d in documents if d.doc_id not in known and is_random(d.doc_id)]
     found: dict[str, str] = {}
     for key_of in (_content, _source):
         waiting: dict[Any, list[str]] = {}
@@ -122,12 +127,17 @@ def _content(document: Document | KnownDocument) -> str | None:
 
 
 def _source(document: Document | KnownDocument) -> tuple[str, str] | None:
+    return source_of(document.metadata)
+
+
+def source_of(metadata: Mapping[str, Any]) -> tuple[str, str] | None:
     """File and part of it that a document is from, where its metadata say so."""
-    file = document.metadata.get(_SOURCE)
-    return None if file is None else (str(file), str(document.metadata.get(_PART, "")))
+    file = metadata.get(_SOURCE)
+    return None if file is None else (str(file), str(metadata.get(_PART, "")))
 
 
-def _is_random(doc_id: str) -> bool:
+def is_random(doc_id: str) -> bool:
+    """Whether an id is a UUID of version 4, as readers make up."""
     try:
         return uuid.UUID(doc_id).version == 4
     except ValueError:

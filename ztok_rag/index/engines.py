@@ -29,6 +29,7 @@ from llama_index.vector_stores.faiss import FaissVectorStore  # type: ignore[imp
 
 from ztok_rag.errors import ZtokError
 from ztok_rag.index.checks import check_embedding
+from ztok_rag.index.lance import LanceStore
 from ztok_rag.index.retriever import Retriever
 from ztok_rag.index.vectors import FlatStore
 from ztok_rag.llamaindex.arguments import parameters, refuse_unknown
@@ -36,7 +37,7 @@ from ztok_rag.llamaindex.postprocessor import FORMER_NAMES, ZTokenPostprocessor
 from ztok_rag.llamaindex.settings import llm_of
 
 if TYPE_CHECKING:
-    from ztok_rag.index.index import ZTokenIndex
+    from ztok_rag.index.asking import Asking
 
 TOP_K = 3
 """Chunks retrieved per question, unless `similarity_top_k` says otherwise."""
@@ -72,7 +73,7 @@ _CHAT_ENGINES: dict[str, Any] = {
 }
 
 
-def make_retriever(index: ZTokenIndex, arguments: dict[str, Any]) -> BaseRetriever:
+def make_retriever(index: Asking, arguments: dict[str, Any]) -> BaseRetriever:
     """What `ZTokenIndex.as_retriever` returns.
 
     Raises:
@@ -93,7 +94,7 @@ def make_retriever(index: ZTokenIndex, arguments: dict[str, Any]) -> BaseRetriev
             f"{given['vector_store_query_mode']!r}."
         ) from error
     given["vector_store_query_mode"] = mode
-    _refuse_what_faiss_ignores(index.contents.vector_store, given)
+    _refuse_what_is_ignored(index.contents.vector_store, given)
     embed_model = given.get("embed_model")
     if embed_model is not None:
         check_embedding(index.path, index.contents.manifest, embed_model)
@@ -107,7 +108,7 @@ def make_retriever(index: ZTokenIndex, arguments: dict[str, Any]) -> BaseRetriev
 
 
 def make_query_engine(
-    index: ZTokenIndex, llm: LLM | None, arguments: dict[str, Any]
+    index: Asking, llm: LLM | None, arguments: dict[str, Any]
 ) -> RetrieverQueryEngine:
     """What `ZTokenIndex.as_query_engine` returns.
 
@@ -134,7 +135,7 @@ def make_query_engine(
 
 
 def make_chat_engine(
-    index: ZTokenIndex, chat_mode: ChatMode | str, llm: LLM | None, arguments: dict[str, Any]
+    index: Asking, chat_mode: ChatMode | str, llm: LLM | None, arguments: dict[str, Any]
 ) -> BaseChatEngine:
     """What `ZTokenIndex.as_chat_engine` returns.
 
@@ -169,7 +170,7 @@ def make_chat_engine(
     return chat_engine
 
 
-def _llm(index: ZTokenIndex, llm: LLM | None) -> LLM:
+def _llm(index: Asking, llm: LLM | None) -> LLM:
     if llm is None:
         return index.llm()
     if not isinstance(llm, LLM):
@@ -177,25 +178,29 @@ def _llm(index: ZTokenIndex, llm: LLM | None) -> LLM:
     return llm
 
 
-def _postprocessors(index: ZTokenIndex, llm: LLM, arguments: dict[str, Any]) -> dict[str, Any]:
+def _postprocessors(index: Asking, llm: LLM, arguments: dict[str, Any]) -> dict[str, Any]:
     """The caller's node postprocessors, then the one that shows the LLM Z-tokens."""
     ours = index.postprocessor(llm=llm, **_part(arguments, _READING))
     return {"node_postprocessors": [*(arguments.get("node_postprocessors") or ()), ours]}
 
 
-def _refuse_what_faiss_ignores(store: BasePydanticVectorStore, given: dict[str, Any]) -> None:
-    if not isinstance(store, FaissVectorStore):
+def _refuse_what_is_ignored(store: BasePydanticVectorStore, given: dict[str, Any]) -> None:
+    """Refuse what our own vector stores do not heed; others are known to their owner."""
+    if not isinstance(store, FaissVectorStore | LanceStore):
         return
     heeded = {*_BASE, "similarity_top_k", "embed_model"}
-    if isinstance(store, FlatStore):
+    if isinstance(store, FlatStore | LanceStore):
         heeded |= {"filters", "doc_ids", "node_ids"}
+    if isinstance(store, LanceStore):
+        heeded.add("vector_store_kwargs")
     if given["vector_store_query_mode"] == VectorStoreQueryMode.DEFAULT:
         heeded.add("vector_store_query_mode")
+    name_of_store = "LanceDB" if isinstance(store, LanceStore) else "FAISS"
     for name in given:
         if name not in heeded:
             raise ZtokError(
-                f"FAISS searches by similarity alone and does not heed {name!r}; build the index "
-                "with a vector_store that does."
+                f"{name_of_store} searches by similarity alone and does not heed {name!r}; build "
+                "the index with a vector_store that does."
             )
 
 

@@ -8,87 +8,78 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_index.core import Document, StorageContext, VectorStoreIndex
-from llama_index.core.base.response.schema import RESPONSE_TYPE
-from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
+from llama_index.core import Document
 from llama_index.core.embeddings import BaseEmbedding
-from llama_index.core.indices.utils import embed_nodes
-from llama_index.core.llms import LLM
-from llama_index.core.query_engine import RetrieverQueryEngine
-from llama_index.core.retrievers import BaseRetriever
-from llama_index.core.schema import BaseNode
-from llama_index.core.vector_stores.types import BasePydanticVectorStore
 
 from ztok_rag.errors import ZtokError
 from ztok_rag.forks import ForkSafeLock
+from ztok_rag.index.asking import Asking
+from ztok_rag.index.building import NewFiles, build_large
 from ztok_rag.index.checks import check_embedding, check_settings
-from ztok_rag.index.chunks import chunk_text, compress_texts, split_documents
 from ztok_rag.index.contents import Contents
+from ztok_rag.index.corpus import Corpus
+from ztok_rag.index.distributed import RayEngine, make_engine
 from ztok_rag.index.documents import (
     check_documents,
     has_words,
     name_of,
     warn_left_out,
 )
-from ztok_rag.index.engines import TOP_K, make_chat_engine, make_query_engine, make_retriever
 from ztok_rag.index.folder import IndexFolder, Manifest
+from ztok_rag.index.former import has_documents, would_empty
+from ztok_rag.index.holding import is_shared, store_to_build, store_to_load
+from ztok_rag.index.ingestion import Ingestion
+from ztok_rag.index.large import LargeContents
 from ztok_rag.index.refresh import RefreshResult, plan_refresh
 from ztok_rag.index.stats import IndexStats, count
-from ztok_rag.index.vectors import (
-    FlatStore,
-    deletable,
-    has_documents,
-    read_index,
-    vector_index,
-)
+from ztok_rag.index.stores import Stores, TextGiven, VectorsGiven, theirs
+from ztok_rag.index.vectors import empty_index, read_index
+from ztok_rag.inputs import as_iterator
 from ztok_rag.llamaindex.embedding import default_embedding, embedding_dimension, embedding_name
-from ztok_rag.llamaindex.llm import ZTokenLLM
-from ztok_rag.llamaindex.postprocessor import ZTokenPostprocessor
 from ztok_rag.llamaindex.settings import user_embedding
-from ztok_rag.selection.query_aware import QueryAwareSelector
 from ztok_rag.storage.defaults import default_compressor
-from ztok_rag.storage.store import Closing, ZStore
+from ztok_rag.storage.store import ZStore
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
 
 
-class ZTokenIndex(Closing):
+class ZTokenIndex(Asking):
     """Documents that are searched by embeddings of their text, and read as Z-tokens.
 
     An index is made by `build` or `load`. A chunk is compressed when its document is inserted, so
     no query waits for compression. A change is on disk when its method returns. It is atomic:
     after an error or a kill, the folder holds the index from before or after it. The exception is
-    a vector store of the caller's own: its vectors are the caller's to keep and to restore.
+    a store of the caller's own: what is in it is the caller's to keep and to restore.
 
     Threads may query an object while another thread changes it. Processes may share a folder; a
-    process cannot change an index that another has changed since, and is told to load it again.
+    process cannot change an index that another has changed since, and is told to load it again. Of
+    an index with text and vectors on disk, processes see each other's changes and take turns.
     """
 
     def __reduce__(self) -> tuple[Callable[..., ZTokenIndex], tuple[Any, ...]]:
         """A copy, also one in another process, is the same folder loaded again.
 
         Raises:
-            ZtokError: the vectors are in a store of the caller's.
+            ZtokError: text or vectors are in a store of the caller's.
         """
-        if self.contents.manifest.vector_store:
+        if elsewhere := theirs(self.contents.manifest):
             raise ZtokError(
-                f"the index {self.path} has vectors in a {self.contents.manifest.vector_store} of "
-                "yours, and cannot be copied or sent to another process; load it there."
+                f"the index {self.path} has {elsewhere} of yours, and cannot be copied or sent to "
+                "another process; load it there."
             )
-        return _load, (self.path, self._embed_model, self._compressor)
+        store = self.store if self.contents.holding.is_shared else None
+        return _load, (self.path, self._embed_model, self._compressor, store)
 
     def __init__(
         self,
-        folder: IndexFolder,
-        manifest: Manifest,
-        index: VectorStoreIndex,
+        contents: Corpus,
         *,
         embed_model: BaseEmbedding | None,
         compressor: ZCompressor | None,
     ) -> None:
         """Use `build` or `load` instead."""
-        self.contents = Contents(folder, manifest, index, ZStore(folder.store))
+        self.contents = contents
         self._embed_model = embed_model
         self._compressor = compressor
         self._change_lock = ForkSafeLock()
@@ -107,9 +98,12 @@ class ZTokenIndex(Closing):
         chunk_overlap: int = 0,
         embed_model: BaseEmbedding | None = None,
         compressor: ZCompressor | None = None,
-        vector_store: BasePydanticVectorStore | None = None,
+        vector_store: VectorsGiven = None,
+        docstore: TextGiven = None,
+        store: ZStore | str | Path | None = None,
         show_progress: bool = False,
         allow_empty: bool = False,
+        engine: str | RayEngine | None = None,
     ) -> ZTokenIndex:
         """Index documents. An index in the folder is replaced; a folder of other files is refused.
 
@@ -117,7 +111,8 @@ class ZTokenIndex(Closing):
         A build that was killed can be repeated, and does not compress the same chunks again.
 
         Args:
-            documents: any number, each with an id of its own; read once. Those without words are
+            documents: any number, each with an id of its own; read once, and with `docstore`
+                not held in memory. Those without words are
                 left out, with a warning that names them. Metadata that JSON does not hold, such as
                 dates, are kept as the text that LlamaIndex shows of them.
             path: folder of the index, made if needed.
@@ -127,26 +122,40 @@ class ZTokenIndex(Closing):
             embed_model: `None` is `Settings.embed_model` where it was set, else
                 `ztok_rag.default_embedding()`.
             compressor: `None` is the default one.
-            vector_store: an empty LlamaIndex vector store that the caller keeps; `None` is a
-                FAISS store in the folder, exact and by cosine.
+            vector_store: `"lance"` keeps vectors in the folder, in LanceDB, and none in memory; or
+                it is an empty LlamaIndex vector store that the caller keeps. `None` is a FAISS
+                store in the folder, exact and by cosine, held in memory.
+            docstore: `"sqlite"` keeps text in the folder, in SQLite, and none in memory; or it is
+                an empty LlamaIndex document store that the caller keeps. `None` is files in the
+                folder, held in memory. With `docstore`, `vector_store` is `"lance"` unless told
+                otherwise, and with `vector_store="lance"`, `docstore` is `"sqlite"`.
+            store: a store of Z-tokens that the index shares with others, or its folder or URL, such
+                as `redis://…`; `None` is a store in the folder of the index.
             show_progress: whether to show progress bars.
             allow_empty: whether an index with documents may be replaced by one without.
+            engine: `"ray"` or a `RayEngine` compresses and embeds on Ray, with the same result;
+                `None` does so in this process.
 
         Raises:
             ZtokError: two documents have one id, metadata cannot be kept, a setting is out of
-                range, the folder holds something else, or the index in it would be emptied.
+                range, the folder holds something else, the index in it would be emptied, or Ray
+                is missing or fails.
         """
+        workers = make_engine(engine)
         check_settings(rate, chunk_size, chunk_overlap)
-        given = check_documents(documents)
-        worded = [document for document in given if has_words(document)]
+        stores = Stores.to_build(docstore, vector_store)
+        documents = as_iterator(documents, "documents")
+        checked = None if stores.text else check_documents(documents)
         folder = IndexFolder(path)
         folder.claim()
-        if not worded and not allow_empty and has_documents(folder):
-            raise _would_empty(folder.path, "build")
-        warn_left_out(document for document in given if not has_words(document))
+        if checked is not None:
+            if not any(map(has_words, checked)) and not allow_empty and has_documents(folder):
+                raise would_empty(folder.path, "build")
+            warn_left_out(document for document in checked if not has_words(document))
         compressor = compressor or default_compressor()
         embed_model = embed_model or user_embedding() or default_embedding()
         dimension = embedding_dimension(embed_model)
+        opened = store_to_build(folder, store)
         manifest = Manifest(
             rate=rate,
             chunk_size=chunk_size,
@@ -155,17 +164,30 @@ class ZTokenIndex(Closing):
             slots=compressor.slots,
             embed_model=embedding_name(embed_model),
             embed_dimension=dimension,
-            vector_store="" if vector_store is None else vector_store.class_name(),
+            vector_store=stores.vectors,
+            docstore=stores.text,
+            store=opened.name if is_shared(folder, opened) else "",
         )
-        vectors = FlatStore.empty(dimension) if vector_store is None else vector_store
-        storage = StorageContext.from_defaults(vector_store=deletable(vectors))
-        llama_index = vector_index(storage, nodes=[])
-        index = cls(folder, manifest, llama_index, embed_model=embed_model, compressor=compressor)
+        models: Any = {"embed_model": embed_model, "compressor": compressor}
         try:
-            index._change(add=worded, show_progress=show_progress)
-            index.store.prune(manifest.fingerprint, index.contents.texts())
+            if checked is None:
+                files = NewFiles(folder, manifest, opened, stores.docstore, stores.vector_store)
+                ingestion = Ingestion(
+                    manifest, compressor, embed_model, opened, workers, show_progress
+                )
+                large = build_large(documents, files, ingestion, allow_empty=allow_empty)
+                index = cls(large, **models)
+            else:
+                vectors = empty_index(manifest.embed_dimension, stores.vector_store)
+                index = cls(Contents(folder, manifest, vectors, opened), **models)
+                worded = [document for document in checked if has_words(document)]
+                index._change(add=worded, show_progress=show_progress, workers=workers)
+            if checked is not None or not files.is_fresh:
+                index.contents.holding.keep_only(manifest.fingerprint, index.contents.texts())
+            if manifest.store:
+                folder.remove_store()
         except BaseException:
-            index.close()
+            opened.close()
             raise
         return index
 
@@ -176,7 +198,9 @@ class ZTokenIndex(Closing):
         *,
         embed_model: BaseEmbedding | None = None,
         compressor: ZCompressor | None = None,
-        vector_store: BasePydanticVectorStore | None = None,
+        vector_store: VectorsGiven = None,
+        docstore: TextGiven = None,
+        store: ZStore | str | Path | None = None,
     ) -> ZTokenIndex:
         """Open an index.
 
@@ -187,25 +211,34 @@ class ZTokenIndex(Closing):
             path: folder that `build` wrote.
             embed_model: the model that the index was built with; `None` as in `build`.
             compressor: `None` is the default one. Default models are loaded when first needed.
-            vector_store: the one that was given to `build`, if any.
+            vector_store: the one of yours that was given to `build`, if any.
+            docstore: the one of yours that was given to `build`, if any.
+            store: the one that was given to `build`, if any, or its folder or URL.
 
         Raises:
             ZtokError: there is no index or it is damaged, the embedding model is another one, or
-                the vector store is missing.
+                a store of yours is missing.
         """
         folder = IndexFolder(path)
         manifest = folder.read()
         embed_model = embed_model or user_embedding()
         check_embedding(folder.path, manifest, embed_model)
-        if bool(manifest.vector_store) != (vector_store is not None):
-            raise ZtokError(
-                f"the vectors of the index {folder.path} are in a {manifest.vector_store} of "
-                "yours; pass it as vector_store."
-                if manifest.vector_store
-                else f"the index {folder.path} has its own vectors; leave vector_store out."
+        stores = Stores.to_load(folder.path, manifest, docstore, vector_store)
+        opened = store_to_load(folder, manifest, store)
+        contents: Corpus
+        if manifest.is_large:
+            contents = LargeContents(
+                folder,
+                manifest,
+                opened,
+                docstore=stores.docstore,
+                vector_store=stores.vector_store,
             )
-        llama_index = read_index(folder, vector_store)
-        index = cls(folder, manifest, llama_index, embed_model=embed_model, compressor=compressor)
+        else:
+            contents = Contents(folder, manifest, read_index(folder, stores.vector_store), opened)
+        if not folder.is_read_only:
+            contents.holding.add_if_none(contents.texts)
+        index = cls(contents, embed_model=embed_model, compressor=compressor)
         if compressor is not None:
             index._warn_if_outdated(compressor)
         return index
@@ -217,24 +250,14 @@ class ZTokenIndex(Closing):
     # -- what it is made of
 
     @property
-    def path(self) -> Path:
-        """Folder of the index."""
-        return self.contents.folder.path
-
-    @property
-    def store(self) -> ZStore:
-        """The store of this index's Z-tokens; its secret signs the handles."""
-        return self.contents.store
-
-    @property
-    def rate(self) -> float:
-        """Source tokens per Z-token that chunks are compressed at."""
-        return self.contents.manifest.rate
-
-    @property
     def chunk_size(self) -> int:
         """Longest chunk, in tokens of the base LLM."""
         return self.contents.manifest.chunk_size
+
+    @property
+    def is_large(self) -> bool:
+        """Whether text and vectors stay on disk, or in stores of yours, and not in memory."""
+        return self.contents.manifest.is_large
 
     @property
     def document_ids(self) -> tuple[str, ...]:
@@ -269,83 +292,6 @@ class ZTokenIndex(Closing):
             loaded = self._compressor
         return count(self.contents, None if loaded is None else loaded.fingerprint)
 
-    # -- asking it
-
-    def llm(self, *, max_new_tokens: int = 64, **kwargs: Any) -> ZTokenLLM:
-        """A `ZTokenLLM` that reads this index's handles; `kwargs` are further arguments of it."""
-        return ZTokenLLM(
-            reader=self.compressor.reader,
-            store=self.store,
-            max_new_tokens=max_new_tokens,
-            **kwargs,
-        )
-
-    def postprocessor(self, **kwargs: Any) -> ZTokenPostprocessor:
-        """A `ZTokenPostprocessor` over this index's store; `kwargs` are further arguments of it."""
-        return ZTokenPostprocessor(
-            compressor=self.compressor,
-            store=self.store,
-            **{"rate": self.rate, "embed_model": self.embed_model, **kwargs},
-        )
-
-    def as_retriever(self, **kwargs: Any) -> BaseRetriever:
-        """A LlamaIndex retriever of the best chunks; it follows changes of the index.
-
-        Args:
-            kwargs: as of `VectorStoreIndex.as_retriever`. `similarity_top_k` chunks are
-                retrieved, by default 3, of those that `filters`, `doc_ids` and `node_ids` let
-                through. `vector_store_query_mode` and the like need a vector store of your own
-                that heeds them; FAISS does not.
-
-        Raises:
-            ZtokError: an argument is not known, out of range, or not heeded by the vector store.
-        """
-        return make_retriever(self, kwargs)
-
-    def as_query_engine(self, llm: LLM | None = None, **kwargs: Any) -> RetrieverQueryEngine:
-        """A LlamaIndex query engine that answers from the Z-tokens of the best chunks.
-
-        Args:
-            llm: what answers, if not `self.llm()`; it must be able to read this index's handles.
-            kwargs: as of `VectorStoreIndex.as_query_engine`: those of `as_retriever`, and
-                `response_mode`, `text_qa_template`, `streaming` and the like.
-                `node_postprocessors` run before the text becomes Z-tokens. Besides, `rate`,
-                `token_budget`, and what else `ZTokenPostprocessor` reads by.
-
-        Raises:
-            ZtokError: an argument is not known or not heeded, or `llm` cannot read Z-tokens.
-        """
-        return make_query_engine(self, llm, kwargs)
-
-    def as_chat_engine(
-        self, chat_mode: ChatMode | str = ChatMode.BEST, llm: LLM | None = None, **kwargs: Any
-    ) -> BaseChatEngine:
-        """A LlamaIndex chat engine that answers from the Z-tokens of the best chunks.
-
-        Args:
-            chat_mode: `"context"`, `"condense_plus_context"` (the best), `"condense_question"` or
-                `"simple"`, which retrieves nothing.
-            llm: what answers, if not `self.llm()`; it must be able to read this index's handles.
-            kwargs: as of `VectorStoreIndex.as_chat_engine`: those of `as_retriever`,
-                `node_postprocessors`, and those of the mode, such as `memory`. Besides, what
-                `ZTokenPostprocessor` reads by.
-
-        Raises:
-            ZtokError: there is no such mode, an argument is not known in it or not heeded, or
-                `llm` cannot read Z-tokens.
-        """
-        return make_chat_engine(self, chat_mode, llm, kwargs)
-
-    def query(self, question: str, *, similarity_top_k: int = TOP_K) -> RESPONSE_TYPE:
-        """The answer to a question, with the chunks it was read from in `source_nodes`.
-
-        Raises:
-            ZtokError: the question has no words, or `similarity_top_k` is below 1.
-        """
-        if not question.strip():
-            raise ZtokError("the question has no words; ask one.")
-        return self.as_query_engine(similarity_top_k=similarity_top_k).query(question)
-
     # -- changing it
 
     def insert(self, document: Document, *, show_progress: bool = False) -> None:
@@ -360,7 +306,7 @@ class ZTokenIndex(Closing):
             (own,) = check_documents([document])
             if not has_words(own):
                 raise ZtokError(f"the document {name_of(own)} has no words to index; leave it out.")
-            if own.doc_id in self.document_ids:
+            if self.contents.has_document(own.doc_id):
                 raise ZtokError(
                     f"the index {self.path} has a document {own.doc_id!r} already; use "
                     "refresh_ref_docs() to replace it."
@@ -384,7 +330,7 @@ class ZTokenIndex(Closing):
                 "a ZTokenIndex keeps no text of a deleted document; leave delete_from_docstore out."
             )
         with self._change_lock:
-            if ref_doc_id not in self.document_ids:
+            if not self.contents.has_document(ref_doc_id):
                 raise ZtokError(
                     f"the index {self.path} has no document {ref_doc_id!r}; document_ids lists "
                     "those it has."
@@ -398,6 +344,7 @@ class ZTokenIndex(Closing):
         remove_others: bool = False,
         show_progress: bool = False,
         allow_empty: bool = False,
+        engine: str | RayEngine | None = None,
     ) -> RefreshResult:
         """Add documents that are new, and replace those whose text or metadata has changed.
 
@@ -414,19 +361,28 @@ class ZTokenIndex(Closing):
             remove_others: whether to delete all other documents of the index.
             show_progress: whether to show progress bars.
             allow_empty: whether the index may end without any document.
+            engine: as of `build`.
 
         Raises:
-            ZtokError: two documents have one id, or the index would be emptied. Nothing is changed
-                then.
+            ZtokError: two documents have one id, the index would be emptied, or Ray is missing or
+                fails. Nothing is changed then.
         """
+        workers = make_engine(engine)
         with self._change_lock:
-            known = self.contents.known()
-            plan = plan_refresh(check_documents(documents), known, remove_others=remove_others)
-            if known and not allow_empty and plan.empties(known):
-                raise _would_empty(self.path, "refresh_ref_docs")
+            checked = check_documents(documents)
+            others = self.document_ids if remove_others else ()
+            plan = plan_refresh(checked, self.contents.known(checked), others)
+            count = self.contents.document_count
+            if count and not allow_empty and plan.empties(count):
+                raise would_empty(self.path, "refresh_ref_docs")
             warn_left_out(plan.left_out)
             if plan.add or plan.remove:
-                self._change(add=plan.add, remove=plan.remove, show_progress=show_progress)
+                self._change(
+                    add=plan.add,
+                    remove=plan.remove,
+                    show_progress=show_progress,
+                    workers=workers,
+                )
             return plan.result
 
     def recompress(self, *, rate: float | None = None, show_progress: bool = False) -> int:
@@ -447,13 +403,29 @@ class ZTokenIndex(Closing):
             rate = self.rate if rate is None else rate
             check_settings(rate, self.chunk_size, self.contents.manifest.chunk_overlap)
             fingerprint, slots = self.compressor.fingerprint, self.compressor.slots
-            texts = self.contents.texts()
-            compressed = self._compress(texts, show_progress)
+            compressed = self._ingestion(None, show_progress).compress(
+                self.contents.texts(), self.contents.chunk_count
+            )
             self.contents.commit(
                 replace(self.contents.manifest, rate=rate, fingerprint=fingerprint, slots=slots)
             )
-            self.store.prune(fingerprint, texts)
+            self.contents.holding.keep_only(fingerprint, self.contents.texts())
             return compressed
+
+    def optimize(self) -> None:
+        """Make an index with vectors in LanceDB fast to search, and its files few.
+
+        Small files are joined, vectors are indexed from 20,000 on, and files of old versions are
+        deleted. Until then a search compares the question with every new vector, and vectors of
+        deleted documents stay in the files. It pays after each 100,000 chunks or so. Searches go on
+        meanwhile; changes wait. Indexes that are held in memory need none of it.
+
+        Raises:
+            ZtokError: the folder cannot be written.
+        """
+        with self._change_lock:
+            self.contents.folder.check_writable()
+            self.contents.optimize()
 
     def _change(
         self,
@@ -461,6 +433,7 @@ class ZTokenIndex(Closing):
         add: Sequence[Document] = (),
         remove: Sequence[str] = (),
         show_progress: bool = False,
+        workers: RayEngine | None = None,
     ) -> None:
         """Delete the documents `remove`, then add the documents `add`, in memory and on disk.
 
@@ -470,28 +443,14 @@ class ZTokenIndex(Closing):
             self.contents.folder.check_writable()
             # Hashed first, in case the caller changes a document in the meantime.
             hashes = {doc.doc_id: doc.hash for doc in add}
-            nodes = self._prepare(add, show_progress)
+            nodes = self._ingestion(workers, show_progress).chunks(
+                add, self.contents.folder.segments
+            )
             self.contents.change(nodes, hashes, remove)
 
-    def _prepare(self, documents: Sequence[Document], show_progress: bool) -> list[BaseNode]:
-        """The chunks of documents, with embeddings, after their Z-tokens were put in the store."""
-        manifest = self.contents.manifest
-        nodes = split_documents(
-            documents,
-            self.compressor.tokenizer,
-            chunk_size=manifest.chunk_size,
-            chunk_overlap=manifest.chunk_overlap,
-        )
-        self._compress([chunk_text(node) for node in nodes], show_progress)
-        vectors = embed_nodes(nodes, self.embed_model, show_progress=show_progress)
-        for node in nodes:
-            node.embedding = vectors[node.node_id]
-        return nodes
-
-    def _compress(self, texts: Sequence[str], show_progress: bool) -> int:
-        """Put the Z-tokens of texts into the store; the number that had to be compressed."""
-        selector = QueryAwareSelector.over(self.compressor, self.store, self.embed_model)
-        return compress_texts(selector, texts, show_progress=show_progress)
+    def _ingestion(self, engine: RayEngine | None, show_progress: bool) -> Ingestion:
+        models = self.compressor, self.embed_model
+        return Ingestion(self.contents.manifest, *models, self.store, engine, show_progress)
 
     def _warn_if_outdated(self, compressor: ZCompressor) -> None:
         built_by = self.contents.manifest.fingerprint
@@ -505,13 +464,9 @@ class ZTokenIndex(Closing):
 
 
 def _load(
-    path: Path, embed_model: BaseEmbedding | None, compressor: ZCompressor | None
+    path: Path,
+    embed_model: BaseEmbedding | None,
+    compressor: ZCompressor | None,
+    store: ZStore | None = None,
 ) -> ZTokenIndex:
-    return ZTokenIndex.load(path, embed_model=embed_model, compressor=compressor)
-
-
-def _would_empty(path: Path, method: str) -> ZtokError:
-    return ZtokError(
-        f"there is no document with words, so {method}() would empty the index {path}; give "
-        "documents, or allow_empty=True if that is meant."
-    )
+    return ZTokenIndex.load(path, embed_model=embed_model, compressor=compressor, store=store)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llama_index.core import Document
@@ -44,20 +44,20 @@ class Refresh:
     left_out: Sequence[Document]
     result: RefreshResult
 
-    def empties(self, known: Collection[str]) -> bool:
-        """Whether none of the documents `known` stays, and none comes."""
-        return not self.result.added and set(self.result.removed) == set(known)
+    def empties(self, count: int) -> bool:
+        """Whether none of the `count` documents of the index stays, and none comes."""
+        return not self.result.added and len(self.result.removed) == count
 
 
 def plan_refresh(
-    documents: Iterable[Document], known: Mapping[str, KnownDocument], *, remove_others: bool
+    documents: Iterable[Document], known: Mapping[str, KnownDocument], others: Iterable[str] = ()
 ) -> Refresh:
     """Compare documents with those of an index.
 
     Args:
         documents: as from `check_documents`.
-        known: documents of the index by their ids.
-        remove_others: whether those that are not given go.
+        known: documents of the index that the given ones may be, by their ids.
+        others: ids of documents of the index that go if they are not given.
     """
     given = recognize(documents, known)
     worded = [doc for doc in given if has_words(doc)]
@@ -67,8 +67,7 @@ def plan_refresh(
     changed = [doc for doc in old if known[doc.doc_id].hash != doc.hash]
     unchanged = [doc for doc in old if known[doc.doc_id].hash == doc.hash]
     removed = {doc.doc_id for doc in blank if doc.doc_id in known}
-    if remove_others:
-        removed |= known.keys() - {doc.doc_id for doc in given}
+    removed |= set(others) - {doc.doc_id for doc in given}
     result = RefreshResult(
         added=_ids(new),
         changed=_ids(changed),

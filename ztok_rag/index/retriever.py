@@ -17,7 +17,7 @@ from ztok_rag.llamaindex.threads import in_thread
 if TYPE_CHECKING:
     from llama_index.core.embeddings import BaseEmbedding
 
-    from ztok_rag.index.contents import Contents
+    from ztok_rag.index.corpus import Corpus
 
 
 class Retriever(BaseRetriever):
@@ -25,7 +25,7 @@ class Retriever(BaseRetriever):
 
     def __init__(
         self,
-        contents: Contents,
+        contents: Corpus,
         embed_model: BaseEmbedding,
         query: VectorStoreQuery,
         store_arguments: Mapping[str, Any],

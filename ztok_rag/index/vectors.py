@@ -21,6 +21,7 @@ from llama_index.vector_stores.faiss import FaissMapVectorStore  # type: ignore[
 from numpy.typing import NDArray
 
 from ztok_rag.errors import ZtokError
+from ztok_rag.files import check_digests
 from ztok_rag.forks import in_forked_processes
 from ztok_rag.index.folder import IndexFolder
 
@@ -113,6 +114,17 @@ def vector_index(storage: StorageContext, **kwargs: Any) -> VectorStoreIndex:
     )
 
 
+def empty_index(dimension: int, vector_store: BasePydanticVectorStore | None) -> VectorStoreIndex:
+    """LlamaIndex's index of nothing.
+
+    Args:
+        dimension: of the vectors.
+        vector_store: the caller's; `None` is a `FlatStore`.
+    """
+    vectors = FlatStore.empty(dimension) if vector_store is None else vector_store
+    return vector_index(StorageContext.from_defaults(vector_store=deletable(vectors)), nodes=[])
+
+
 def read_index(
     folder: IndexFolder, vector_store: BasePydanticVectorStore | None
 ) -> VectorStoreIndex:
@@ -128,6 +140,7 @@ def read_index(
     path = str(folder.index)
     try:
         with folder.locked(is_reading=True):
+            check_digests(folder.index)
             vectors = FlatStore.from_persist_dir(path) if vector_store is None else vector_store
             storage = StorageContext.from_defaults(
                 docstore=SimpleDocumentStore.from_persist_dir(path),
@@ -140,14 +153,3 @@ def read_index(
         raise ZtokError(
             f"the index {folder.path} is damaged ({error}); build it again from its documents."
         ) from error
-
-
-def has_documents(folder: IndexFolder) -> bool:
-    """Whether an index is in a folder that holds documents, or may hold some."""
-    if not folder.exists():
-        return False
-    try:
-        with folder.locked(is_reading=True):
-            return bool(SimpleDocumentStore.from_persist_dir(str(folder.index)).docs)
-    except (OSError, ValueError, KeyError, TypeError):
-        return True

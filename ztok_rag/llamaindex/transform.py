@@ -97,7 +97,7 @@ class ZTokenTransform(MadeAgain, TransformComponent):
         embed_model = self._embed_model or user_embedding()
         made_with = {
             "checkpoint": default_fingerprint() if compressor is None else compressor.fingerprint,
-            "store": str(store.path),
+            "store": store.name,
             "store_id": store.id,
             "embed_model": DEFAULT_EMBEDDING
             if embed_model is None
@@ -112,13 +112,13 @@ class ZTokenTransform(MadeAgain, TransformComponent):
         Args:
             data: what `to_dict` gave.
             kwargs: further arguments of the class; the compressor and the embedding model, where
-                they are not the default ones.
+                they are not the default ones, and a store in Redis that needs a password.
 
         Raises:
             ZtokError: the checkpoint or the embedding model is another.
         """
         data = dict(data)
-        if made_with := data.pop(_MADE_WITH, None):
+        if (made_with := data.pop(_MADE_WITH, None)) and "store" not in kwargs:
             kwargs = {"store": ZStore(made_with["store"]), **kwargs}
         made = super().from_dict(data, **kwargs)
         if made_with:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
@@ -36,6 +37,7 @@ BITS = 56
 """Bits that are kept of a sentence's embedding: signs of projections onto random directions
 (Charikar 2002), the same on every machine."""
 
+_CHECKSUM_BYTES = 4
 _MEMORY = 4096  # texts whose sentences are kept in memory
 _SHRINK = 0.8  # signs overstate a cosine by about this
 # Lines, and sentences in scripts whose full stop is not "."; the closing signs stay with them.
@@ -97,12 +99,12 @@ class SentenceScorer:
         """Embed the sentences of texts that are neither in memory nor in the store."""
         kind, width = self._kind()
         missing = []
-        for text in dict.fromkeys(texts):
-            if text in self._signs:
-                continue
-            data = self._store.get_bytes(kind, text) if self._store is not None else None
-            if data is not None and len(data) == width * len(split_sentences(text)):
-                self._remember(text, np.frombuffer(data, np.uint8).reshape(-1, width))
+        new = [text for text in dict.fromkeys(texts) if text not in self._signs]
+        kept = self._store.get_bytes_many(kind, new) if self._store is not None and new else {}
+        for text in new:
+            signs = _unpacked(text, kept[text], width) if text in kept else None
+            if signs is not None:
+                self._remember(text, signs)
             else:
                 missing.append(text)
         pieces = [text[a:b] for text in missing for a, b in split_sentences(text)]
@@ -110,12 +112,14 @@ class SentenceScorer:
             return
         vectors = np.asarray(self.embed_model.get_text_embedding_batch(pieces))
         signs, at = np.packbits(vectors @ _directions(vectors.shape[1]) > 0, axis=1), 0
+        made: dict[str, bytes] = {}
         for text in missing:
             own = signs[at : at + len(split_sentences(text))]
             at += len(own)
             self._remember(text, own)
-            if self._store is not None:
-                self._store.put_bytes(kind, text, own.tobytes())
+            made[text] = _packed(text, own)
+        if self._store is not None:
+            self._store.put_bytes_many(kind, made)
 
     def probabilities(self, question: str, texts: Sequence[str]) -> list[FloatArray]:
         """Probability that each sentence holds what is asked for.
@@ -155,7 +159,8 @@ class SentenceScorer:
 
     def stored_bytes(self, texts: Sequence[str]) -> int:
         """Bytes of the kept embeddings of the sentences of texts."""
-        return sum(self._kind()[1] * len(split_sentences(text)) for text in texts)
+        width = self._kind()[1]
+        return sum(_CHECKSUM_BYTES + width * len(split_sentences(text)) for text in texts)
 
     def _kind(self) -> tuple[str, int]:
         """Name of this model's embeddings in the store, and bytes per sentence."""
@@ -169,6 +174,25 @@ class SentenceScorer:
             self._signs[text] = signs
             while len(self._signs) > _MEMORY:
                 self._signs.popitem(last=False)
+
+
+def _packed(text: str, signs: NDArray[np.uint8]) -> bytes:
+    """The bytes of a text's sentence embeddings, with a checksum that depends on the text."""
+    data = signs.tobytes()
+    return _checksum(text, data) + data
+
+
+def _unpacked(text: str, data: bytes, width: int) -> NDArray[np.uint8] | None:
+    """Inverse of `_packed`, `[n_sentences, width]`; `None` if it is damaged or of another text."""
+    checksum, own = data[:_CHECKSUM_BYTES], data[_CHECKSUM_BYTES:]
+    if len(own) != width * len(split_sentences(text)) or checksum != _checksum(text, own):
+        return None
+    return np.frombuffer(own, np.uint8).reshape(-1, width)
+
+
+def _checksum(text: str, data: bytes) -> bytes:
+    of_text = zlib.crc32(text.encode("utf-8", "surrogatepass"))
+    return zlib.crc32(data, of_text).to_bytes(_CHECKSUM_BYTES, "little")
 
 
 def probabilities(

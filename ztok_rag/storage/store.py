@@ -1,29 +1,26 @@
-"""`ZStore`: compressed texts on disk, keyed by the text and by the checkpoint."""
+"""`ZStore`: compressed texts, keyed by the text and by the checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import sqlite3
-import time
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
-
-import diskcache
+from typing import TYPE_CHECKING, TypeVar
 
 from ztok_rag.codec.base import cache_dir
 from ztok_rag.codec.compressed_text import CompressedText, stored_length
 from ztok_rag.errors import ZtokError, check_rate
 from ztok_rag.forks import ForkSafeLock
-from ztok_rag.inputs import absolute_path, as_list
-from ztok_rag.storage.disk import BytesCache, ReadOnlyCache
+from ztok_rag.inputs import absolute_path, as_iterator, as_list
+from ztok_rag.storage.backends import BackendError
+from ztok_rag.storage.closing import Closing
+from ztok_rag.storage.entries import Entries
 from ztok_rag.storage.handle import secret_id
-from ztok_rag.storage.secret import given_secret, load_secret
+from ztok_rag.storage.opening import open_folder, open_redis
+from ztok_rag.storage.secret import given_secret
+from ztok_rag.storage.url import StoreUrl, is_url
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
@@ -53,82 +50,117 @@ class StoreStats:
     corrupt: int = 0
 
 
-class Closing(ABC):
-    """Closed at the end of a `with` block."""
-
-    @abstractmethod
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
 class ZStore(Closing):
-    """A folder of Z-token sequences, with the secret that signs this installation's handles.
+    """Z-token sequences in a folder or in Redis, with the secret that signs their handles.
 
-    Entries are raw bytes, and nothing read from the folder is unpickled. Threads may share an
-    object, and processes may share a folder. Caching never makes a query fail: an entry that
-    cannot be read is compressed again, with a warning, and so is a text that cannot be written.
+    Entries are raw bytes, and nothing that is read is unpickled. Threads may share an object, and
+    processes may share a folder; machines may share a Redis database. The first to write the
+    Z-tokens of a text wins. Caching never makes a query fail: an entry that cannot be read is
+    compressed again, with a warning. What cannot be written waits in memory, up to 64 MiB, and is
+    written when that is possible again.
     """
 
-    def __init__(self, path: str | Path | None = None, *, secret: bytes | None = None) -> None:
-        """Open the store in folder `path`, which is made if needed.
+    def __init__(
+        self,
+        path: str | Path | StoreUrl | None = None,
+        *,
+        secret: bytes | None = None,
+        size_limit: int | None = None,
+    ) -> None:
+        """Open the store in folder `path`, which is made if needed, or in a Redis database.
 
         A store that is there and cannot be written is only read.
 
         Args:
-            path: `None` is the folder `store` in the package's cache folder.
+            path: a folder, or a URL: `redis://:PASSWORD@HOST:PORT/DB`, `rediss://…` with TLS, or
+                `unix:///PATH?db=DB`. `?prefix=NAME` keeps several stores apart in one database.
+                `None` is the folder `store` in the package's cache folder.
             secret: 32 bytes that sign handles, so that several machines accept each other's;
-                `None` is what the file that `ZTOK_SECRET_FILE` names holds, else the folder's own.
+                `None` is what the file that `ZTOK_SECRET_FILE` names holds, else the one that the
+                first to open the folder or the database has made there.
+            size_limit: most bytes of all values. Above, entries are dropped that were not used for
+                longest, but none that an index refers to. `None` is no limit.
 
         Raises:
-            ZtokError: the folder cannot be made, or is there without a store and not writable; or
-                the secret has another length, or its file cannot be read.
+            ZtokError: the folder cannot be made, or is there without a store and not writable; the
+                server does not answer and no secret is given, or refuses the password; the URL,
+                the secret or the limit is malformed; or the package redis is not installed.
         """
-        given = given_secret(secret)
-        self.path = absolute_path(path) if path is not None else cache_dir() / "store"
-        self._cache: BytesCache | ReadOnlyCache
-        database = self.path / "cache.db"
-        try:
-            if database.is_file() and not _all_writable(self.path, database):
-                self._secret = given or load_secret(self.path / "secret", is_read_only=True)
-                self._cache = ReadOnlyCache(str(self.path))
-            else:
-                self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._secret = given or load_secret(self.path / "secret")
-                self._cache = self._open()
-        except (OSError, ValueError, sqlite3.Error) as error:  # a path with a NUL is the second
+        is_whole = isinstance(size_limit, int) and not isinstance(size_limit, bool)
+        if size_limit is not None and (not is_whole or size_limit < 1):
             raise ZtokError(
-                f"cannot open the store {self.path} ({error}); give ZStore a writable folder."
-            ) from error
+                f"size_limit is a whole number of bytes, at least 1 byte, not {size_limit!r}; "
+                "None is no limit."
+            )
+        given = given_secret(secret)
+        self._place: Path | StoreUrl
+        if isinstance(path, str) and is_url(path):
+            path = StoreUrl.parse(path)
+        if isinstance(path, StoreUrl):
+            self._place = path
+            self._cache, self._secret = open_redis(path, given, size_limit)
+        else:
+            self._place = absolute_path(path) if path is not None else cache_dir() / "store"
+            self._cache, self._secret = open_folder(self._place, given, size_limit)
         self._own_secret = secret
+        self._size_limit = size_limit
         self._stats = StoreStats()
         self._stats_lock = ForkSafeLock()
         self._compress_lock = ForkSafeLock()
+        self._entries = Entries(self._cache, self.name)
 
-    def __reduce__(self) -> tuple[Callable[..., ZStore], tuple[Path, bytes | None]]:
-        """A copy, also one in another process, is the same folder opened again."""
-        return _opened, (self.path, self._own_secret)
+    def __reduce__(
+        self,
+    ) -> tuple[Callable[..., ZStore], tuple[Path | StoreUrl, bytes | None, int | None]]:
+        """A copy, also one in another process, is the same folder or database opened again."""
+        # That of a database has its secret, so that it can be made while the server is away.
+        secret = self._secret if isinstance(self._place, StoreUrl) else self._own_secret
+        return _opened, (self._place, secret, self._size_limit)
+
+    def __repr__(self) -> str:
+        return f"ZStore({self.name!r})"
 
     def __len__(self) -> int:
-        """Number of entries."""
-        return len(self._cache)
+        """Number of entries.
+
+        Raises:
+            ZtokError: the store cannot be read.
+        """
+        return self._entries.read(self._cache.__len__)
 
     def close(self) -> None:
-        """Close the database connection. It opens again when the store is used."""
-        self._cache.close()
+        """Close connections. They open again when the store is used."""
+        self._entries.close()
+
+    @property
+    def name(self) -> str:
+        """The folder; of a URL all but user, password and options."""
+        return self._place.name if isinstance(self._place, StoreUrl) else str(self._place)
+
+    @property
+    def path(self) -> Path:
+        """The folder.
+
+        Raises:
+            ZtokError: the store is in Redis.
+        """
+        if isinstance(self._place, StoreUrl):
+            raise ZtokError(f"the store {self.name} has no folder; its `name` tells it apart.")
+        return self._place
 
     @property
     def is_read_only(self) -> bool:
         """Whether the folder could not be written when it was opened."""
-        return isinstance(self._cache, ReadOnlyCache)
+        return self._cache.is_read_only
+
+    @property
+    def size_limit(self) -> int | None:
+        """Most bytes of all values; `None` is no limit."""
+        return self._size_limit
 
     @property
     def secret(self) -> bytes:
-        """The key that signs handles, 32 bytes: the one given, or one made once per folder."""
+        """The key that signs handles, 32 bytes: the one given, or one made once per store."""
         return self._secret
 
     @property
@@ -142,108 +174,61 @@ class ZStore(Closing):
         with self._stats_lock:
             return self._stats
 
+    # -- entries
+
     def get(self, compressor: ZCompressor, text: str) -> CompressedText | None:
         """`text` as `compressor` has compressed it before, or `None`.
 
         An entry that cannot be read counts as absent, with a warning.
         """
+        return self.get_many(compressor, [text]).get(text)
 
-        def parse(data: bytes) -> CompressedText:
-            (tokens,) = compressor.tokenize([text])
-            return CompressedText.from_bytes(data, tokens)
-
-        found = self._read(_key(compressor.fingerprint, text), parse)
-        self._count(**({"misses": 1} if found is None else {"hits": 1}))
+    def get_many(self, compressor: ZCompressor, texts: Sequence[str]) -> dict[str, CompressedText]:
+        """Those of `texts` that `compressor` has compressed before, by one query."""
+        texts = list(dict.fromkeys(as_list(texts, "texts to look up")))
+        found = self._find(compressor, texts)
+        self._count(hits=len(found), misses=len(texts) - len(found))
         return found
 
     def length(self, fingerprint: str, text: str) -> int | None:
         """Source tokens of `text` as checkpoint `fingerprint` has compressed it; needs no model."""
-        return self._read(_key(fingerprint, text), stored_length)
+        return self.lengths(fingerprint, [text]).get(text)
+
+    def lengths(self, fingerprint: str, texts: Sequence[str]) -> dict[str, int]:
+        """`length` of those of `texts` that are there."""
+        return self._read(_TEXT + fingerprint, texts, lambda _, data: stored_length(data))
 
     def put(self, text: str, compressed: CompressedText) -> None:
-        """Keep `text` as compressed. A failure to write is a warning."""
-        self._write(_key(compressed.fingerprint, text), compressed.to_bytes())
+        """Keep `text` as compressed, unless it is there. A failure to write is a warning."""
+        self.put_many({text: compressed})
+
+    def put_many(self, compressed: Mapping[str, CompressedText]) -> None:
+        """`put` of several texts at once."""
+        entries = {_key(own.fingerprint, text): own.to_bytes() for text, own in compressed.items()}
+        self._entries.put(entries)
 
     def get_bytes(self, kind: str, text: str) -> bytes | None:
         """The bytes that `put_bytes` wrote for `text`, or `None`."""
-        return self._read(f"{kind}:{_content_hash(text)}", bytes)
+        return self.get_bytes_many(kind, [text]).get(text)
+
+    def get_bytes_many(self, kind: str, texts: Sequence[str]) -> dict[str, bytes]:
+        """`get_bytes` of those of `texts` that are there."""
+        return self._read(kind, texts, lambda _, data: data)
 
     def put_bytes(self, kind: str, text: str, data: bytes) -> None:
         """Keep further bytes of `text` under the name `kind`. They are deleted with the text."""
-        self._write(f"{kind}:{_content_hash(text)}", data)
+        self.put_bytes_many(kind, {text: data})
 
-    def _read(self, key: str, parse: Callable[[bytes], Value]) -> Value | None:
-        """An entry, or `None` if there is none. An entry that cannot be read is removed."""
-        try:
-            data = self._cache.get(key, retry=True)
-            return None if data is None else parse(data)
-        except Exception as error:  # a damaged entry may raise anything
-            self._count(corrupt=1)
-            with suppress(OSError, sqlite3.Error, diskcache.Timeout):
-                self._cache.delete(key, retry=True)
-            warnings.warn(
-                f"an entry of the store {self.path} cannot be read ({error}); its text is "
-                "compressed again.",
-                stacklevel=3,
-            )
-            return None
-
-    def _write(self, key: str, data: bytes) -> None:
-        try:
-            self._cache.set(key, data, retry=True)
-        except (OSError, sqlite3.Error, diskcache.Timeout) as error:
-            warnings.warn(
-                f"the store {self.path} cannot be written ({error}); "
-                "texts will be compressed again until it can.",
-                stacklevel=3,
-            )
-
-    def delete(self, texts: Sequence[str]) -> int:
-        """Remove the entries of `texts`, for every checkpoint.
-
-        Their bytes are overwritten on disk, in the write-ahead log, too.
-
-        Returns:
-            Number of entries removed.
+    def put_bytes_many(self, kind: str, data: Mapping[str, bytes]) -> None:
+        """`put_bytes` of several texts at once.
 
         Raises:
-            ZtokError: the store cannot be read or written.
+            ZtokError: the name has a colon.
         """
-        gone = {_content_hash(text) for text in as_list(texts, "texts to delete")}
-        return self._remove(lambda key: key.rpartition(":")[2] in gone)
-
-    def prune(self, fingerprint: str, texts: Sequence[str]) -> int:
-        """Remove all Z-tokens except those of `texts` by checkpoint `fingerprint`.
-
-        Z-tokens that an earlier version made go in any case. Entries of `put_bytes` stay if they
-        belong to one of the texts.
-
-        Returns:
-            Number of entries removed.
-
-        Raises:
-            ZtokError: the store cannot be read or written.
-        """
-        hashes = {_content_hash(text) for text in as_list(texts, "texts to keep")}
-
-        def doomed(key: str) -> bool:
-            start, _, content = key.rpartition(":")
-            foreign = start.startswith(_TEXT) and start != _TEXT + fingerprint
-            return content not in hashes or foreign or start.startswith(_FORMER)
-
-        return self._remove(doomed)
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all values, without keys and without the database's own bytes.
-
-        Raises:
-            ZtokError: the store cannot be read.
-        """
-        try:
-            return self._cache.value_bytes()
-        except (OSError, sqlite3.Error) as error:
-            raise ZtokError(f"the store {self.path} cannot be read ({error}).") from error
+        if ":" in kind:
+            raise ZtokError(f"a kind of entries has no colon, as {kind!r} has; leave it out.")
+        entries = {f"{kind}:{_content_hash(text)}": value for text, value in data.items()}
+        self._entries.put(entries, replaces=True)
 
     def get_or_compress(
         self, compressor: ZCompressor, texts: Sequence[str], rate: float = 4.0
@@ -269,82 +254,179 @@ class ZStore(Closing):
     ) -> tuple[list[CompressedText], int]:
         """`texts` compressed for all rates, and how many of them had to be compressed."""
         texts = as_list(texts, "texts to compress")
-        known = {text: self.get(compressor, text) for text in dict.fromkeys(texts)}
-        compressed = 0
-        if any(found is None for found in known.values()):
+        known = self.get_many(compressor, texts)
+        missing = [text for text in dict.fromkeys(texts) if text not in known]
+        if missing:
             # One compression at a time; a thread that waited finds what the one before it made.
             with self._compress_lock:
-                for text in [text for text, found in known.items() if found is None]:
-                    if self._contains(_key(compressor.fingerprint, text)):
-                        known[text] = self.get(compressor, text)
-                missing = [text for text, found in known.items() if found is None]
-                made = compressor.compress_all_rates(missing)
-                for text, own in zip(missing, made, strict=True):
-                    known[text] = own
-                    self.put(text, own)
-                compressed = len(missing)
-                self._count(compressed=compressed)
-        return [found for text in texts if (found := known[text]) is not None], compressed
+                late = self._find(compressor, missing)
+                self._count(hits=len(late))
+                missing = [text for text in missing if text not in late]
+                known |= late
+                if missing:
+                    known |= self._compress(compressor, missing)
+                self._count(compressed=len(missing))
+        return [known[text] for text in texts], len(missing)
 
-    def _remove(self, doomed: Callable[[str], bool]) -> int:
-        """Remove the entries whose key is `doomed`, and return their number."""
-        if isinstance(self._cache, ReadOnlyCache):
-            raise ZtokError(
-                f"the store {self.path} is read-only; make its folder writable and open it again."
-            )
+    # -- what is kept, and what goes
+
+    def delete(self, texts: Sequence[str], *, owner: str | None = None) -> int:
+        """Remove the entries of `texts`, for every checkpoint.
+
+        In a folder, their bytes are overwritten on disk, in the write-ahead log, too.
+
+        Args:
+            texts: any number.
+            owner: what others than this one have pinned stays; `None` spares nothing.
+
+        Returns:
+            Number of entries removed.
+
+        Raises:
+            ZtokError: the store cannot be read or written.
+        """
+        hashes = {_content_hash(text) for text in as_list(texts, "texts to delete")}
+        return self._entries.delete_texts(hashes, owner)
+
+    def delete_checkpoint(self, fingerprint: str) -> int:
+        """Remove all Z-tokens of checkpoint `fingerprint`; returns the number of entries.
+
+        Raises:
+            ZtokError: the store cannot be read or written.
+        """
+        return self._entries.delete(lambda: self._cache.delete_kinds([_TEXT + fingerprint]))
+
+    def prune(self, fingerprint: str, texts: Iterable[str], *, owner: str | None = None) -> int:
+        """Remove all Z-tokens except those of `texts` by checkpoint `fingerprint`.
+
+        Z-tokens that an earlier version made go in any case. Entries of `put_bytes` stay if they
+        belong to one of the texts. In a store that is shared, what others use goes, too.
+
+        Args:
+            fingerprint: of the checkpoint.
+            texts: any number; read once, and not held.
+            owner: who is to have pinned these texts and no others; `None` leaves pins as they are.
+
+        Returns:
+            Number of entries removed.
+
+        Raises:
+            ZtokError: the store cannot be read or written.
+        """
+        hashes = {_content_hash(text) for text in as_iterator(texts, "texts to keep")}
+
+        def is_foreign(kind: str) -> bool:
+            is_text = kind.startswith(_TEXT) and kind != _TEXT + fingerprint
+            return is_text or kind.startswith(_FORMER)
+
+        def delete() -> int:
+            deleted = 0 if owner is None else self._pin_only(owner, hashes)
+            foreign = [kind for kind in self._cache.kinds() if is_foreign(kind)]
+            return deleted + self._cache.delete_kinds(foreign) + self._cache.delete_others(hashes)
+
+        return self._entries.delete(delete)
+
+    def pin(self, owner: str, texts: Iterable[str]) -> None:
+        """Keep the entries of `texts` from being dropped for the size limit.
+
+        What is not there yet is kept when it comes. A failure is a warning, and is made up for.
+
+        Args:
+            owner: a name of who needs them; each has pins of its own.
+            texts: any number.
+        """
+        self._entries.pin(owner, {_content_hash(text) for text in texts})
+
+    def unpin(self, owner: str, texts: Iterable[str]) -> None:
+        """Undo `pin`. A failure is a warning; the entries then stay until they are deleted."""
+        self._entries.unpin(owner, {_content_hash(text) for text in texts})
+
+    def pin_only(self, owner: str, texts: Iterable[str]) -> None:
+        """Pin `texts`, and delete what else `owner` had pinned and nobody else has.
+
+        Raises:
+            ZtokError: the store cannot be read or written.
+        """
+        hashes = {_content_hash(text) for text in texts}
+        self._entries.delete(lambda: self._pin_only(owner, hashes))
+
+    def _pin_only(self, owner: str, hashes: set[str]) -> int:
+        self._cache.pin(owner, hashes)
+        deleted = 0
+        for page in self._cache.pinned(owner):
+            if stale := [content for content in page if content not in hashes]:
+                deleted += self._cache.delete_contents(stale, owner=owner)
+                self._cache.unpin(owner, stale)
+        return deleted
+
+    def has_pins(self, owner: str) -> bool | None:
+        """Whether `owner` has pinned anything; `None` if the store cannot tell now."""
         try:
-            keys = [key for key in self._cache.all_keys() if doomed(key)]
-            if keys:
-                with self._cache.transact(retry=True):
-                    for key in keys:
-                        self._cache.delete(key, retry=True)
-                self._empty_log()
-        except (OSError, sqlite3.Error, diskcache.Timeout) as error:
-            raise ZtokError(
-                f"entries of the store {self.path} cannot be deleted ({error}); make its folder "
-                "writable and delete again."
-            ) from error
-        return len(keys)
+            return next(self._cache.pinned(owner), None) is not None
+        except BackendError:
+            return None
 
-    def _empty_log(self) -> None:
-        """Move the write-ahead log into the database and truncate it."""
-        if isinstance(self._cache, BytesCache) and not self._cache.empty_log():
-            warnings.warn(
-                f"the log of the store {self.path} is in use; what was deleted stays in it until "
-                "the next deletion, or until every process has closed the store.",
-                stacklevel=4,
-            )
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all values, without keys and without the database's own bytes.
 
-    def _contains(self, key: str) -> bool:
-        try:
-            return key in self._cache
-        except sqlite3.Error:
-            return False
+        Raises:
+            ZtokError: the store cannot be read.
+        """
+        return self._entries.read(self._cache.value_bytes)
 
-    def _open(self) -> BytesCache:
-        """Open the database. A damaged one is renamed and replaced by an empty one."""
-        # Entries are small and costly to make, so none is evicted, and all are in the database.
-        # Deleted entries are overwritten, because codes name words of their text.
-        settings: dict[str, Any] = {
-            "eviction_policy": "none",
-            "disk_min_file_size": 2**20,
-            "sqlite_secure_delete": 1,
-        }
-        try:
-            return BytesCache(str(self.path), **settings)
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError as error:
-            aside = f"cache.db.damaged-{time.time_ns()}"
-            os.replace(self.path / "cache.db", self.path / aside)
-            for suffix in ("-wal", "-shm"):
-                (self.path / f"cache.db{suffix}").unlink(missing_ok=True)
-            warnings.warn(
-                f"the store {self.path} is damaged ({error}); it starts empty, "
-                f"and the damaged file is kept as {aside}.",
-                stacklevel=3,
-            )
-            return BytesCache(str(self.path), **settings)
+    def size_of(self, texts: Iterable[str]) -> int:
+        """Bytes of the values of all entries of `texts`.
+
+        Raises:
+            ZtokError: the store cannot be read.
+        """
+        hashes = {_content_hash(text) for text in texts}
+        return self._entries.read(lambda: self._cache.content_bytes(hashes))
+
+    # -- reading and writing
+
+    def _find(self, compressor: ZCompressor, texts: Sequence[str]) -> dict[str, CompressedText]:
+        def parse(text: str, data: bytes) -> CompressedText:
+            (tokens,) = compressor.tokenize([text])
+            return CompressedText.from_bytes(data, tokens)
+
+        return self._read(_TEXT + compressor.fingerprint, texts, parse)
+
+    def _compress(self, compressor: ZCompressor, texts: Sequence[str]) -> dict[str, CompressedText]:
+        """Compress texts and keep them; those that another process was first with are its own."""
+        made = dict(zip(texts, compressor.compress_all_rates(texts), strict=True))
+        keys = {_key(own.fingerprint, text): text for text, own in made.items()}
+        entries = {key: made[text].to_bytes() for key, text in keys.items()}
+        for key, first in self._entries.put(entries).items():
+            if first != entries[key]:
+                text = keys[key]
+                try:
+                    made[text] = CompressedText.from_bytes(first, compressor.tokenize([text])[0])
+                except Exception:  # it is damaged, so ours takes its place
+                    self._entries.put({key: entries[key]}, replaces=True)
+        return made
+
+    def _read(
+        self, kind: str, texts: Sequence[str], parse: Callable[[str, bytes], Value]
+    ) -> dict[str, Value]:
+        """The entries of a kind that are there. One that cannot be read is removed."""
+        keys = {f"{kind}:{_content_hash(text)}": text for text in texts}
+        found: dict[str, Value] = {}
+        for key, data in self._entries.get(list(keys)).items():
+            try:
+                if isinstance(data, ValueError):
+                    raise data
+                found[keys[key]] = parse(keys[key], data)
+            except Exception as error:  # a damaged entry may raise anything
+                self._count(corrupt=1)
+                self._entries.discard(key)
+                warnings.warn(
+                    f"an entry of the store {self.name} cannot be read ({error}); its text is "
+                    "compressed again.",
+                    stacklevel=4,
+                )
+        return found
 
     def _count(self, **added: int) -> None:
         with self._stats_lock:
@@ -352,12 +434,8 @@ class ZStore(Closing):
             self._stats = replace(self._stats, **now)
 
 
-def _opened(path: Path, secret: bytes | None) -> ZStore:
-    return ZStore(path, secret=secret)
-
-
-def _all_writable(*paths: Path) -> bool:
-    return all(os.access(path, os.W_OK) for path in paths)
+def _opened(place: Path | StoreUrl, secret: bytes | None, size_limit: int | None = None) -> ZStore:
+    return ZStore(place, secret=secret, size_limit=size_limit)
 
 
 def _key(fingerprint: str, text: str) -> str:
