@@ -297,6 +297,8 @@ def test_the_command_refuses_before_it_loads_a_model(
             (("--index", str(tmp_path)), "index"),
             (("--tls-key", "x"), "--tls-certificate"),
             (("--store", str(tmp_path / "none")), "no store"),
+            (("--store", "ftp://127.0.0.1/0"), "redis://"),
+            (("--store", "redis://127.0.0.1:1/0"), "127.0.0.1:1"),
         ):
             error = CliRunner().invoke(app, ["serve", *arguments]).exception
             assert isinstance(error, ZtokError) and said in str(error), error

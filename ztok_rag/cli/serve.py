@@ -14,6 +14,7 @@ from ztok_rag.cli.console import say
 from ztok_rag.cli.output import literal
 from ztok_rag.errors import DataError, ZtokError
 from ztok_rag.files import show
+from ztok_rag.storage.url import is_url
 
 _PACKAGES = ("fastapi", "fastapi_openai_compat", "uvicorn")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -29,8 +30,11 @@ def serve(
         ),
     ] = None,
     store: Annotated[
-        Path | None,
-        typer.Option(help="Store whose handles prompts may have; default: the user's own."),
+        str | None,
+        typer.Option(
+            help="Store whose handles prompts may have, a folder or the URL of one in Redis; "
+            "indexes that share a store are read from it. Default: the user's own."
+        ),
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Default: the one shipped.")] = None,
     device: Annotated[str | None, typer.Option(help="Default: cuda if there is one.")] = None,
@@ -69,8 +73,8 @@ def serve(
     if (tls_certificate is None) != (tls_key is None):
         raise DataError("TLS needs both --tls-certificate and --tls-key; give the other, too.")
     named = _named(index or [])
-    if store is not None and not literal(store).is_dir():
-        raise DataError(f"{show(store)} is no store; name the folder of one.")
+    if store is not None and not is_url(store) and not literal(Path(store)).is_dir():
+        raise DataError(f"{show(store)} is no store; name the folder of one, or its URL.")
 
     from ztok_rag.serving.limits import Limits
     from ztok_rag.serving.tokens import check_reachable, is_loopback, load_tokens
@@ -94,15 +98,20 @@ def serve(
     from ztok_rag.serving.run import listen, serve
     from ztok_rag.storage.store import ZStore
 
-    for folder in named.values():
-        IndexFolder(folder).read()  # before any model is loaded
+    # Folders and store are opened before any model is loaded.
+    shares = {name for name, folder in named.items() if IndexFolder(folder).read().store}
+    accepted = None
+    if store is not None:
+        accepted = ZStore(store if is_url(store) else literal(Path(store)))
     with listen(host, port) as opened:
         compressor = load_compressor(checkpoint, device=device)
         compressor.reader.batcher.max_rows = max_batch
-        accepted = None if store is None else ZStore(literal(store))
         llm = ZTokenLLM(reader=compressor.reader, store=accepted)
         indexes = {
-            name: ZTokenIndex.load(folder, compressor=compressor) for name, folder in named.items()
+            name: ZTokenIndex.load(
+                folder, compressor=compressor, store=accepted if name in shares else None
+            )
+            for name, folder in named.items()
         }
         for loaded in indexes.values():  # so that the first question does not wait for it
             _ = loaded.embed_model
