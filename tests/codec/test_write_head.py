@@ -100,7 +100,7 @@ def test_a_damaged_head_is_refused(tmp_path: Path) -> None:
     model.save_pretrained(folder)
     whole = (folder / WRITE_FILE).read_bytes()
     (folder / WRITE_FILE).write_bytes(whole[:200])
-    with pytest.raises(CheckpointError, match="install (it|the checkpoint) again"):
+    with pytest.raises(CheckpointError, match=r"install (it|the checkpoint) again"):
         ZModel.from_pretrained(folder, base=tiny_base())
     WriteHead(16, torch.arange(9), width=8).save(folder)  # of a base with other states
     with pytest.raises(CheckpointError, match="of another base"):
