@@ -13,9 +13,10 @@ import pytest
 # Set-up has put everything on disk; a test that reaches for the network is wrong.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Workers of pytest-xdist share the cores, and so do the commands that they run.
-_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-if _WORKERS > 1:
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
+os.environ.setdefault(
+    "OMP_NUM_THREADS",
+    str(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))),
+)
 
 import llama_index.core
 from llama_index.core.bridge.pydantic import Field

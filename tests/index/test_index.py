@@ -34,7 +34,7 @@ from typer.testing import CliRunner
 from ztok_rag import ZCompressor, ZStore, ZTokenIndex, ZtokError, cli, default_embedding
 from ztok_rag.index import engines
 from ztok_rag.index.contents import Contents
-from ztok_rag.index.folder import IndexFolder
+from ztok_rag.index.folder import IndexFolder, Manifest
 from ztok_rag.llamaindex.arguments import parameters
 from ztok_rag.storage.handle import has_handles
 
@@ -402,10 +402,9 @@ def test_change_by_another_process_is_not_overwritten(folder: Path) -> None:
 @on_both_layouts
 def test_other_checkpoint_warns_and_compresses_again(folder: Path, kept: Kept) -> None:
     build(folder, **kept).close()
-    settings = json.loads((folder / "ztok.json").read_text())
-    current, settings["fingerprint"] = settings["fingerprint"], "f" * 16
-    del settings["checksum"]
-    (folder / "ztok.json").write_text(json.dumps(settings))
+    settings = Manifest.load(folder / "ztok.json")
+    current = settings.fingerprint
+    (folder / "ztok.json").write_text(replace(settings, fingerprint="f" * 16).to_json())
     index = load(folder)
     assert index.stats().pending == 2
     with pytest.warns(UserWarning, match=r"ffff.*recompress"):

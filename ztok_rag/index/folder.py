@@ -107,15 +107,15 @@ class Manifest:
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            checksum = values.pop(_CHECKSUM, None)  # earlier versions wrote none
-            if checksum is not None and checksum != _checksum(values):
-                raise ValueError("its checksum does not match")
-            if values.pop("format") != FORMAT:
+            if values["format"] != FORMAT:
                 raise FormerIndexError(
                     f"the index {path.parent} was made by another version of ztok-rag, and its "
                     f"Z-tokens cannot be read; compress its documents again with `ztok index "
                     f"FOLDER --store {path.parent} --rebuild` or ZTokenIndex.build()."
                 )
+            checksum = values.pop(_CHECKSUM, None)  # earlier versions wrote none
+            if checksum is not None and checksum != _checksum(values):
+                raise ValueError("its checksum does not match")
             # Indexes of before could not share a store, and were all held in memory.
             values = {"store": "", "docstore": "", **values}
             types: dict[str, Callable[[Any], Any]] = {"float": float, "int": int, "str": str}
