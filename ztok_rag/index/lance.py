@@ -84,7 +84,7 @@ class LanceStore(BasePydanticVectorStore):
         schema = pa.schema(
             [pa.field("id", pa.string()), pa.field("vector", pa.list_(pa.float32(), dimension))]
         )
-        load_lancedb().connect(str(path)).create_table(_TABLE, schema=schema)
+        _connect(path).create_table(_TABLE, schema=schema)
         return cls(path)
 
     @classmethod
@@ -258,18 +258,42 @@ class LanceStore(BasePydanticVectorStore):
             return self._writer
 
     def _connected(self) -> Any:
-        """LanceDB's connection; a forked process makes its own."""
+        """LanceDB's connection.
+
+        Raises:
+            ZtokError: this process was forked from one that uses LanceDB.
+        """
         with self._lock:
             if self._connection is None or self._process != os.getpid():
-                lancedb = load_lancedb()
                 # By default it would hold up to six gigabytes.
-                session = lancedb.Session(
+                session = load_lancedb().Session(
                     index_cache_size_bytes=self.cache_bytes,
                     metadata_cache_size_bytes=self.cache_bytes // 4,
                 )
-                self._connection = lancedb.connect(str(self._path), session=session)
+                self._connection = _connect(self._path, session=session)
                 self._process, self._writer, self._readers = os.getpid(), None, {}
             return self._connection
+
+
+_processes: set[int] = set()  # in which LanceDB was used; a forked one has that of its parent
+
+
+def _connect(path: Path, **options: Any) -> Any:
+    """LanceDB's connection to a folder.
+
+    LanceDB's threads are not forked along, and a forked process that uses it may crash.
+
+    Raises:
+        ZtokError: LanceDB is not installed, or was used before this process was forked.
+    """
+    if _processes and os.getpid() not in _processes:
+        raise ZtokError(
+            "LanceDB was used before this process was forked, and cannot be used here; load an "
+            'index that is on disk in each worker alone, or start workers by "spawn".'
+        )
+    connection = load_lancedb().connect(str(path), **options)
+    _processes.add(os.getpid())
+    return connection
 
 
 def load_lancedb() -> ModuleType:
