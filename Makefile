@@ -61,7 +61,8 @@ bench: $(STAMP)
 		--output $(RESULTS)/ablations_fairytaleqa
 	$(BIN)/python benchmarks/speculation.py --data $(DATA)/squad/dev.jsonl \
 		--summaries $(DATA)/sum_scitldr/train.jsonl --output $(RESULTS)/speculation
-	$(BIN)/python benchmarks/serving.py --data $(DATA)/squad/dev.jsonl --output $(RESULTS)/serving
+	$(BIN)/python benchmarks/serving.py --data $(DATA)/squad/dev.jsonl \
+		--max-new-tokens 8 --output $(RESULTS)/serving
 	$(BIN)/python benchmarks/lossless.py --output $(RESULTS)/lossless --data \
 		$(DATA)/covidqa/documents.jsonl,$(DATA)/fairytaleqa/val.jsonl,$(DATA)/text_more/texts.jsonl
 	$(BIN)/python benchmarks/learning_curve.py --log $(RESULTS)/training/gpu/curve.jsonl \

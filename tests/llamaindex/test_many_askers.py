@@ -29,7 +29,7 @@ from ztok_rag.storage.handle import encode_handles
 
 pytestmark = pytest.mark.usefixtures("tokenizer_left_as_it_was")
 
-ASKED = 12
+ASKED = 6
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ async def lags() -> AsyncIterator[list[float]]:
 
 def test_answers_of_an_index_are_not_crossed(index: ZTokenIndex) -> None:
     questions = [question for _, question, _ in passages(ASKED)]
-    engine = index.as_query_engine(llm=index.llm(max_new_tokens=12), similarity_top_k=1)
+    engine = index.as_query_engine(llm=index.llm(max_new_tokens=8), similarity_top_k=1)
     wanted = [str(engine.query(question)) for question in questions]
     assert len(set(wanted)) > ASKED // 2
 
@@ -98,9 +98,9 @@ def test_no_async_path_blocks_the_event_loop(index: ZTokenIndex) -> None:
     (z,) = index.store.get_or_compress(index.compressor, [text], 4)
     prompt = f"{encode_handles(z, index.store.secret)}\n\nQuestion: {question}\nAnswer:"
     messages = [ChatMessage(role="user", content=prompt)]
-    llm = index.llm(max_new_tokens=24)
+    llm = index.llm(max_new_tokens=12)
     postprocessor: ZTokenPostprocessor = index.postprocessor()
-    new = [f"{number}. {body}" for number, (body, _, _) in enumerate(passages(12))]
+    new = [f"{number}. {body}" for number, (body, _, _) in enumerate(passages(5))]
 
     async def stream() -> None:
         async for _ in await llm.astream_complete(prompt):
