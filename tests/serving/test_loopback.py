@@ -30,6 +30,7 @@ from ztok_rag import (
     default_embedding,
 )
 from ztok_rag.cli.root import app
+from ztok_rag.codec.generation import GreedyDecoder
 from ztok_rag.errors import ServerError
 from ztok_rag.serving.app import create_app
 from ztok_rag.serving.limits import Limits
@@ -196,22 +197,41 @@ def test_a_client_llm_says_what_is_wrong(
         _ = server.remote().reader
 
 
-def test_askers_who_go_away_give_their_places_free(server: Served, prompt: str) -> None:
-    batcher = server.llm.reader.batcher
+@pytest.mark.parametrize("stream", [False, True])
+def test_askers_who_go_away_give_their_places_free(
+    server: Served, prompt: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = server.llm.reader
+    batcher, gate, passes = reader.batcher, threading.Event(), 0
+    advance = reader.advance
+
+    def gated(decoder: GreedyDecoder) -> None:
+        nonlocal passes
+        passes += 1
+        assert passes == 1 or gate.wait(60)
+        advance(decoder)
+
+    def is_cancelled() -> bool:
+        return all(r.cancelled for group in batcher._groups for r in group.requests)
+
+    monkeypatch.setattr(reader, "advance", gated)
     gone = batcher.stats.cancelled
-    body = {"model": "ztok-rag", "prompt": "Count: one, two, three,", "max_tokens": 1000}
-    for stream in (False, True):
-        with (
-            contextlib.suppress(httpx.ReadTimeout),
-            httpx.stream(
-                "POST", f"{server.address}/completions", json={**body, "stream": stream},
-                headers=server.headers, timeout=1.0 if not stream else 20.0,
-            ) as response,
-        ):  # fmt: skip
-            next(response.iter_lines())
-        gone += 1
-        until(lambda: batcher.stats.cancelled >= gone)  # noqa: B023
-        until(lambda: batcher.stats.writing == 0)
+    body = {
+        "model": "ztok-rag", "prompt": "One, two, three, four, five,", "max_tokens": 1000,
+        "stream": stream,
+    }  # fmt: skip
+    with (
+        contextlib.suppress(httpx.ReadTimeout),
+        httpx.stream(
+            "POST", f"{server.address}/completions", json=body, headers=server.headers,
+            timeout=2.0,
+        ) as response,
+    ):  # fmt: skip
+        next(response.iter_lines())
+    until(lambda: passes > 1)
+    until(is_cancelled)
+    gate.set()
+    until(lambda: batcher.stats.cancelled > gone and batcher.stats.writing == 0)
     assert server.remote().complete(prompt).text == server.llm.complete(prompt).text
 
 

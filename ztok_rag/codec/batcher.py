@@ -52,8 +52,8 @@ class BatchStats:
         rows: answers that these passes worked on, added up; by `passes`, how full batches were.
         answers: that came to their end.
         cancelled: that their askers no longer wanted.
-        waiting: prompts that no pass has read yet.
-        writing: answers under way.
+        waiting: prompts whose turn has not come.
+        writing: answers under way, those included whose prompt is being read.
     """
 
     passes: int = 0
@@ -136,6 +136,7 @@ class Batcher:
         self._lock = threading.Lock()
         self._waiting: deque[_Request] = deque()
         self._groups: list[_Group] = []
+        self._begun = 0  # embedded, and not at their end
         self._working = False
         # Its thread is kept from pass to pass, as PyTorch's own threads hang on it. Unlike a bare
         # thread it ends with the interpreter and with this object.
@@ -147,7 +148,7 @@ class Batcher:
         """Counters as they stand now."""
         with self._lock:
             now = self._stats
-            waiting, writing = len(self._waiting), sum(len(g.requests) for g in self._groups)
+            waiting, writing = len(self._waiting), self._begun
         return BatchStats(now.passes, now.rows, now.answers, now.cancelled, waiting, writing)
 
     async def generate(
@@ -257,6 +258,7 @@ class Batcher:
             elif ready[0].cancelled:
                 ready.pop()
                 with self._lock:
+                    self._begun -= 1
                     self._count(cancelled=1)
                 continue
             held = [*writing, *admitted, ready[0]]
@@ -272,6 +274,8 @@ class Batcher:
         except BaseException as error:
             self._finish(request, error)
             return False
+        with self._lock:
+            self._begun += 1
         return True
 
     def _read(self, admitted: Sequence[_Request]) -> None:
@@ -341,6 +345,7 @@ class Batcher:
         """Take a request out of its group, and a group without requests away with its cache."""
         with self._lock:
             group.requests.remove(request)
+            self._begun -= 1
             if not group.requests and group in self._groups:
                 self._groups.remove(group)
 
