@@ -72,6 +72,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/faults.py --kinds ingest,segments,clock,fork \
 		--output $(RESULTS)/faults_ingest
 	$(BIN)/python benchmarks/faults.py --kinds files,disk --output $(RESULTS)/faults_files
+	$(BIN)/python benchmarks/faults.py --kinds redis --output $(RESULTS)/faults_redis
 	$(BIN)/python benchmarks/learning_curve.py --log $(RESULTS)/training/gpu/curve.jsonl \
 		--output docs/learning_curve.png
 	$(BIN)/python benchmarks/learning_curve.py --write \

@@ -4,8 +4,9 @@
 
 Processes are killed at random moments of ingest, adding, deleting, compaction and query, while
 another one asks; disks are full; files of every format are cut short, have one bit turned, or are
-another's; the clock is set back; processes are forked after warm-up. Afterwards every chunk is
-asked for, and place, text, metadata and Z-tokens are compared with the right ones.
+another's; the clock is set back; processes are forked after warm-up; a Redis server is stopped,
+slow, full or killed. Afterwards every chunk is asked for, and place, text, metadata and Z-tokens
+are compared with the right ones.
 
 The pass of the LLM is replaced by weights that are computed from the tokens: what is under test is
 all that lies on the disk. Linux only, as it forks.
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from breakage import damage, disks, kills, surroundings
+from breakage import damage, disks, kills, servers, surroundings
 from breakage.outcome import Outcome
 from breakage.world import World
 from common import Parser, count, names, positive, run_script
@@ -39,6 +40,7 @@ KINDS: dict[str, Kind] = {
     "files": damage.damaged,
     "clock": surroundings.clock,
     "fork": surroundings.forks,
+    "redis": servers.redis,
 }
 
 

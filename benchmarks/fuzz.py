@@ -1,11 +1,12 @@
-"""Coverage-guided fuzzing of what is parsed: handles, files of codes, store entries and records.
+"""Coverage-guided fuzzing of what is parsed: handles, files, store entries, records and requests.
 
     python benchmarks/fuzz.py --runs 1000000 --output DIR
 
 Inputs are what atheris (extra `dev-fuzz`) makes of the seeds and of what reached new code. Where
 bytes bear a checksum or a signature, it is made right, so that the parser behind it is reached.
 Whatever is not a `ZtokError` is a failure, and so is something that is read but does not come out
-the same when it is written and read again.
+the same when it is written and read again. Of a body that the server gets, it is a status of 500 or
+more, or an error that is not in OpenAI's form.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 NAMES = (
     "files of codes", "files of codes, unsealed", "signed handles", "prompts", "store entries",
     "sentence entries", "lossless files", "records", "settings",
+    "HTTP bodies",
 )  # fmt: skip
 
 
@@ -36,11 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     if importlib.util.find_spec("atheris") is None:
         raise DataError("fuzzing needs the package atheris; run `pip install ztok-rag[dev-fuzz]`.")
-    runs = -(-options.runs // len(NAMES))
+    runs = -(-options.runs // len(options.targets))
     rows: list[Row] = []
     path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
-    for name in NAMES:
+    for name in options.targets:
         command = [sys.executable, "-m", "breakage.targets", name, str(runs), str(options.seed)]
         started = time.perf_counter()
         with tempfile.TemporaryFile() as log:
@@ -73,6 +75,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--runs", type=positive, default=1_000_000, metavar="N",
         help="inputs, of all targets together (default: 1000000)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--targets", nargs="+", choices=NAMES, default=NAMES, metavar="NAME",
+        help=f"of: {'; '.join(NAMES)} (default: all)",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=None, metavar="DIR")
     parser.add_argument("--seed", type=count, default=0, help="default: 0")

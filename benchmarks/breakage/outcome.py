@@ -17,7 +17,7 @@ class Outcome:
         faults: how often it was done.
         checks: answers compared with the right ones.
         wrong: those that differed, in words.
-        refused: times that an error of this package named the damage.
+        refused: times that an error or a warning of this package named what was wrong.
         lost: most chunks, of one fault, whose Z-tokens were lost and made again.
     """
 

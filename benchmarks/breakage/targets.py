@@ -19,6 +19,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["ztok_rag"]):
+    from breakage.web import Web
     from breakage.world import World
     from ztok_rag.codec.compressed_text import _TEXT_VERSION, CompressedText
     from ztok_rag.codec.llm_code import MAGIC, LosslessText
@@ -31,13 +32,14 @@ with atheris.instrument_imports(include=["ztok_rag"]):
     from ztok_rag.storage import handle
 
 SECRET = bytes(range(32))
+BODIES = "HTTP bodies"
 _SECONDS = 10  # of one input
 _MEGABYTES = 4096
 Target = Callable[[bytes], None]
 
 
-def targets() -> dict[str, tuple[Target, list[bytes]]]:
-    """What is fuzzed, each with seeds."""
+def targets(name: str) -> dict[str, tuple[Target, list[bytes]]]:
+    """What is fuzzed, each with seeds; that of a name among them."""
     world = World(0, documents=3)
     code, slots = world.compressor.model.token_code, world.compressor.slots
     text, own = next(iter(world.truth.items()))
@@ -80,7 +82,8 @@ def targets() -> dict[str, tuple[Target, list[bytes]]]:
     def records(data: bytes) -> None:
         parse_jsonl(data.decode("utf-8", "surrogateescape"), "input", {"question": str})
 
-    place = Path(tempfile.mkdtemp(prefix="ztok-fuzz-")) / "ztok.json"
+    folder = Path(tempfile.mkdtemp(prefix="ztok-fuzz-"))
+    place = folder / "ztok.json"
 
     def settings(data: bytes) -> None:
         place.write_bytes(data)
@@ -104,12 +107,15 @@ def targets() -> dict[str, tuple[Target, list[bytes]]]:
         "records": (records, [written.encode()]),
         "settings": (settings, [manifest.to_json().encode()]),
     }
+    if name == BODIES:  # an index is built for it
+        web = Web(folder)
+        made[BODIES] = web.ask, web.seeds()
     return made
 
 
 def fuzz(name: str, runs: int, seed: int) -> None:
     """Fuzz one target in this process, which atheris ends."""
-    target, seeds = targets()[name]
+    target, seeds = targets(name)[name]
 
     def one(data: bytes) -> None:
         with suppress(ZtokError):

@@ -128,13 +128,13 @@ class World:
     def given(self, ids: Iterable[str]) -> list[Document]:
         return [self.documents[i] for i in ids]
 
-    def build(self, path: Path, ids: Iterable[str]) -> ZTokenIndex:
+    def build(self, path: Path, ids: Iterable[str], store: str | None = None) -> ZTokenIndex:
         return ZTokenIndex.build(
-            self.given(ids), path, chunk_size=CHUNK, rate=RATES[0], **self._models()
+            self.given(ids), path, chunk_size=CHUNK, rate=RATES[0], store=store, **self._models()
         )
 
-    def load(self, path: Path) -> ZTokenIndex:
-        return ZTokenIndex.load(path, **self._models())
+    def load(self, path: Path, store: str | None = None) -> ZTokenIndex:
+        return ZTokenIndex.load(path, store=store, **self._models())
 
     def _models(self) -> dict[str, Any]:
         return {"compressor": self.compressor, "embed_model": self.embedding}

@@ -20,7 +20,7 @@ def faults_section(results: Results, place: Place) -> str:
         lines.append(cells)
     header = (
         "fault", "what may be there then", "times", "answers compared", "wrong answers",
-        "errors that name it", "most chunks to compress again",
+        "errors or warnings that name it", "most chunks to compress again",
     )  # fmt: skip
     return f"{table(header, lines)}\n\n{results.source(rows)}"
 

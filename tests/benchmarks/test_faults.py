@@ -12,6 +12,7 @@ import pytest
 from llama_index.core import Document
 
 import faults
+from breakage import redis_server
 from breakage.outcome import Outcome
 from breakage.world import World
 from ztok_rag import ZtokError
@@ -31,12 +32,15 @@ def world() -> World:
 def test_no_fault_gives_a_wrong_answer(world: World, kind: str) -> None:
     if kind in ("segments", "files") and importlib.util.find_spec("pyarrow") is None:
         pytest.skip("pyarrow is not installed")
-    found = faults.make(world, [kind], TRIALS, seed=5)
+    if kind == "redis" and not redis_server.is_installed():
+        pytest.skip("redis-server or the package redis is not installed")
+    trials = 2 if kind == "redis" else TRIALS  # a server takes its time to stop and start
+    found = faults.make(world, [kind], trials, seed=5)
     assert [outcome.wrong for outcome in found] == [[] for _ in found]
     for outcome in found:
-        assert outcome.faults >= TRIALS, outcome
+        assert outcome.faults >= trials, outcome
         if outcome.kind != "damaged store files":  # all may be lost there, and is made again
-            assert outcome.lost <= IN_FLIGHT, outcome
+            assert outcome.lost <= (1 if kind == "redis" else IN_FLIGHT), outcome
     assert sum(outcome.checks for outcome in found) > 0
 
 

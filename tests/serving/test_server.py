@@ -190,6 +190,8 @@ def test_an_index_is_asked(index: ZTokenIndex, llm: ZTokenLLM) -> None:
     refused(post(app, "/v1/indexes/other/rag", {"question": "Who?"}), 404, "corpus")
     refused(post(app, "/v1/indexes/corpus/rag", {"question": " "}), 400, "no words")
     refused(post(app, "/v1/indexes/corpus/rag", {"question": "Who?", "k": 3}), 400, "k")
+    long = post(app, "/v1/indexes/corpus/rag", {"question": "who " * 9000})
+    assert refused(long, 400, "no room")["code"] == "context_length_exceeded"
     # Its handles are read by the model of its name alone.
     (z,) = index.store.get_or_compress(index.compressor, [PASSAGE], 4)
     handle = encode_handles(z, index.store.secret)

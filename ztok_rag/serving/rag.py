@@ -8,7 +8,9 @@ from typing import Any
 
 from fastapi import APIRouter
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
+from llama_index.core.indices.prompt_helper import PromptHelper
 from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.response_synthesizers.refine import DEFAULT_RESPONSE_PADDING_SIZE
 from llama_index.core.schema import MetadataMode
 
 from ztok_rag.files import repair, show
@@ -47,6 +49,7 @@ def rag_router(indexes: Mapping[str, ZTokenIndex], asking: Asking) -> APIRouter:
         longest = asking.arguments(request.max_tokens, ()).get("max_tokens")
         counter = TokenCountingHandler()
         llm, engine = await in_thread(_engine, index, request, longest, counter)
+        await in_thread(_check_room, llm, engine, question)
         response = await engine.aquery(question)
         citations = await in_thread(find_citations, response, llm)
         prompt, written = counter.prompt_llm_token_count, counter.completion_llm_token_count
@@ -84,3 +87,25 @@ def _engine(
     engine = index.as_query_engine(llm=llm, similarity_top_k=request.similarity_top_k)
     llm.callback_manager = CallbackManager([counter])  # a synthesizer gives its LLM another
     return llm, engine
+
+
+def _check_room(llm: ZTokenLLM, engine: RetrieverQueryEngine, question: str) -> None:
+    """Make sure that a question leaves room for chunks in every prompt of an engine.
+
+    Raises:
+        Refusal: it is too long.
+    """
+    # As the engine's synthesizer does, which would raise what is no refusal.
+    helper = PromptHelper.from_llm_metadata(llm.metadata)
+    padding = DEFAULT_RESPONSE_PADDING_SIZE
+    for template in engine.get_prompts().values():
+        prompt = template.partial_format(query_str=question)
+        try:
+            helper.get_text_splitter_given_prompt(prompt, padding=padding, llm=llm)
+        except ValueError:
+            raise Refusal(
+                f"the question leaves no room for chunks in the {llm.reader.max_positions} "
+                "positions that the reader reads; ask a shorter one, or for a shorter answer.",
+                code="context_length_exceeded",
+                param="question",
+            ) from None
