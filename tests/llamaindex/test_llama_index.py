@@ -128,7 +128,7 @@ def test_second_query_compresses_nothing(
     second = postprocessor.stats
     assert (second.nodes, second.compressed, second.hits) == (4, 2, 2)
     assert store.stats.compressed == 2
-    assert (second.ms - first.ms) / 2 < 20
+    assert second.ms - first.ms < first.ms / 3  # the first time, two texts were compressed
 
 
 def test_retriever_and_postprocessor_embed_a_question_once(
