@@ -116,7 +116,9 @@ def test_a_signal_ends_a_command(number: int, status: int, line: bytes, tmp_path
     command = [sys.executable, "-m", "ztok_rag.cli", "compress", "-", "-o", str(tmp_path / "out")]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
-        time.sleep(1.5)  # it reads standard input then
+        assert process.stdin is not None
+        process.stdin.write(b"a" * 2**18)  # more than a pipe holds, so that it reads now
+        process.stdin.flush()
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (status, b"", line)
