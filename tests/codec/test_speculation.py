@@ -219,7 +219,7 @@ def ids_of(reader: ZReader, prompt: list[object], speculate: object, **arguments
     """The tokens of an answer, its end token among them."""
     read = reader._embed(prompt, 40, **arguments)  # type: ignore[arg-type]
     answer = reader._answer(read, 40, speculate)  # type: ignore[arg-type]
-    decoder = reader._decoder([answer], str(arguments["adapter"]))
+    decoder = reader.decoder([answer], str(arguments["adapter"]))
     while not decoder.done:
         decoder.advance()
     return answer.tokens
