@@ -16,6 +16,7 @@ from ztok_rag.codec.speculation import Draft, Trust, drafts_by
 from ztok_rag.codec.write_head import BINS, WRITE_FILE, WriteHead
 from ztok_rag.codec.writing import ZGenerator
 from ztok_rag.errors import CheckpointError, ZtokError
+from ztok_rag.files import write_digests
 
 
 def make_head(seed: int = 0, vocabulary: int = 50) -> WriteHead:
@@ -103,9 +104,11 @@ def test_a_damaged_head_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"install (it|the checkpoint) again"):
         ZModel.from_pretrained(folder, base=tiny_base())
     WriteHead(16, torch.arange(9), width=8).save(folder)  # of a base with other states
+    write_digests(folder)
     with pytest.raises(CheckpointError, match="of another base"):
         ZModel.from_pretrained(folder, base=tiny_base())
     WriteHead(32, torch.tensor([7, 2_000]), width=8).save(folder)
+    write_digests(folder)
     with pytest.raises(CheckpointError, match="does not have"):
         ZModel.from_pretrained(folder, base=tiny_base())
 
