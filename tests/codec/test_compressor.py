@@ -113,3 +113,12 @@ def test_at_most_two_bytes_per_source_token(compressor: ZCompressor) -> None:
     text = " ".join([PASSAGE, BAKERY])
     (compressed,) = compressor.compress_all_rates([text])
     assert len(compressed.to_bytes()) <= 2.0 * len(compressed)
+
+
+def test_askers_of_a_compressor_share_one_reader(compressor: ZCompressor) -> None:
+    compressor.reader.batcher.max_rows, before = 3, compressor.reader.batcher.max_rows
+    try:
+        assert compressor.reader.batcher.max_rows == 3
+        assert compressor.reader is compressor.reader
+    finally:
+        compressor.reader.batcher.max_rows = before

@@ -45,6 +45,7 @@ class ZCompressor:
 
     def __init__(self, model: ZModel) -> None:
         self.model = model
+        self._reader = ZReader(model)
 
     @classmethod
     def from_pretrained(
@@ -68,8 +69,8 @@ class ZCompressor:
 
     @property
     def reader(self) -> ZReader:
-        """The reader on the same weights."""
-        return ZReader(self.model)
+        """The reader on the same weights; the same one each time, so that its askers meet."""
+        return self._reader
 
     @property
     def tokenizer(self) -> Any:
