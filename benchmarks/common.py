@@ -285,6 +285,37 @@ def run(
     print(f"{note}\nWritten: {show(output)}/results.json, report.html, predictions.jsonl")
 
 
+def write_measured(
+    options: argparse.Namespace,
+    rows: Sequence[Row],
+    compressor: ZCompressor,
+    *,
+    benchmark: str,
+    note: str,
+) -> None:
+    """Write and print what was measured without a log of predictions."""
+    import torch
+
+    from ztok_rag.codec.base import dtype_name
+
+    output = options.output or Path("results") / benchmark
+    base = compressor.model.base
+    write_results(
+        output,
+        rows,
+        seed=options.seed,
+        checkpoint=str(options.checkpoint or "default"),
+        device=str(base.device),
+        fingerprint=compressor.fingerprint,
+        benchmark=benchmark,
+        note=note,
+        dtype=dtype_name(base.dtype),
+        threads=torch.get_num_threads(),
+    )
+    print(format_table(rows))
+    print(f"{note}\nWritten: {show(output)}/results.json")
+
+
 def peer_differences(
     tasks: Mapping[str, Sequence[Question]],
     arms: Sequence[Arm],

@@ -27,20 +27,24 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import Parser, count, counts, load_compressor, positive, run_script
-from costs.corpus import read_records
+from common import (
+    Parser,
+    add_model_options,
+    counts,
+    load_compressor,
+    positive,
+    run_script,
+    write_measured,
+)
+from costs.corpus import draw_records, read_records
 from ztok_rag.cli.console import shows_bars
-from ztok_rag.codec.base import dtype_name
 from ztok_rag.codec.compressor import ZCompressor
 from ztok_rag.codec.prompts import QA_TEMPLATE
-from ztok_rag.errors import DataError, ZtokError
-from ztok_rag.evaluation import Row, bootstrap_ci, format_table, write_results
+from ztok_rag.errors import ZtokError
+from ztok_rag.evaluation import Row, bootstrap_ci
 from ztok_rag.llamaindex.llm import ZTokenLLM
 from ztok_rag.storage.handle import encode_handle, escape_handles
 from ztok_rag.storage.store import ZStore
-
-TOKENS = (60, 400)
-"""Fewest and most tokens of a context."""
 
 _TICK = 0.005  # seconds between looks at the event loop
 
@@ -70,7 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Ask, and write the results."""
     options = parse(arguments)
     compressor = load_compressor(options)
-    output = options.output or Path("results") / "serving"
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder, ZStore(Path(folder) / "store") as store:
         llm = ZTokenLLM(
@@ -93,20 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{options.limit} records of {options.data}, drawn by seed; answers of at most "
         f"{options.max_new_tokens} tokens, at most {options.max_batch} in a pass."
     )
-    write_results(
-        output,
-        rows,
-        seed=options.seed,
-        checkpoint=str(options.checkpoint or "default"),
-        device=str(compressor.model.base.device),
-        fingerprint=compressor.fingerprint,
-        benchmark="serving",
-        note=note,
-        dtype=dtype_name(compressor.model.base.dtype),
-        threads=torch.get_num_threads(),
-    )
-    print(format_table(rows))
-    print(f"{note}\nWritten: {output}/results.json")
+    write_measured(options, rows, compressor, benchmark="serving", note=note)
 
 
 def make_prompts(
@@ -118,18 +108,7 @@ def make_prompts(
         DataError: there are not enough records of a middling length.
     """
     records = [r for r in read_records(options.data) if isinstance(r.get("question"), str)]
-    order = np.random.default_rng(options.seed).permutation(len(records))
-    chosen: list[dict[str, Any]] = []
-    for number in order:
-        if TOKENS[0] <= compressor.count_tokens(records[number].get("context", "")) <= TOKENS[1]:
-            chosen.append(records[number])
-        if len(chosen) == options.limit:
-            break
-    else:
-        raise DataError(
-            f"{options.data} has {len(chosen)} contexts of {TOKENS[0]} to {TOKENS[1]} tokens, and "
-            f"--limit is {options.limit}; give more, or a smaller --limit."
-        )
+    chosen = draw_records(records, options.data, compressor, limit=options.limit, seed=options.seed)
     texts = [str(record["context"]) for record in chosen]
     zs = store.get_or_compress(compressor, texts, options.rate)
     shown = {
@@ -248,10 +227,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--max-batch", type=positive, default=16, metavar="N", help="default: 16")
     parser.add_argument("--output", type=Path, default=None, metavar="DIR")
-    parser.add_argument("--checkpoint", default=None, metavar="DIR", help="default: the shipped")
-    parser.add_argument("--base", default=None, metavar="ID", help="base LLM, by id or folder")
-    parser.add_argument("--device", default=None, help="default: cuda if there is one, else cpu")
-    parser.add_argument("--seed", type=count, default=0, help="default: 0")
+    add_model_options(parser)
     return parser.parse_args(arguments)
 
 

@@ -20,24 +20,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from common import Parser, add_model_options, load_compressor, positive, run_script
+from common import (
+    Parser,
+    add_model_options,
+    load_compressor,
+    positive,
+    run_script,
+    write_measured,
+)
 from costs.bench import seconds
-from costs.corpus import read_records
-from ztok_rag.codec.base import dtype_name
+from costs.corpus import draw_records, read_records
 from ztok_rag.codec.compressor import ZCompressor
 from ztok_rag.codec.prompts import QA_TEMPLATE
 from ztok_rag.codec.reader import Prompt, ZReader
 from ztok_rag.codec.speculation import BOTH, HEAD, LOOKUP, Speculate
-from ztok_rag.errors import DataError
-from ztok_rag.evaluation import Row, bootstrap_ci, format_table, split_template, write_results
+from ztok_rag.evaluation import Row, bootstrap_ci, split_template
 
 BATCH_SIZES = (1, 8)
-TOKENS = (60, 400)
-"""Fewest and most tokens of a context."""
-
 WAYS: dict[str, Speculate] = {"one by one": False, LOOKUP: "lookup", HEAD: "head", BOTH: "both"}
 """Names of the arms, and where their drafts come from."""
 
@@ -49,9 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure all tasks at each batch size, and write the results."""
     options = parse(arguments)
     compressor = load_compressor(options)
-    questions = choose(options.data, compressor, options)
-    summaries = choose(options.summaries, compressor, options)
-    output = options.output or Path("results") / "speculation"
+    questions, summaries = (
+        draw_records(read_records(path), path, compressor, limit=options.limit, seed=options.seed)
+        for path in (options.data, options.summaries)
+    )
     rows: list[Row] = []
     tasks = make_tasks(compressor, questions, summaries, options)
     with tqdm(total=len(tasks) * len(BATCH_SIZES), unit="task") as bar:
@@ -65,38 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "drawn by seed; scores are means per answer: passes of the LLM (a pass reads a batch), "
         "seconds, and the share of equal answers."
     )
-    write_results(
-        output,
-        rows,
-        seed=options.seed,
-        checkpoint=str(options.checkpoint or "default"),
-        device=str(compressor.model.base.device),
-        fingerprint=compressor.fingerprint,
-        benchmark="speculation",
-        note=note,
-        dtype=dtype_name(compressor.model.base.dtype),
-        threads=torch.get_num_threads(),
-    )
-    print(format_table(rows))
-    print(f"{note}\nWritten: {output}/results.json")
-
-
-def choose(
-    path: Path, compressor: ZCompressor, options: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """Records drawn by the seed, with contexts of a middling length."""
-    records = read_records(path)
-    chosen = []
-    for number in np.random.default_rng(options.seed).permutation(len(records)):
-        tokens = compressor.count_tokens(records[number].get("context", ""))
-        if TOKENS[0] <= tokens <= TOKENS[1]:
-            chosen.append(records[number])
-        if len(chosen) == options.limit:
-            return chosen
-    raise DataError(
-        f"{path} has {len(chosen)} contexts of {TOKENS[0]} to {TOKENS[1]} tokens, and --limit is "
-        f"{options.limit}; give more, or a smaller --limit."
-    )
+    write_measured(options, rows, compressor, benchmark="speculation", note=note)
 
 
 def make_tasks(

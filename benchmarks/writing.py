@@ -21,29 +21,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from common import Parser, count, load_compressor, names, positive, run_script
+from common import (
+    Parser,
+    add_model_options,
+    load_compressor,
+    names,
+    positive,
+    run_script,
+    write_measured,
+)
 from costs.bench import seconds
-from costs.corpus import read_records
-from ztok_rag.codec.base import dtype_name
+from costs.corpus import draw_records, read_records
 from ztok_rag.codec.compressor import ZCompressor
 from ztok_rag.codec.prompts import QA_TEMPLATE
 from ztok_rag.codec.reader import Prompt
 from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.codec.writing import ZGenerator
 from ztok_rag.errors import DataError
-from ztok_rag.evaluation import Row, bootstrap_ci, format_table, split_template, write_results
+from ztok_rag.evaluation import Row, bootstrap_ci, split_template
 from ztok_rag.evaluation.datasets import short_names
 from ztok_rag.evaluation.metrics import require_bench, rouge_l
 from ztok_rag.evaluation.writing import base_nats
 
 PROMPT_TOKENS = 48
 """First tokens of a text, from which the LLM goes on."""
-
-TOKENS = (60, 400)
-"""Fewest and most tokens of a context that is summarized."""
 
 TEMPERATURE = 0.8
 
@@ -105,21 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{options.limit} prompts of each task, drawn by seed, of {PROMPT_TOKENS} tokens where the "
         f"plain base goes on from a text; at most {options.max_new_tokens} tokens are written."
     )
-    output = options.output or Path("results") / "writing"
-    write_results(
-        output,
-        rows,
-        seed=options.seed,
-        checkpoint=str(options.checkpoint or "default"),
-        device=str(compressor.model.base.device),
-        fingerprint=compressor.fingerprint,
-        benchmark="writing",
-        note=note,
-        dtype=dtype_name(compressor.model.base.dtype),
-        threads=torch.get_num_threads(),
-    )
-    print(format_table(rows))
-    print(f"{note}\nWritten: {output}/results.json")
+    write_measured(options, rows, compressor, benchmark="writing", note=note)
 
 
 def make_tasks(compressor: ZCompressor, options: argparse.Namespace) -> dict[str, list[Job]]:
@@ -137,11 +126,11 @@ def make_tasks(compressor: ZCompressor, options: argparse.Namespace) -> dict[str
                 jobs.append(Job(opening, opening, None))
         tasks[f"{name}, continued"] = jobs
     if options.summaries:
-        records = read_records(options.summaries)
-        tasks["summaries"] = [
-            summary_job(records[number], compressor, options.rate)
-            for number in choose(records, compressor, options)
-        ]
+        records = draw_records(
+            read_records(options.summaries), options.summaries, compressor,
+            limit=options.limit, seed=options.seed,
+        )  # fmt: skip
+        tasks["summaries"] = [summary_job(r, compressor, options.rate) for r in records]
     for task, jobs in tasks.items():
         if len(jobs) < options.limit:
             raise DataError(
@@ -149,20 +138,6 @@ def make_tasks(compressor: ZCompressor, options: argparse.Namespace) -> dict[str
                 f"{options.limit}; give more, or a smaller --limit."
             )
     return tasks
-
-
-def choose(
-    records: Sequence[Mapping[str, Any]], compressor: ZCompressor, options: argparse.Namespace
-) -> list[int]:
-    """Records drawn by the seed, with contexts of a middling length."""
-    chosen = []
-    for number in np.random.default_rng(options.seed).permutation(len(records)):
-        tokens = compressor.count_tokens(records[number].get("context", ""))
-        if TOKENS[0] <= tokens <= TOKENS[1]:
-            chosen.append(int(number))
-        if len(chosen) == options.limit:
-            break
-    return chosen
 
 
 def summary_job(record: Mapping[str, Any], compressor: ZCompressor, rate: float) -> Job:
@@ -258,10 +233,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--max-new-tokens", type=positive, default=64, metavar="N", help="default: 64"
     )
     parser.add_argument("--output", type=Path, default=None, metavar="DIR")
-    parser.add_argument("--checkpoint", default=None, metavar="DIR", help="default: the shipped")
-    parser.add_argument("--base", default=None, metavar="ID", help="base LLM, by id or folder")
-    parser.add_argument("--device", default=None, help="default: cuda if there is one, else cpu")
-    parser.add_argument("--seed", type=count, default=0, help="default: 0")
+    add_model_options(parser)
     return parser.parse_args(arguments)
 
 

@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ztok_rag.errors import DataError
 from ztok_rag.files import show
 from ztok_rag.jsonl import OddRecords, read_jsonl
 
+if TYPE_CHECKING:
+    from ztok_rag.codec.compressor import ZCompressor
+
 TEXT_FIELDS = ("context", "text", "document")
 LONGEST_QUESTION = 300
 """Most characters of a question. Longer inputs are documents, as in some tasks of LongBench."""
+
+MIDDLING = (60, 400)
+"""Fewest and most tokens of a context that `draw_records` takes."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,39 @@ class Corpus:
             openings = [" ".join(chunk.split()[:12]) for chunk in self.chunks[:number]]
             found = [Asked(f"What is said about this: {opening}?") for opening in openings]
         return [found[i % len(found)] for i in range(number)]
+
+
+def draw_records(
+    records: Sequence[dict[str, Any]],
+    source: Path,
+    compressor: ZCompressor,
+    *,
+    limit: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Draw records with contexts of a middling length.
+
+    Args:
+        records: to draw from.
+        source: where they are from, for the error.
+        compressor: counts tokens.
+        limit: how many.
+        seed: of the draw.
+
+    Raises:
+        DataError: there are not so many.
+    """
+    least, most = MIDDLING
+    chosen: list[dict[str, Any]] = []
+    for number in np.random.default_rng(seed).permutation(len(records)):
+        if least <= compressor.count_tokens(records[number].get("context", "")) <= most:
+            chosen.append(records[number])
+        if len(chosen) == limit:
+            return chosen
+    raise DataError(
+        f"{show(source)} has {len(chosen)} contexts of {least} to {most} tokens, and --limit is "
+        f"{limit}; give more, or a smaller --limit."
+    )
 
 
 def read_records(path: Path, odd: OddRecords | None = None) -> list[dict[str, Any]]:

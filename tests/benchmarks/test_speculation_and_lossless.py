@@ -10,6 +10,7 @@ from conftest import BAKERY, PASSAGE
 
 import lossless
 import speculation
+from costs import corpus
 from ztok_rag import ZCompressor
 from ztok_rag.errors import DataError
 
@@ -30,7 +31,7 @@ def test_speculation(
     monkeypatch.setattr(speculation, "BATCH_SIZES", (1,))
     ways = {way: speculation.WAYS[way] for way in ("one by one", "lookup", "head")}
     monkeypatch.setattr(speculation, "WAYS", ways)
-    monkeypatch.setattr(speculation, "TOKENS", (20, 400))
+    monkeypatch.setattr(corpus, "MIDDLING", (20, 400))
     output = tmp_path / "out"
     files = ["--data", str(data), "--summaries", str(data), "--output", str(output)]
     speculation.main([*files, "--limit", "1", "--max-new-tokens", "6"])
