@@ -12,7 +12,11 @@ from typing import Any
 from llama_index.core import Document
 from llama_index.core.schema import BaseNode, NodeWithScore
 from llama_index.core.storage.docstore import BaseDocumentStore
-from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQuery
+from llama_index.core.vector_stores.types import (
+    BasePydanticVectorStore,
+    VectorStoreQuery,
+    VectorStoreQueryResult,
+)
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
 from ztok_rag.errors import ZtokError
@@ -176,10 +180,7 @@ class LargeContents(Corpus):
     def _search_theirs(
         self, rows: Rows, query: VectorStoreQuery, arguments: Mapping[str, Any]
     ) -> list[NodeWithScore]:
-        found = asked(self.vector_store, query, arguments)
-        ids = ids_of(found)
-        chunks = rows.chunks(ids)
-        return matched(self, query, found, [self._node(chunks.get(i)) for i in ids])
+        return self._matched(rows, query, asked(self.vector_store, query, arguments))
 
     def _search_lance(
         self, rows: Rows, query: VectorStoreQuery, arguments: Mapping[str, Any]
@@ -189,18 +190,14 @@ class LargeContents(Corpus):
         plain = replace(query, filters=None, doc_ids=None, node_ids=None)
         arguments = {"version": state.vectors, **arguments}
         if query.filters is None and query.doc_ids is None and query.node_ids is None:
-            found = asked(self.vector_store, plain, arguments)
-            chunks = rows.chunks(ids_of(found))
-            return matched(self, query, found, [self._node(chunks.get(i)) for i in ids_of(found)])
+            return self._matched(rows, query, asked(self.vector_store, plain, arguments))
         try:
             allowed = self._allowed(rows, query)
             if allowed is not None:
                 few = replace(plain, node_ids=allowed)
                 # An index of vectors reads some of its parts, in which they may not be.
                 found = asked(self.vector_store, few, {"exact": True, **arguments})
-                chunks = rows.chunks(ids_of(found))
-                nodes = [self._node(chunks.get(i)) for i in ids_of(found)]
-                return matched(self, query, found, nodes)
+                return self._matched(rows, query, found)
             return self._look_through(rows, query, plain, arguments, state.chunks)
         except (ValueError, TypeError, NotImplementedError) as error:
             raise ZtokError(f"the filters cannot be heeded ({error}); change them.") from error
@@ -248,6 +245,14 @@ class LargeContents(Corpus):
                 return matched(self, query, result, [self._node(held[i]) for i in passing])
             wanted *= 4
             arguments = {**arguments, "exact": True}
+
+    def _matched(
+        self, rows: Rows, query: VectorStoreQuery, found: VectorStoreQueryResult
+    ) -> list[NodeWithScore]:
+        """The chunks that were found, with their nodes."""
+        ids = ids_of(found)
+        chunks = rows.chunks(ids)
+        return matched(self, query, found, [self._node(chunks.get(i)) for i in ids])
 
     def _node(self, chunk: Chunk | None) -> BaseNode | None:
         if chunk is None or chunk.node is not None:
