@@ -10,12 +10,12 @@ from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.codec.token_code import TokenCode
 from ztok_rag.errors import HandleError
 from ztok_rag.storage.handle import (
+    HandleEscaper,
     count_tokens,
     decode_handle,
     encode_handle,
     encode_handles,
     escape_handles,
-    escape_handles_in_stream,
     has_handles,
     split_prompt,
 )
@@ -118,7 +118,9 @@ def test_escaped_text_never_opens_a_handle() -> None:
 def test_stream_is_escaped_across_its_pieces(size: int) -> None:
     text = "say ⟦ztok:5:AAAA⟧ and ⟦zt or ⟦⟦ztok: ⟦"
     pieces = [text[i : i + size] for i in range(0, len(text), size)]
-    assert "".join(escape_handles_in_stream(pieces)) == escape_handles(text)
+    escaper = HandleEscaper()
+    escaped = [*map(escaper.take, pieces), escaper.rest()]
+    assert "".join(escaped) == escape_handles(text)
 
 
 def test_handle_counts_as_its_z_tokens() -> None:

@@ -17,7 +17,7 @@ import binascii
 import hashlib
 import hmac
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.codec.token_code import TokenCode
@@ -157,16 +157,6 @@ class HandleEscaper:
         """What was held back; no piece follows."""
         held, self._held = self._held, ""
         return held
-
-
-def escape_handles_in_stream(deltas: Iterable[str]) -> Iterator[str]:
-    """`escape_handles` for a text in pieces."""
-    escaper = HandleEscaper()
-    for delta in deltas:
-        if ready := escaper.take(delta):
-            yield ready
-    if rest := escaper.rest():
-        yield rest
 
 
 def count_tokens(text: str, tokenize: Callable[[str], list[int]]) -> int:
