@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -113,34 +113,27 @@ def train(
     if workers is None:
         workers = max(1, min(12, (os.cpu_count() or 1) // devices - 2)) if on_gpu else 0
     check_folder(output)
-    if write:
-        with resumable():
-            folder = run_write(
-                data or [],
-                output,
-                corpus=corpus or [],
-                base=base,
-                init=init,
-                device=device,
-                settings=WriteSettings(
-                    positions=write_positions,
-                    steps=steps if steps is not None else WriteSettings.steps,
-                    seed=seed,
-                    save_minutes=save_minutes,
-                ),
-                progress=shows_bars(),
-                odd=odd_records(skip_odd_records),
+    shared: dict[str, Any] = {
+        "corpus": corpus or [],
+        "base": base,
+        "init": init,
+        "device": device,
+        "progress": shows_bars(),
+        "odd": odd_records(skip_odd_records),
+    }
+
+    def run() -> Path:
+        if write:
+            head = WriteSettings(
+                positions=write_positions,
+                steps=steps if steps is not None else WriteSettings.steps,
+                seed=seed,
+                save_minutes=save_minutes,
             )
-        typer.echo(f"checkpoint: {show(folder)}")
-        return
-    with resumable():
-        folder = run_training(
+            return run_write(data or [], output, settings=head, **shared)
+        return run_training(
             data or [],
             output,
-            corpus=corpus or [],
-            base=base,
-            init=init,
-            device=device,
             model_settings={"rank": rank, "slots": slots, "packer_width": packer_width},
             phases=parse_phases(phases) if phases else None,
             rows=RowSettings(rates=tuple(wanted), before=before),
@@ -155,9 +148,11 @@ def train(
                 is_compiled=compile_layers,
             ),
             selector=RelevanceSettings(steps=selector_steps, seed=seed),
-            progress=shows_bars(),
-            odd=odd_records(skip_odd_records),
+            **shared,
         )
+
+    with resumable():
+        folder = run()
     typer.echo(f"checkpoint: {show(folder)}")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import shutil
 import signal
@@ -21,7 +20,7 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ztok_rag.codec.model import ZModel
@@ -29,6 +28,7 @@ from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.errors import CheckpointError, DataError
 from ztok_rag.training.batches import Batch, StreamPlan, StreamState, load_batches
 from ztok_rag.training.objective import Losses, Objective
+from ztok_rag.training.optimizing import take_step, warmup_cosine
 from ztok_rag.training.rows import Kind, Rows
 
 _FALLING, _EARLY, _LATE = 0.5, 1.6, 0.7
@@ -71,9 +71,7 @@ class TrainSettings:
 
     def learning_rate(self, step: int) -> float:
         """Of the step after `step` others."""
-        rise = min(1.0, (step + 1) / min(self.warmup, max(1, self.steps // 4)))
-        fall = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return self.lr * rise * (self.floor + (1 - self.floor) * fall)
+        return self.lr * warmup_cosine(step, steps=self.steps, warmup=self.warmup, floor=self.floor)
 
 
 class Trainer:
@@ -215,16 +213,12 @@ class Trainer:
         if self.processes > 1:
             self._sum_gradients()
             sums = self._sum(sums)
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip, foreach=True)
-        if not math.isfinite(float(norm)):
-            raise DataError(f"the loss is not finite at step {self.step}; lower --lr.")
         lr = settings.learning_rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        norm = take_step(
+            self.optimizer, self.parameters.values(), lr=lr, clip=settings.clip, step=self.step
+        )
         self.step += 1
-        return self._record(sums, float(norm), lr)
+        return self._record(sums, norm, lr)
 
     def _record(self, sums: Tensor, norm: float, lr: float) -> dict[str, Any]:
         totals, counts = sums.tolist()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -21,8 +20,9 @@ from tqdm.auto import tqdm
 from ztok_rag.codec.model import ZModel
 from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.codec.write_head import BINS, WriteHead
-from ztok_rag.errors import CheckpointError, DataError
+from ztok_rag.errors import CheckpointError
 from ztok_rag.training.data import TrainingData
+from ztok_rag.training.optimizing import take_step
 from ztok_rag.training.write_states import States, WriteSettings, collect_states
 
 _DECAY = 0.8  # weight of the loss of each further token, in that of the one before
@@ -200,14 +200,8 @@ class WriteTrainer:
             weights += weight
             weight *= _DECAY
         torch.autograd.backward(total / weights)
-        norm = nn.utils.clip_grad_norm_(self.head.parameters(), 1.0)
-        if not math.isfinite(float(norm)):
-            raise DataError(f"the loss is not finite at step {self.step}; lower --lr.")
         lr = settings.learning_rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        take_step(self.optimizer, self.head.parameters(), lr=lr, clip=1.0, step=self.step)
         self.step += 1
         return {
             "step": self.step,

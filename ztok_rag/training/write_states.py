@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ztok_rag.codec.model import READ, ZModel
 from ztok_rag.codec.prompts import REPEAT_PROMPT
 from ztok_rag.errors import CheckpointError, DataError
 from ztok_rag.training.data import TrainingData
+from ztok_rag.training.optimizing import warmup_cosine
 
 HELD_OUT = 20
 """One of so many windows is never trained on."""
@@ -69,8 +69,7 @@ class WriteSettings:
 
     def learning_rate(self, step: int) -> float:
         """Of the step after `step` others."""
-        rise = min(1.0, (step + 1) / min(self.warmup, max(1, self.steps // 4)))
-        return self.lr * rise * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return self.lr * warmup_cosine(step, steps=self.steps, warmup=self.warmup, floor=0.0)
 
 
 @dataclass
