@@ -4,7 +4,8 @@
 
 Both are JSON Lines files, or folders of them, whose records have a `context`; those of `--data` a
 `question`, too. The tasks are `answers` from Z-tokens; `text`, the same from raw text; `quotations`
-of a sentence of the context; `summaries`, written freely; and `repeat`, the context word for word.
+of a sentence of the context; `summaries`, written freely; `long summaries` of 100 tokens, drawn
+towards the context as answers are; and `repeat`, the context word for word.
 Drafts are looked up, guessed by the write head, or both. The ways take turns, so that other load
 on the machine falls on all alike; prompts are read in all, and their time is part of it. `same` is
 the share of answers that are equal to those without drafts, of 100; `accepted_of_3` is the share of
@@ -39,6 +40,9 @@ from ztok_rag.codec.speculation import BOTH, HEAD, LOOKUP, Speculate
 from ztok_rag.evaluation import Row, bootstrap_ci, split_template
 
 BATCH_SIZES = (1, 8)
+LONG = 100
+"""Tokens of a long summary."""
+
 WAYS: dict[str, Speculate] = {"one by one": False, LOOKUP: "lookup", HEAD: "head", BOTH: "both"}
 """Names of the arms, and where their drafts come from."""
 
@@ -89,7 +93,10 @@ def make_tasks(
         def batches(size: int) -> list[Work]:
             return [
                 lambda reader, speculate, own=prompts[at : at + size]: reader.generate(  # type: ignore[misc]
-                    own, max_new_tokens=limit, speculate=speculate, batch_size=size, **arguments
+                    own,
+                    speculate=speculate,
+                    batch_size=size,
+                    **{"max_new_tokens": limit, **arguments},
                 )
                 for at in range(0, len(prompts), size)
             ]
@@ -117,6 +124,10 @@ def make_tasks(
         "text": (1.0, generating(ask(texts, asked))),
         "quotations": (rate, generating(ask(zs, quoted))),
         "summaries": (rate, generating(summary, copy=False)),
+        "long summaries": (
+            rate,
+            generating(summary, max_new_tokens=LONG, min_new_tokens=LONG, ask_first=False),
+        ),
         "repeat": (rate, repeating),
     }
 

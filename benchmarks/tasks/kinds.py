@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ztok_rag.evaluation import Question, metrics, split_template
@@ -25,6 +25,7 @@ class TaskKind:
         first_line: score only the first line of a prediction.
         chat: ask a chat model in its chat format.
         summary: a summary is asked for.
+        min_new_tokens: shortest answer, in tokens.
     """
 
     metric: str
@@ -32,6 +33,7 @@ class TaskKind:
     first_line: bool = False
     chat: bool = True
     summary: bool = False
+    min_new_tokens: int = 1
 
 
 def _plain(metric: Callable[[str, Sequence[str]], float]) -> Metric:
@@ -41,6 +43,7 @@ def _plain(metric: Callable[[str, Sequence[str]], float]) -> Metric:
 _F1 = TaskKind("f1", _plain(metrics.token_f1))
 
 _ROUGE = TaskKind("rouge_l", _plain(metrics.rouge_l_union), summary=True)
+_PAGE = replace(_ROUGE, min_new_tokens=128)  # the prompts ask for a summary of one page
 
 _CODE = TaskKind("edit_similarity", _plain(metrics.edit_similarity), chat=False)
 
@@ -51,9 +54,9 @@ LONGBENCH: dict[str, TaskKind] = {
     "hotpotqa": _F1,
     "2wikimqa": _F1,
     "musique": _F1,
-    "gov_report": _ROUGE,
+    "gov_report": _PAGE,
     "qmsum": _ROUGE,
-    "multi_news": _ROUGE,
+    "multi_news": _PAGE,
     "trec": TaskKind("classification", metrics.classification, first_line=True, chat=False),
     "triviaqa": TaskKind("f1", _plain(metrics.token_f1), first_line=True, chat=False),
     "samsum": TaskKind(
@@ -96,4 +99,5 @@ def make_question(
         score=score,
         chat=kind.chat,
         summary=kind.summary,
+        min_new_tokens=min(kind.min_new_tokens, max_new_tokens),
     )

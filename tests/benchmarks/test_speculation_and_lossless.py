@@ -31,12 +31,13 @@ def test_speculation(
     monkeypatch.setattr(speculation, "BATCH_SIZES", (1,))
     ways = {way: speculation.WAYS[way] for way in ("one by one", "lookup", "head")}
     monkeypatch.setattr(speculation, "WAYS", ways)
+    monkeypatch.setattr(speculation, "LONG", 12)
     monkeypatch.setattr(corpus, "MIDDLING", (20, 400))
     output = tmp_path / "out"
     files = ["--data", str(data), "--summaries", str(data), "--output", str(output)]
     speculation.main([*files, "--limit", "1", "--max-new-tokens", "6"])
     rows = json.loads((output / "results.json").read_text())["rows"]
-    assert len({row["task"] for row in rows}) == 5
+    assert len({row["task"] for row in rows}) == 6
     score = {(row["task"], row["arm"], row["metric"]): row["score"] for row in rows}
     task = "repeat, 1 at once"
     assert score[task, "lookup", "passes"] < score[task, "one by one", "passes"]

@@ -87,6 +87,41 @@ def test_what_is_copied_stands_in_the_codes(compressor: ZCompressor, reader: ZRe
     assert set(written) <= set(z.ids.tolist())
 
 
+def test_a_long_answer_does_not_go_in_circles(compressor: ZCompressor, reader: ZReader) -> None:
+    (z,) = compressor.compress([PASSAGE], 8)
+    prompts = [[z, "\n\nSummarize the text.\n\nSummary:"]]
+    for speculate in (False, True):
+        circling, straight = (
+            reader.generate(
+                prompts, max_new_tokens=60, min_new_tokens=60, no_repeat_ngram_size=size,
+                speculate=speculate,
+            )[0]
+            for size in (0, 5)
+        )  # fmt: skip
+        assert longest_repeat(compressor, circling) > 5
+        assert longest_repeat(compressor, straight) < 6  # tokens of a text may be cut otherwise
+        assert len(compressor.tokenizer(straight)["input_ids"]) > 50
+
+
+def longest_repeat(compressor: ZCompressor, text: str) -> int:
+    """Tokens of the longest run that a text has twice."""
+    ids = compressor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    sizes = range(1, len(ids))
+    runs = {size: [tuple(ids[i : i + size]) for i in range(len(ids) - size + 1)] for size in sizes}
+    return max((size for size in sizes if len(set(runs[size])) < len(runs[size])), default=0)
+
+
+def test_an_answer_is_not_shorter_than_asked(compressor: ZCompressor, reader: ZReader) -> None:
+    (z,) = compressor.compress([PASSAGE], 2)
+    short, long = (
+        reader.generate([[z, ASKED]], max_new_tokens=24, min_new_tokens=least)[0]
+        for least in (1, 24)
+    )
+    assert long.startswith(short) and len(long) > len(short) + 20
+    with pytest.raises(ZtokError, match="at most max_new_tokens"):
+        reader.generate([[z, ASKED]], max_new_tokens=8, min_new_tokens=9)
+
+
 def test_unknown_adapters_and_foreign_sequences(compressor: ZCompressor, reader: ZReader) -> None:
     import dataclasses
 

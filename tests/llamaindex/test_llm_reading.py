@@ -97,11 +97,14 @@ def test_the_plain_base_looks_once(
     assert recorder.splices[0].z_tokens == 8 * len(zs[0])
 
 
-def test_asking_first_and_copying_reach_the_reader(compressor: ZCompressor, store: ZStore) -> None:
+def test_how_to_answer_reaches_the_reader(compressor: ZCompressor, store: ZStore) -> None:
     asked = prompt(compressor, store, PASSAGE)
     (z,) = compressor.compress([PASSAGE], 4)
     reader = compressor.reader
-    for arguments in ({"ask_first": False}, {"copying": False}, {"copying": True}):
+    for arguments in (
+        {"ask_first": False}, {"copying": False}, {"copying": True}, {"min_new_tokens": 8},
+        {"min_new_tokens": 8, "no_repeat_ngram_size": 1},
+    ):  # fmt: skip
         llm = make(compressor, store, **arguments)
         given = {
             ("copy" if name == "copying" else name): value for name, value in arguments.items()
@@ -109,6 +112,9 @@ def test_asking_first_and_copying_reach_the_reader(compressor: ZCompressor, stor
         (wanted,) = reader.generate([[z, ASKED]], max_new_tokens=8, **given)  # type: ignore[arg-type]
         response = llm.complete(asked)
         assert response.text == wanted.strip()
+        if least := arguments.get("min_new_tokens"):
+            plain = make(compressor, store, no_repeat_ngram_size=llm.no_repeat_ngram_size)
+            assert plain.complete(asked, min_new_tokens=least).text == response.text
         positions = reader.count_tokens([z, ASKED], ask_first=llm.ask_first)
         assert response.raw["usage"]["prompt_tokens"] == positions
         assert ZTokenLLM.from_dict(llm.to_dict()).copying == llm.copying
@@ -119,10 +125,11 @@ def test_speculation_reaches_the_reader(compressor: ZCompressor, store: ZStore) 
     passes = []
     for speculate in (False, True):
         llm = make(compressor, store, speculate=speculate)
+        before = llm.reader.passes
         streamed = "".join(str(part.delta) for part in llm.stream_complete(asked))
-        passes.append(llm.reader.passes)
+        passes.append(llm.reader.passes - before)
         assert llm.complete(asked).text == streamed
-        assert llm.reader.passes == 2 * passes[-1]
+        assert llm.reader.passes == before + 2 * passes[-1]
     assert passes[1] < passes[0]
 
 

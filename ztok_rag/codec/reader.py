@@ -13,6 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+)
 
 from ztok_rag.codec.base import BaseLM
 from ztok_rag.codec.batcher import Batcher
@@ -29,6 +34,9 @@ from ztok_rag.inputs import as_list, repair_surrogates
 
 Segment = str | ZSequence
 Prompt = str | Sequence[Segment]
+
+NO_REPEAT = 8
+"""Tokens of the shortest run that an answer does not have twice."""
 
 _LONGEST_ASKED_FIRST = 256  # tokens
 
@@ -86,6 +94,9 @@ class ZReader:
       `"both"` guesses where nothing is looked up. `True` is what is quickest. In float32 none of
       them changes an answer, and `None` is `True` there; bf16 rounds passes of several tokens
       otherwise, and some tokens are others, and `None` is `False`.
+    - `min_new_tokens`: the answer does not end before it has so many tokens.
+    - `no_repeat_ngram_size`: no run of so many tokens is written twice, as small LLMs go in circles
+      in long answers; 0 allows it.
 
     Attributes:
         model: the checkpoint.
@@ -154,6 +165,8 @@ class ZReader:
         copy: bool | CopyCosts | None = None,
         ask_first: bool = True,
         speculate: Speculate = None,
+        min_new_tokens: int = 1,
+        no_repeat_ngram_size: int = NO_REPEAT,
     ) -> list[str]:
         """Answer prompts, each with at least one token.
 
@@ -166,11 +179,14 @@ class ZReader:
             copy: draw the answer towards what the Z-tokens hold.
             ask_first: read the question before the Z-tokens, too.
             speculate: confirm drafts in one pass.
+            min_new_tokens: shortest answer, in tokens.
+            no_repeat_ngram_size: shortest run of tokens that is not written twice; 0 allows all.
 
         Raises:
             SequenceError: a `ZSequence` was made by another checkpoint.
             CheckpointError: the write head is to guess, and the checkpoint has none.
-            ZtokError: a prompt is empty or too long for the base, or the adapter is unknown.
+            ZtokError: a prompt is empty or too long for the base, the adapter is unknown, or
+                `min_new_tokens` is above `max_new_tokens`.
         """
         answers = [
             self.begin(
@@ -180,6 +196,8 @@ class ZReader:
                 copy=copy,
                 ask_first=ask_first,
                 speculate=speculate,
+                min_new_tokens=min_new_tokens,
+                no_repeat_ngram_size=no_repeat_ngram_size,
             )
             for prompt in as_list(prompts, "prompts")
         ]
@@ -195,6 +213,8 @@ class ZReader:
         copy: bool | CopyCosts | None = None,
         ask_first: bool = True,
         speculate: Speculate = None,
+        min_new_tokens: int = 1,
+        no_repeat_ngram_size: int = NO_REPEAT,
     ) -> Iterator[str]:
         """Answer one prompt piece by piece; the pieces join to what `generate` returns."""
         answer = self.begin(
@@ -204,6 +224,8 @@ class ZReader:
             copy=copy,
             ask_first=ask_first,
             speculate=speculate,
+            min_new_tokens=min_new_tokens,
+            no_repeat_ngram_size=no_repeat_ngram_size,
         )
         return self._stream(answer, adapter, stop)
 
@@ -216,10 +238,17 @@ class ZReader:
         copy: bool | CopyCosts | None = None,
         ask_first: bool = True,
         speculate: Speculate = None,
+        min_new_tokens: int = 1,
+        no_repeat_ngram_size: int = NO_REPEAT,
     ) -> Answer:
         """An answer of which nothing is written, for a `GreedyDecoder`; errors as `generate`."""
+        if not 1 <= min_new_tokens <= max_new_tokens:
+            raise ZtokError(
+                f"an answer of {min_new_tokens} to {max_new_tokens} tokens cannot be written; "
+                "min_new_tokens is at least 1 and at most max_new_tokens."
+            )
         read = self._embed(prompt, max_new_tokens, adapter, copy, ask_first)
-        return self._answer(read, max_new_tokens, speculate)
+        return self._answer(read, max_new_tokens, speculate, min_new_tokens, no_repeat_ngram_size)
 
     def to_embeds(
         self,
@@ -406,13 +435,31 @@ class ZReader:
         known += [self._ids(text, adapter) for text in texts]
         return _Read(inputs, source, known, copy if isinstance(copy, CopyCosts) else None)
 
-    def _answer(self, read: _Read, limit: int, speculate: Speculate) -> Answer:
+    def _answer(
+        self,
+        read: _Read,
+        limit: int,
+        speculate: Speculate,
+        least: int = 1,
+        no_repeat: int = 0,
+    ) -> Answer:
         chosen = self._drafts(speculate)
-        copying = CopyFromCodes([read.source], self.tokenizer.eos_token_id, read.costs)
+        processors = LogitsProcessorList()
+        if read.source is not None:
+            end = self.tokenizer.eos_token_id
+            processors.append(CopyFromCodes([read.source], end, read.costs))
+        if no_repeat > 0:
+            processors.append(NoRepeatNGramLogitsProcessor(no_repeat))
+        if least > 1:
+            base = self.model.base
+            ends = sorted(base.end_tokens)
+            processors.append(
+                MinNewTokensLengthLogitsProcessor(0, least, ends, device=str(base.device))
+            )
         return Answer(
             inputs=read.inputs,
             limit=limit,
-            processor=None if read.source is None else copying,
+            processor=processors if processors else None,
             drafter=Drafter(read.known) if chosen in (LOOKUP, BOTH) else None,
             guesses=chosen in (HEAD, BOTH),
         )

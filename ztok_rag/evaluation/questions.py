@@ -32,7 +32,8 @@ class Question:
         gold: the paragraph that is known to contain the answer, if any.
         chat: ask the plain base LLM in its chat format, if it has one. The trained reader is
             never asked in it.
-        summary: a summary is asked for, which is not copied from the context.
+        min_new_tokens: shortest answer, in tokens.
+        summary: a summary is asked for; the prompt has no question to read before the context.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Question:
     score: Callable[[str], Mapping[str, float]] = field(repr=False)
     gold: str | None = field(default=None, repr=False)
     chat: bool = True
+    min_new_tokens: int = 1
     summary: bool = False
 
 

@@ -89,7 +89,8 @@ def evaluate(
                     max_new_tokens=batch[0].max_new_tokens,
                     adapter=arm.adapter,
                     batch_size=batch_size,
-                    copy=_copy(arm, batch[0]),
+                    ask_first=not batch[0].summary,
+                    min_new_tokens=batch[0].min_new_tokens,
                 )
                 records = []
                 for question, output in zip(batch, outputs, strict=True):
@@ -112,11 +113,6 @@ def evaluate(
                 log.append(records)
                 if bar is not None:
                     bar.update(len(batch))
-
-
-def _copy(arm: Arm, question: Question) -> bool | None:
-    """Whether an answer copies; `None` leaves it to the reader."""
-    return None if arm.reads_z_tokens and not question.summary else False
 
 
 def reconstruct(

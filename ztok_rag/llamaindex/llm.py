@@ -27,6 +27,7 @@ from ztok_rag.codec.batcher import Written
 from ztok_rag.codec.citations import locate
 from ztok_rag.codec.copying import CopyCosts
 from ztok_rag.codec.model import READ
+from ztok_rag.codec.reader import NO_REPEAT
 from ztok_rag.codec.speculation import Speculate
 from ztok_rag.errors import ZtokError
 from ztok_rag.llamaindex.arguments import refuse_unknown_fields
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from ztok_rag.codec.reader import ZReader
 
 
-_GENERATION_ARGUMENTS = ("max_new_tokens", "max_tokens", "stop")
+_GENERATION_ARGUMENTS = ("max_new_tokens", "max_tokens", "min_new_tokens", "stop")
 
 _STOP, _LENGTH = "stop", "length"
 
@@ -59,8 +60,8 @@ class ZTokenLLM(MadeAgain, CustomLLM):
     A handle raises `HandleError` if another store signed it, if it was altered, or if another
     checkpoint made it. So does text that only looks like a handle. `ZTokenPostprocessor` escapes
     such text in documents; use `escape_handles` for your own text.
-    Decoding is greedy: `stop`, `max_new_tokens` and `max_tokens` are the only generation
-    arguments, and every other is refused.
+    Decoding is greedy: `stop`, `max_new_tokens`, `max_tokens` and `min_new_tokens` are the only
+    generation arguments, and every other is refused.
 
     A response has in `additional_kwargs["sources"]` where its text stands in the texts of the
     handles, as `locate` returns it: a list of `{"handle", "start", "end"}`. `handle` counts the
@@ -75,6 +76,12 @@ class ZTokenLLM(MadeAgain, CustomLLM):
     """
 
     max_new_tokens: int = Field(default=64, gt=0, description="Longest answer, in tokens.")
+    min_new_tokens: int = Field(default=1, gt=0, description="Shortest answer, in tokens.")
+    no_repeat_ngram_size: int = Field(
+        default=NO_REPEAT,
+        ge=0,
+        description="No run of so many tokens is written twice; 0 allows it.",
+    )
     adapter: str | None = Field(
         default=READ,
         description="Reader adapter to answer with; None is the plain base LLM.",
@@ -124,6 +131,8 @@ class ZTokenLLM(MadeAgain, CustomLLM):
         reader: ZReader | None = None,
         store: ZStore | None = None,
         max_new_tokens: int = 64,
+        min_new_tokens: int = 1,
+        no_repeat_ngram_size: int = NO_REPEAT,
         adapter: str | None = READ,
         copying: bool | CopyCosts | None = None,
         ask_first: bool = True,
@@ -142,6 +151,10 @@ class ZTokenLLM(MadeAgain, CustomLLM):
             reader: `None` is the default one, shared with `ZTokenPostprocessor`.
             store: whose handles are accepted; `None` is the default one, shared likewise.
             max_new_tokens: longest answer, in tokens.
+            min_new_tokens: shortest answer, in tokens. The reader was trained on short answers:
+                ask for some 100 where a summary is wanted.
+            no_repeat_ngram_size: no run of so many tokens is written twice, so that long answers
+                do not go in circles; 0 allows it.
             adapter: reader adapter to answer with; `None` is the plain base LLM.
             copying: draw answers towards what the Z-tokens hold; `None` does so where Z-tokens
                 hold more than one token, and `CopyCosts` says how strongly.
@@ -165,6 +178,8 @@ class ZTokenLLM(MadeAgain, CustomLLM):
         refuse_unknown_fields(type(self), kwargs)
         super().__init__(
             max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            no_repeat_ngram_size=no_repeat_ngram_size,
             adapter=adapter,
             copying=copying,
             ask_first=ask_first,
@@ -266,7 +281,7 @@ class ZTokenLLM(MadeAgain, CustomLLM):
             prompt: text and handles.
             formatted: whether `completion_to_prompt` was applied already.
             kwargs: `stop`, a string or strings that end the answer; `max_new_tokens` or
-                `max_tokens`, the longest answer.
+                `max_tokens`, the longest answer; `min_new_tokens`, the shortest.
 
         Raises:
             HandleError: the prompt holds a handle that is not of this store and checkpoint, or
@@ -465,17 +480,23 @@ class ZTokenLLM(MadeAgain, CustomLLM):
             "max_new_tokens": kwargs.get("max_new_tokens")
             or kwargs.get("max_tokens")
             or self.max_new_tokens,
+            "min_new_tokens": kwargs.get("min_new_tokens") or self.min_new_tokens,
+            "no_repeat_ngram_size": self.no_repeat_ngram_size,
         }
 
     def _sent(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of a server."""
         arguments = self._arguments(kwargs)
         sent: dict[str, Any] = {"max_tokens": arguments["max_new_tokens"]}
+        if arguments["min_new_tokens"] > 1:
+            sent["min_tokens"] = arguments["min_new_tokens"]
         return {**sent, "stop": list(arguments["stop"])} if arguments["stop"] else sent
 
     def _refuse_own_reading(self) -> None:
         """Make sure that nothing was asked for that a server decides."""
-        own = ("adapter", "copying", "ask_first", "look_twice", "speculate")
+        own = (
+            "no_repeat_ngram_size", "adapter", "copying", "ask_first", "look_twice", "speculate",
+        )  # fmt: skip
         changed = [n for n in own if getattr(self, n) != type(self).model_fields[n].default]
         changed += [n for n in ("reader", "store") if getattr(self, f"_{n}") is not None]
         if changed:
