@@ -68,6 +68,7 @@ bench: $(STAMP)
 		--summaries $(DATA)/sum_scitldr/train.jsonl --output $(RESULTS)/writing
 	$(BIN)/python benchmarks/lossless.py --output $(RESULTS)/lossless --data \
 		$(DATA)/covidqa/documents.jsonl,$(DATA)/fairytaleqa/val.jsonl,$(DATA)/text_more/texts.jsonl
+	$(BIN)/python benchmarks/store_size.py --output $(RESULTS)/store_size
 	$(BIN)/python benchmarks/determinism.py --data $(DATA)/squad/dev.jsonl --limit 60 \
 		--output $(RESULTS)/determinism
 	$(BIN)/python benchmarks/faults.py --kinds changes --output $(RESULTS)/faults_changes

@@ -39,7 +39,7 @@ from tables.reading import (
     speculation_section,
     writing_section,
 )
-from tables.scale import probe_section, scale_section
+from tables.scale import probe_section, scale_section, store_section
 from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.errors import DataError
 
@@ -86,6 +86,7 @@ SECTIONS = {
     "serving": Section("Many askers at once", serving_section, "serving.png"),
     "scale": Section("An index of a million chunks", scale_section, "scale.png"),
     "scale_probe": Section("Time and memory of one process, by size", probe_section),
+    "store_size": Section("A store of a million texts", store_section),
     "determinism": Section("Codes and the batch", determinism_section),
     "ablations": Section("What each part of reading gives", ablations_section),
     "speculation": Section("Passes and time with drafts", speculation_section),
