@@ -63,6 +63,7 @@ bench: $(STAMP)
 		--summaries $(DATA)/sum_scitldr/train.jsonl --output $(RESULTS)/speculation
 	$(BIN)/python benchmarks/serving.py --data $(DATA)/squad/dev.jsonl \
 		--max-new-tokens 8 --output $(RESULTS)/serving
+	$(BIN)/python benchmarks/queries.py --data $(DATA)/squad/dev.jsonl --output $(RESULTS)/queries
 	$(BIN)/python benchmarks/writing.py --limit 2 --max-new-tokens 48 \
 		--data $(DATA)/squad/dev.jsonl,$(DATA)/fairytaleqa/val.jsonl \
 		--summaries $(DATA)/sum_scitldr/train.jsonl --output $(RESULTS)/writing

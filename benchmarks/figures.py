@@ -24,6 +24,7 @@ from tables.corpus import accuracy_section, corpus_section, paired_section
 from tables.costs import (
     bytes_section,
     context_section,
+    queries_section,
     query_section,
     serving_section,
     throughput_section,
@@ -84,6 +85,7 @@ SECTIONS = {
         "First token and KV cache against context length", context_section, "context_length.png"
     ),
     "serving": Section("Many askers at once", serving_section, "serving.png"),
+    "queries": Section("A thousand queries at once", queries_section),
     "scale": Section("An index of a million chunks", scale_section, "scale.png"),
     "scale_probe": Section("Time and memory of one process, by size", probe_section),
     "store_size": Section("A store of a million texts", store_section),
