@@ -290,8 +290,9 @@ def score(
 def reads_alone(base: BaseLM) -> bool:
     """Whether a base reads each window in a pass of its own, whatever `batch_tokens` is.
 
-    It does in bf16 on a CPU, where that takes no longer. What a text is compressed to then depends
-    on the text alone, as in float32. On a GPU, `batch_tokens=1` does the same, at a cost in time.
+    It does in bf16 on a CPU, where one thread takes no longer for it. What a text is compressed to
+    then depends on the text alone, as in float32. On a GPU, `batch_tokens=1` does the same, at a
+    cost in time.
     """
     return base.dtype != torch.float32 and base.device.type == "cpu"
 
