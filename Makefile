@@ -63,11 +63,15 @@ bench: $(STAMP)
 		--summaries $(DATA)/sum_scitldr/train.jsonl --output $(RESULTS)/speculation
 	$(BIN)/python benchmarks/serving.py --data $(DATA)/squad/dev.jsonl \
 		--max-new-tokens 8 --output $(RESULTS)/serving
+	$(BIN)/python benchmarks/queries.py --data $(DATA)/squad/dev.jsonl --output $(RESULTS)/queries
 	$(BIN)/python benchmarks/writing.py --limit 2 --max-new-tokens 48 \
 		--data $(DATA)/squad/dev.jsonl,$(DATA)/fairytaleqa/val.jsonl \
 		--summaries $(DATA)/sum_scitldr/train.jsonl --output $(RESULTS)/writing
 	$(BIN)/python benchmarks/lossless.py --output $(RESULTS)/lossless --data \
 		$(DATA)/covidqa/documents.jsonl,$(DATA)/fairytaleqa/val.jsonl,$(DATA)/text_more/texts.jsonl
+	$(BIN)/python benchmarks/store_size.py --output $(RESULTS)/store_size
+	$(BIN)/python benchmarks/determinism.py --data $(DATA)/squad/dev.jsonl --limit 60 \
+		--output $(RESULTS)/determinism
 	$(BIN)/python benchmarks/faults.py --kinds changes --output $(RESULTS)/faults_changes
 	$(BIN)/python benchmarks/faults.py --kinds ingest,segments,clock,fork \
 		--output $(RESULTS)/faults_ingest

@@ -24,6 +24,7 @@ from tables.corpus import accuracy_section, corpus_section, paired_section
 from tables.costs import (
     bytes_section,
     context_section,
+    queries_section,
     query_section,
     serving_section,
     throughput_section,
@@ -39,7 +40,7 @@ from tables.reading import (
     speculation_section,
     writing_section,
 )
-from tables.scale import probe_section, scale_section
+from tables.scale import probe_section, scale_section, store_section
 from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.errors import DataError
 
@@ -84,8 +85,10 @@ SECTIONS = {
         "First token and KV cache against context length", context_section, "context_length.png"
     ),
     "serving": Section("Many askers at once", serving_section, "serving.png"),
+    "queries": Section("A thousand queries at once", queries_section),
     "scale": Section("An index of a million chunks", scale_section, "scale.png"),
     "scale_probe": Section("Time and memory of one process, by size", probe_section),
+    "store_size": Section("A store of a million texts", store_section),
     "determinism": Section("Codes and the batch", determinism_section),
     "ablations": Section("What each part of reading gives", ablations_section),
     "speculation": Section("Passes and time with drafts", speculation_section),

@@ -18,7 +18,7 @@ import argparse
 import asyncio
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from common import (
 )
 from costs.corpus import draw_records, read_records
 from ztok_rag.cli.console import shows_bars
+from ztok_rag.codec.batcher import Batcher
 from ztok_rag.codec.compressor import ZCompressor
 from ztok_rag.codec.prompts import QA_TEMPLATE
 from ztok_rag.errors import ZtokError
@@ -87,7 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         for askers in options.askers:
             for arm, (rate, asked) in prompts.items():
-                turn = asyncio.run(ask(llm, asked, askers))
+
+                async def answer(prompt: str) -> str:
+                    return str((await llm.acomplete(prompt)).text)
+
+                turn = asyncio.run(ask(answer, asked, askers, compressor.reader.batcher))
                 wanted = [response.text for response in alone[arm]]
                 check(turn.answers, wanted, compressor)
                 positions = np.mean([r.raw["usage"]["prompt_tokens"] for r in alone[arm]])
@@ -127,21 +132,30 @@ def make_prompts(
     }
 
 
-async def ask(llm: ZTokenLLM, prompts: Sequence[str], askers: int) -> Turn:
-    """Ask all prompts, so many at once."""
+async def ask(
+    answer: Callable[[str], Awaitable[str]], prompts: Sequence[str], askers: int, batcher: Batcher
+) -> Turn:
+    """Ask all prompts, so many at once.
+
+    Args:
+        answer: answers a prompt.
+        prompts: in the order in which they are asked.
+        askers: how many ask at once.
+        batcher: counts the passes.
+    """
     waiting = list(enumerate(prompts))[::-1]
     answers = [""] * len(prompts)
     waits = [0.0] * len(prompts)
     ends: list[float] = []
     lag = 0.0
-    before = llm.reader.batcher.stats
+    before = batcher.stats
     begun = time.perf_counter()
 
     async def one() -> None:
         while waiting:
             number, prompt = waiting.pop()
             started = time.perf_counter()
-            answers[number] = (await llm.acomplete(prompt)).text
+            answers[number] = await answer(prompt)
             ended = time.perf_counter()
             waits[number] = ended - started
             ends.append(ended - begun)
@@ -156,7 +170,7 @@ async def ask(llm: ZTokenLLM, prompts: Sequence[str], askers: int) -> Turn:
     watching = asyncio.create_task(watch())
     await asyncio.gather(*(one() for _ in range(askers)))
     watching.cancel()
-    after = llm.reader.batcher.stats
+    after = batcher.stats
     return Turn(answers, waits, ends, after.passes - before.passes, after.rows - before.rows, lag)
 
 
@@ -180,14 +194,16 @@ def make_rows(
     rate: float,
     askers: int,
     wanted: Sequence[str],
-    positions: float,
+    positions: float | None,
     options: argparse.Namespace,
+    *,
+    benchmark: str = "serving",
 ) -> list[Row]:
     """Rows of one turn; `k` is how many asked at once."""
 
     def row(metric: str, score: float, interval: tuple[float, float], **more: Any) -> Row:
         return Row(
-            "serving", "askers", arm, rate, askers, metric, score, interval, len(wanted),
+            benchmark, "askers", arm, rate, askers, metric, score, interval, len(wanted),
             context_tokens=positions, **more,
         )  # fmt: skip
 

@@ -174,6 +174,37 @@ def serving_section(results: Results, place: Place) -> str:
     return f"{image}\n\n{table(header, lines)}\n\n{note}\n\n{results.source(rows)}"
 
 
+def queries_section(results: Results, place: Place) -> str:
+    """A table of many queries at once of one index."""
+    rows = results.where(benchmark="queries")
+    if not rows:
+        return ""
+    lines = []
+    for askers in sorted({row["k"] for row in rows}):
+        by = {row["metric"]: row for row in rows if row["k"] == askers}
+        wait = by["seconds_per_answer"]
+        lines.append(
+            [
+                f"{askers:,}",
+                score(by["answers_per_second"], 2),
+                number(by["cpu_seconds_per_answer"]["score"], 2),
+                f"{wait['score']:.1f} ({wait['p10']:.1f} to {wait['p90']:.1f})",
+                number(by["answers_per_pass"]["score"], 1),
+                number(by["loop_lag_ms"]["score"]),
+                mib(by["memory_before_bytes"]["score"]),
+                mib(by["peak_memory_bytes"]["score"]),
+                number(by["same"]["score"]),
+            ]
+        )
+    header = (
+        "queries at once", "answers per second (95% interval)", "processor seconds per answer",
+        "seconds waited: mean (p10 to p90)", "answers in a pass", "longest loop lag, ms",
+        "memory before, MiB", "peak memory, MiB", "equal to those asked alone, %",
+    )  # fmt: skip
+    note = next(run["note"] for run in results.runs.values() if run.get("benchmark") == "queries")
+    return f"{table(header, lines)}\n\n{note} {results.source(rows)}"
+
+
 def bytes_section(results: Results, place: Place) -> str:
     """A picture and a table of bytes per source token."""
     rows = latency_rows(results, "bytes")

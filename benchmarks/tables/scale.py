@@ -1,4 +1,4 @@
-"""An index as it grows: time, memory and bytes against the number of chunks."""
+"""An index and a store as they grow: time, memory and bytes against their size."""
 
 from __future__ import annotations
 
@@ -113,6 +113,48 @@ def probe_section(results: Results, place: Place) -> str:
         run["note"] for run in results.runs.values() if run.get("benchmark") == "scale_probe"
     )
     return f"{table(header, lines)}\n\n{note} {results.source(rows)}"
+
+
+def store_section(results: Results, place: Place) -> str:
+    """A table of a store in a folder and in Redis, by the number of texts."""
+    rows = results.where(benchmark="store_size")
+    if not rows:
+        return ""
+    lines = []
+    for size in sorted({row["chunks"] for row in rows}):
+        for arm in dict.fromkeys(row["arm"] for row in rows):
+            own = [row for row in rows if (row["chunks"], row["arm"]) == (size, arm)]
+            if own:
+                is_last = size == max(row["chunks"] for row in rows)
+                lines.append(bold(_store_cells(size, arm, own), is_last))
+    header = (
+        "texts", "kept in", "look up 64, ms: p50 (p10 to p90)", "put 64, ms",
+        "delete a text, ms", "count entries, ms", "count bytes, ms", "entries filled per second",
+        "values, MiB", "server's memory, MiB", "on disk, MiB",
+    )  # fmt: skip
+    note = next(
+        run["note"] for run in results.runs.values() if run.get("benchmark") == "store_size"
+    )
+    return f"{table(header, lines)}\n\n{note} {results.source(rows)}"
+
+
+def _store_cells(size: int, arm: str, rows: Sequence[Json]) -> list[str]:
+    def of(metric: str, digits: int = 2) -> str:
+        row = pick(rows, metric=metric)
+        if row is None:
+            return ""
+        middle, low, high = (f"{row[part]:,.{digits}f}" for part in ("score", "p10", "p90"))
+        return f"{middle} ({low} to {high})" if row["n"] > 1 else middle
+
+    names = ("get_64_ms", "put_64_ms", "delete_text_ms", "count_ms", "size_ms")
+    sizes = [pick(rows, metric=f"{part}_bytes") for part in ("value", "memory", "disk")]
+    return [
+        f"{size:,}",
+        "a folder" if arm == "folder" else "Redis",
+        *map(of, names),
+        of("filled_per_second", 0),
+        *(mib(row["score"]) if row else "" for row in sizes),
+    ]
 
 
 def _cells(size: int, arm: str, rows: Sequence[Json]) -> list[str]:

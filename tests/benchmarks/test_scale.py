@@ -90,7 +90,7 @@ def test_what_depends_on_the_batch(
     tokens = sum(map(compressor.count_tokens, (BAKERY, PASSAGE)))
     assert rows["batches", 0, "tokens_differ"]["n"] == tokens
     made = filled(tmp_path / "results", tmp_path, "determinism")
-    assert "| in batches, by two threads | float32 |" in made
+    assert "| together, by two threads | float32 |" in made
 
 
 @pytest.mark.parametrize("given", ["1500", "0", "many"])

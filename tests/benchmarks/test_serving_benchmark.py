@@ -1,4 +1,4 @@
-"""`benchmarks/serving.py` on a tiny model, and the section that shows its results."""
+"""`benchmarks/serving.py` and `queries.py`, small, and the sections that show their results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from llama_index.core.query_engine import RetrieverQueryEngine
 
+import queries
 import serving
 from figures import SECTIONS
 from result_rows import Results
@@ -45,3 +47,29 @@ def test_many_askers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         serving.main([*files, "--limit", "13"])
     with pytest.raises(ZtokError, match="1 of 2 answers"):
         serving.check(["a", "b"], ["a", "c"], compressor)
+
+
+def test_many_queries(
+    tmp_path: Path, compressor: ZCompressor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "load_compressor", lambda options: compressor)
+    monkeypatch.setattr(compressor.reader.batcher, "max_rows", 16)
+    output = tmp_path / "results" / "queries"
+    data = write_questions(tmp_path / "data.jsonl", 3)
+    files = ["--data", str(data), "--output", str(output), "--max-new-tokens", "2"]
+    queries.main([*files, "--distinct", "3", "--askers", "8", "--max-batch", "4"])
+    rows = json.loads((output / "results.json").read_text())["rows"]
+    score = {row["metric"]: row["score"] for row in rows}
+    assert score["same"] == 100 and {row["k"] for row in rows} == {8}
+    assert 1 < score["answers_per_pass"] <= 4
+    assert 2**26 < score["memory_before_bytes"] <= score["peak_memory_bytes"] < 2**34
+    place = Place(tmp_path / "benchmarks.md", tmp_path)
+    body = SECTIONS["queries"].make(Results.load(tmp_path / "results"), place)
+    assert "\n| 8 | " in body and "| 100 |" in body
+
+    async def other(engine: RetrieverQueryEngine, question: str) -> str:
+        return "another answer"
+
+    monkeypatch.setattr(RetrieverQueryEngine, "aquery", other)
+    with pytest.raises(ZtokError, match="8 of 8 answers"):
+        queries.main([*files, "--distinct", "3", "--askers", "8"])

@@ -71,6 +71,27 @@ def test_codes_do_not_depend_on_batch_padding_threads_or_process(exact: ZCompres
     assert done.stdout.split() == [alone]
 
 
+def test_in_bf16_texts_are_read_one_by_one_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZTOK_DTYPE", "bfloat16")
+    half = ZCompressor.from_pretrained(device="cpu")
+    assert half.model.base.dtype == torch.bfloat16
+    sizes: list[int] = []
+    original = half._weigh_batch
+
+    def counted(windows: list[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+        sizes.append(len(windows))
+        return original(windows)
+
+    monkeypatch.setattr(half, "_weigh_batch", counted)
+    alone = digest(half, TEXTS, batch_tokens=1)
+    assert digest(half, TEXTS[::-1]) == alone
+    assert sizes == [1] * 2 * len(TEXTS)
+    # A GPU reads them together, unless it is asked not to.
+    monkeypatch.setattr(module, "reads_alone", lambda base: False)
+    digest(half, TEXTS)
+    assert max(sizes) > 1
+
+
 def test_a_token_at_the_edge_of_a_level_is_weighed_alone(
     exact: ZCompressor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from ztok_rag import (
     HandleError,
     ZCompressor,
     ZStore,
+    ZTokenIndex,
     ZTokenLLM,
     ZTokenPostprocessor,
     ZtokError,
@@ -31,6 +33,7 @@ from ztok_rag import (
 )
 from ztok_rag.cli.root import app
 from ztok_rag.codec.generation import GreedyDecoder
+from ztok_rag.codec.reader import ZReader
 from ztok_rag.errors import ServerError
 from ztok_rag.serving.app import create_app
 from ztok_rag.serving.limits import Limits
@@ -68,8 +71,8 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(llm: ZTokenLLM) -> Iterator[Served]:
-    served_app = create_app({"ztok-rag": llm}, tokens=Tokens([TOKEN]), limits=LIMITS)
+def served(llm: ZTokenLLM, **indexes: ZTokenIndex) -> Iterator[Served]:
+    served_app = create_app({"ztok-rag": llm}, indexes, tokens=Tokens([TOKEN]), limits=LIMITS)
     begun: list[uvicorn.Server] = []
     with listen("127.0.0.1", 0) as opened:
         port = opened.getsockname()[1]
@@ -197,13 +200,12 @@ def test_a_client_llm_says_what_is_wrong(
         _ = server.remote().reader
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_askers_who_go_away_give_their_places_free(
-    server: Served, prompt: str, stream: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reader = server.llm.reader
-    batcher, gate, passes = reader.batcher, threading.Event(), 0
-    advance = reader.advance
+@contextlib.contextmanager
+def stopped_at_the_second_pass(
+    reader: ZReader, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[], bool]]:
+    """Within, the first answer asked for waits before its second pass; says whether it does."""
+    gate, passes, advance = threading.Event(), 0, reader.advance
 
     def gated(decoder: GreedyDecoder) -> None:
         nonlocal passes
@@ -211,28 +213,65 @@ def test_askers_who_go_away_give_their_places_free(
         assert passes == 1 or gate.wait(60)
         advance(decoder)
 
-    def is_cancelled() -> bool:
-        return all(r.cancelled for group in batcher._groups for r in group.requests)
-
     monkeypatch.setattr(reader, "advance", gated)
-    gone = batcher.stats.cancelled
+    try:
+        yield lambda: passes > 1
+    finally:
+        gate.set()
+
+
+def go_away(server: Served, path: str, body: dict[str, object]) -> None:
+    """Ask, read the first line of an answer if one comes, and close the connection."""
+    with (
+        contextlib.suppress(httpx.ReadTimeout),
+        httpx.stream(
+            "POST", server.address + path, json=body, headers=server.headers, timeout=2.0
+        ) as response,
+    ):
+        next(response.iter_lines())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_askers_who_go_away_give_their_places_free(
+    server: Served, prompt: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = server.llm.reader
+    batcher, gone = reader.batcher, reader.batcher.stats.cancelled
     body = {
         "model": "ztok-rag", "prompt": "One, two, three, four, five,", "max_tokens": 1000,
         "stream": stream,
     }  # fmt: skip
-    with (
-        contextlib.suppress(httpx.ReadTimeout),
-        httpx.stream(
-            "POST", f"{server.address}/completions", json=body, headers=server.headers,
-            timeout=2.0,
-        ) as response,
-    ):  # fmt: skip
-        next(response.iter_lines())
-    until(lambda: passes > 1)
-    until(is_cancelled)
-    gate.set()
+    with stopped_at_the_second_pass(reader, monkeypatch) as is_stopped:
+        go_away(server, "/completions", body)
+        until(is_stopped)
+        until(lambda: all(r.cancelled for group in batcher._groups for r in group.requests))
     until(lambda: batcher.stats.cancelled > gone and batcher.stats.writing == 0)
     assert server.remote().complete(prompt).text == server.llm.complete(prompt).text
+
+
+def test_askers_of_an_index_who_go_away_give_their_places_free(
+    compressor: ZCompressor, kept: ZStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = [Document(text=PASSAGE), Document(text=BAKERY)]
+    llm = ZTokenLLM(reader=compressor.reader, store=kept, max_new_tokens=8)
+    batcher, gone = compressor.reader.batcher, compressor.reader.batcher.stats.cancelled
+    body = {"question": "Who was the last keeper?", "stream": True, "max_tokens": 1000}
+    with (
+        ZTokenIndex.build(documents, tmp_path / "index", compressor=compressor) as index,
+        served(llm, corpus=index) as running,
+    ):
+        with stopped_at_the_second_pass(compressor.reader, monkeypatch) as is_stopped:
+            go_away(running, "/indexes/corpus/rag", body)
+            until(is_stopped)
+            until(lambda: all(r.cancelled for group in batcher._groups for r in group.requests))
+        until(lambda: batcher.stats.cancelled > gone and batcher.stats.writing == 0)
+        url = f"{running.address}/indexes/corpus/rag"
+        again = httpx.post(url, json={**body, "max_tokens": 8}, headers=running.headers, timeout=60)
+        assert "Tomas Berg" in "".join(
+            json.loads(line[6:]).get("delta", {}).get("answer", "")
+            for line in again.text.split("\n\n")
+            if line and "[DONE]" not in line
+        )
 
 
 def test_a_busy_server_is_asked_again(server: Served) -> None:

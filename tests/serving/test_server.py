@@ -204,6 +204,61 @@ def test_an_index_is_asked(index: ZTokenIndex, llm: ZTokenLLM) -> None:
     assert post(app, "/v1/indexes/corpus/rag", looks).status_code == 200
 
 
+@pytest.mark.parametrize("question", [QUESTION, "When does the bakery open?"])
+def test_an_index_is_asked_for_a_stream(index: ZTokenIndex, question: str) -> None:
+    app = create_app({}, {"corpus": index})
+    path, body = "/v1/indexes/corpus/rag", {"question": question, "similarity_top_k": 2}
+    whole = post(app, path, body).json()
+    response = post(app, path, {**body, "stream": True})
+    assert response.headers["Content-Type"].startswith("text/event-stream")
+    sources, *pieces, ending = events(response)
+    assert sources["source_nodes"] == whole["source_nodes"] != []
+    assert "".join(e["delta"]["answer"] for e in pieces) == whole["answer"] and len(pieces) > 1
+    assert ending["citations"] == whole["citations"] != []
+    assert ending["usage"] == whole["usage"]
+    for event in (sources, *pieces, ending):
+        assert (event["object"], event["model"]) == ("rag.answer.chunk", "corpus")
+        assert event["id"] == sources["id"]
+
+
+def test_streams_of_an_index_that_are_refused(
+    index: ZTokenIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = Limits(answer_tokens=32)
+    app = create_app({}, {"corpus": index}, limits=limits)
+    path, body = "/v1/indexes/corpus/rag", {"question": QUESTION, "stream": True}
+    refused(post(app, "/v1/indexes/other/rag", body), 404, "corpus")
+    refused(post(app, path, {**body, "question": " "}), 400, "no words")
+    refused(post(app, path, {**body, "question": "who " * 9000}), 400, "no room")
+    refused(post(app, path, {**body, "max_tokens": 33}), 400, "at most 32 tokens")
+    refused(post(app, path, {**body, "stream": "perhaps"}), 400, "stream")
+
+    def fail(*arguments: Any, **more: Any) -> None:
+        raise RuntimeError("the path /secret/of/the/server")
+
+    monkeypatch.setattr(type(index.compressor.reader), "begin", fail)
+    response = post(app, path, body)
+    refused(response, 500, "log")
+    assert "secret" not in response.text
+
+
+def test_a_stream_of_an_index_in_which_nothing_was_found(
+    index: ZTokenIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ztok_rag.index.retriever.Retriever._aretrieve", nothing)
+    app = create_app({}, {"corpus": index})
+    whole = post(app, "/v1/indexes/corpus/rag", {"question": QUESTION}).json()
+    streamed = post(app, "/v1/indexes/corpus/rag", {"question": QUESTION, "stream": True})
+    sources, piece, ending = events(streamed)
+    assert sources["source_nodes"] == whole["source_nodes"] == []
+    assert piece["delta"]["answer"] == whole["answer"] == "Empty Response"
+    assert ending["citations"] == whole["citations"] == []
+
+
+async def nothing(*arguments: Any, **more: Any) -> list[Any]:
+    return []
+
+
 def test_who_may_ask(app: FastAPI) -> None:
     for headers in ({}, {"Authorization": TOKEN}, {"Authorization": f"Bearer {TOKEN}x"}):
         for path in ("/v1/models", "/models", "/openapi.json", "/nothing"):

@@ -100,7 +100,8 @@ class ZCompressor:
             texts: any number, of any length. Half surrogate pairs are replaced by U+FFFD, with a
                 warning.
             rate: source tokens per Z-token, 1 to 64.
-            batch_tokens: padded source tokens per forward pass.
+            batch_tokens: padded source tokens per forward pass; 1 reads each window of a text in a
+                pass of its own.
 
         Raises:
             ZtokError: the rate is out of range, or a text is not a string or is empty.
@@ -207,6 +208,8 @@ class ZCompressor:
         window = self.model.config.window
         cuts = [range(0, len(row), window) for row in rows]
         windows = [row[a : a + window] for row, own in zip(rows, cuts, strict=True) for a in own]
+        if reads_alone(self.model.base):
+            batch_tokens = 1
         levels: dict[int, NDArray[np.uint8]] = {}
         for batch in batches_by_size([len(w) + 1 for w in windows], batch_tokens):
             found, sure = self._weigh_batch([windows[i] for i in batch])
@@ -224,7 +227,7 @@ class ZCompressor:
         """Levels of windows, and of each window whether another batch would surely give the same.
 
         It would in float32 where no token is within `_NOISE` of a level's edge. In bf16 rounding is
-        larger than that, and nothing is sure.
+        so much larger that hardly a window would be sure (`reads_alone`).
         """
         base = self.model.base
         longest = max(map(len, windows))
@@ -282,6 +285,16 @@ def score(
         others = logits.scatter_(1, own.unsqueeze(1), -torch.inf).amax(-1)
         lead.append((chosen - others).cpu())
     return torch.cat(nats).double().numpy(), torch.cat(lead).double().numpy()
+
+
+def reads_alone(base: BaseLM) -> bool:
+    """Whether a base reads each window in a pass of its own, whatever `batch_tokens` is.
+
+    It does in bf16 on a CPU, where one thread takes no longer for it. What a text is compressed to
+    then depends on the text alone, as in float32. On a GPU, `batch_tokens=1` does the same, at a
+    cost in time.
+    """
+    return base.dtype != torch.float32 and base.device.type == "cpu"
 
 
 def batches_by_size(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:

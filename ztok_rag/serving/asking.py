@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from llama_index.core.base.llms.types import (
 from ztok_rag.files import show
 from ztok_rag.llamaindex.llm import ZTokenLLM
 from ztok_rag.llamaindex.threads import in_thread
-from ztok_rag.serving.failures import Refusal, failure
+from ztok_rag.serving.failures import Refusal
 from ztok_rag.serving.limits import Limits
 from ztok_rag.storage.handle import count_tokens
 
@@ -164,24 +163,6 @@ def messages_of(given: Sequence[Mapping[str, Any]]) -> list[ChatMessage]:
     return messages
 
 
-async def as_server_sent(
-    events: AsyncGenerator[Event, None], chunk: Callable[[Event], list[dict[str, Any]]]
-) -> AsyncGenerator[str, None]:
-    """Events in the form of `text/event-stream`, as OpenAI's clients read them.
-
-    What fails after the first event has no status any more, and is an event with `error`.
-    """
-    async with aclosing(events):
-        try:
-            async for event in events:
-                for data in chunk(event):
-                    yield _line(data)
-        except Exception as error:
-            yield _line(failure(error)[1])
-            return
-    yield "data: [DONE]\n\n"
-
-
 def stamp(kind: str, model: str) -> dict[str, Any]:
     """The fields that every answer and every event of it begins with."""
     return {"id": f"{kind}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
@@ -195,10 +176,6 @@ def _event(response: CompletionResponse, piece: str) -> Event:
     usage = dict(raw["usage"])
     usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
     return Event(piece, reason, usage, response.additional_kwargs.get("sources", ()))
-
-
-def _line(data: Mapping[str, Any]) -> str:
-    return f"data: {json.dumps(data)}\n\n"
 
 
 def _odd(number: int, said: str) -> Refusal:

@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from fastapi_openai_compat import ChatCompletion, Choice, Message, create_models_router
 
 from ztok_rag.llamaindex.llm import ZTokenLLM
 from ztok_rag.llamaindex.threads import in_thread
-from ztok_rag.serving.asking import Asking, Event, as_server_sent, messages_of, stamp
+from ztok_rag.serving.asking import Asking, Event, messages_of, stamp
 from ztok_rag.serving.failures import Refusal
 from ztok_rag.serving.requests import ChatRequest, CompletionRequest
+from ztok_rag.serving.server_sent import streamed
 
 _OWNER = "ztok-rag"
 
@@ -58,7 +59,7 @@ def completions_router(asking: Asking) -> APIRouter:
                 return [said, *_usage_chunk(head, event, wants_usage)]
 
             events = await asking.stream(llm, request.prompts[0], arguments)
-            return _stream(as_server_sent(events, chunks))
+            return streamed(events, chunks)
         answers = await asking.answer(llm, request.prompts, arguments)
         usage = {name: sum(a.usage[name] for a in answers if a.usage) for name in _USAGE}
         choices = [_choice(number, answer) for number, answer in enumerate(answers)]
@@ -89,7 +90,7 @@ def completions_router(asking: Asking) -> APIRouter:
                 return [said, *_usage_chunk(chunk_head, event, wants_usage)]
 
             events = await asking.stream(llm, prompt, arguments)
-            return _stream(as_server_sent(events, chunks))
+            return streamed(events, chunks)
         (answer,) = await asking.answer(llm, [prompt], arguments)
         message = Message(role="assistant", content=answer.piece)
         completion = ChatCompletion(
@@ -130,8 +131,3 @@ def _usage_chunk(head: dict[str, Any], event: Event, is_wanted: bool) -> list[di
     if not is_wanted or event.usage is None:
         return []
     return [{**head, "choices": [], "usage": dict(event.usage)}]
-
-
-def _stream(lines: Any) -> StreamingResponse:
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(lines, media_type="text/event-stream", headers=headers)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from llama_index.core.base.response.schema import RESPONSE_TYPE, AsyncStreamingResponse
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.indices.prompt_helper import PromptHelper
 from llama_index.core.query_engine import RetrieverQueryEngine
@@ -15,13 +18,16 @@ from llama_index.core.schema import MetadataMode
 
 from ztok_rag.files import repair, show
 from ztok_rag.index.index import ZTokenIndex
-from ztok_rag.llamaindex.citations import find_citations
+from ztok_rag.llamaindex.citations import Citation, find_citations
 from ztok_rag.llamaindex.llm import ZTokenLLM
 from ztok_rag.llamaindex.threads import in_thread
 from ztok_rag.serving.asking import Asking, stamp
 from ztok_rag.serving.failures import Refusal
 from ztok_rag.serving.requests import RagRequest
+from ztok_rag.serving.server_sent import streamed
 from ztok_rag.storage.handle import escape_handles
+
+_EMPTY = "Empty Response"  # what LlamaIndex answers where the LLM writes nothing
 
 
 def rag_router(indexes: Mapping[str, ZTokenIndex], asking: Asking) -> APIRouter:
@@ -34,7 +40,7 @@ def rag_router(indexes: Mapping[str, ZTokenIndex], asking: Asking) -> APIRouter:
         return {"object": "list", "data": data}
 
     @router.post("/v1/indexes/{name}/rag")
-    async def rag(name: str, request: RagRequest) -> dict[str, Any]:
+    async def rag(name: str, request: RagRequest) -> Response:
         """Answer a question from the Z-tokens of an index's best chunks."""
         if name not in indexes:
             raise Refusal(
@@ -51,29 +57,21 @@ def rag_router(indexes: Mapping[str, ZTokenIndex], asking: Asking) -> APIRouter:
         llm, engine = await in_thread(_engine, index, request, longest, counter)
         await in_thread(_check_room, llm, engine, question)
         response = await engine.aquery(question)
+        head = stamp("rag", name)
+        if isinstance(response, AsyncStreamingResponse):
+            chunk_head = {**head, "object": "rag.answer.chunk"}
+            parts = await _stream(response, llm, counter)
+            return streamed(parts, lambda part: [{**chunk_head, **part}])
         citations = await in_thread(find_citations, response, llm)
-        prompt, written = counter.prompt_llm_token_count, counter.completion_llm_token_count
-        return {
-            **stamp("rag", name),
-            "object": "rag.answer",
-            "answer": str(response),
-            "source_nodes": [
-                {
-                    "node_id": item.node.node_id,
-                    "document_id": item.node.ref_doc_id,
-                    "score": None if item.score is None else float(item.score),
-                    "text": item.node.get_content(MetadataMode.NONE),
-                    "metadata": item.node.metadata,
-                }
-                for item in response.source_nodes
-            ],
-            "citations": [asdict(citation) for citation in citations],
-            "usage": {
-                "prompt_tokens": prompt,
-                "completion_tokens": written,
-                "total_tokens": prompt + written,
-            },
-        }
+        return JSONResponse(
+            {
+                **head,
+                "object": "rag.answer",
+                "answer": str(response),
+                **_sources(response),
+                **_ending(citations, counter),
+            }
+        )
 
     return router
 
@@ -84,9 +82,72 @@ def _engine(
     """A query engine for one question, and its LLM, whose tokens `counter` counts."""
     given = {} if longest is None else {"max_new_tokens": longest}
     llm = index.llm(**given)
-    engine = index.as_query_engine(llm=llm, similarity_top_k=request.similarity_top_k)
+    engine = index.as_query_engine(
+        llm=llm, similarity_top_k=request.similarity_top_k, streaming=request.stream
+    )
     llm.callback_manager = CallbackManager([counter])  # a synthesizer gives its LLM another
     return llm, engine
+
+
+async def _stream(
+    response: AsyncStreamingResponse, llm: ZTokenLLM, counter: TokenCountingHandler
+) -> AsyncGenerator[dict[str, Any], None]:
+    """A streamed answer in parts: its sources, its text piece by piece, and its ending.
+
+    What is wrong with the question is raised here, before the first part.
+    """
+    pieces = response.response_gen
+    first = await anext(pieces, "")
+
+    async def parts() -> AsyncGenerator[dict[str, Any], None]:
+        async with aclosing(pieces):
+            yield _sources(response)
+            answer = first
+            if first:
+                yield _delta(first)
+            async for piece in pieces:
+                if piece:
+                    answer += piece
+                    yield _delta(piece)
+        if not answer:  # as without a stream
+            answer = _EMPTY
+            yield _delta(answer)
+        citations = await in_thread(find_citations, response, llm, answer=answer)
+        yield _ending(citations, counter)
+
+    return parts()
+
+
+def _delta(piece: str) -> dict[str, Any]:
+    return {"delta": {"answer": piece}}
+
+
+def _sources(response: RESPONSE_TYPE) -> dict[str, Any]:
+    return {
+        "source_nodes": [
+            {
+                "node_id": item.node.node_id,
+                "document_id": item.node.ref_doc_id,
+                "score": None if item.score is None else float(item.score),
+                "text": item.node.get_content(MetadataMode.NONE),
+                "metadata": item.node.metadata,
+            }
+            for item in response.source_nodes
+        ]
+    }
+
+
+def _ending(citations: Sequence[Citation], counter: TokenCountingHandler) -> dict[str, Any]:
+    """What is known of an answer once it is whole."""
+    prompt, written = counter.prompt_llm_token_count, counter.completion_llm_token_count
+    return {
+        "citations": [asdict(citation) for citation in citations],
+        "usage": {
+            "prompt_tokens": prompt,
+            "completion_tokens": written,
+            "total_tokens": prompt + written,
+        },
+    }
 
 
 def _check_room(llm: ZTokenLLM, engine: RetrieverQueryEngine, question: str) -> None:

@@ -106,3 +106,4 @@ class RagRequest(BaseModel):
     question: str
     similarity_top_k: int = Field(default=3, ge=1, le=64)
     max_tokens: int | None = Field(default=None, gt=0)
+    stream: bool = False
