@@ -121,6 +121,8 @@ def test_a_client_llm_answers_as_the_reader_does(server: Served, prompt: str) ->
     got = there.complete(prompt)
     assert (got.text, got.additional_kwargs) == (wanted.text, wanted.additional_kwargs)
     assert wanted.raw["usage"].items() <= got.raw["usage"].items()
+    longer = there.complete(prompt, min_new_tokens=8).text
+    assert longer == here.complete(prompt, min_new_tokens=8).text != wanted.text
     *pieces, last = there.stream_complete(prompt)
     assert "".join(piece.delta or "" for piece in pieces) == last.text == wanted.text
     assert last.additional_kwargs == wanted.additional_kwargs and last.delta == ""

@@ -120,6 +120,11 @@ def test_completions_are_those_of_the_llm(app: FastAPI, llm: ZTokenLLM, prompt: 
     assert [c["text"] for c in answer["choices"]] == short
     assert answer["choices"][0]["finish_reason"] == "length"
 
+    body = {"model": MODEL, "prompt": prompt, "max_tokens": 12, "min_tokens": 12}
+    (choice,) = post(app, "/v1/completions", body).json()["choices"]
+    assert choice["text"] == llm.complete(prompt, max_tokens=12, min_new_tokens=12).text
+    assert choice["text"] != wanted.text and choice["finish_reason"] == "length"
+
 
 def test_chats_are_those_of_the_llm(app: FastAPI, llm: ZTokenLLM, prompt: str) -> None:
     messages = [
@@ -288,6 +293,7 @@ def test_who_may_ask(app: FastAPI) -> None:
         ({"model": MODEL, "prompt": "word " * 500}, "501 tokens, and this server reads 400"),
         ({"model": MODEL, "prompt": "Hi", "max_tokens": 33}, "at most 32 tokens"),
         ({"model": MODEL, "prompt": "Hi", "max_tokens": 0}, "max_tokens"),
+        ({"model": MODEL, "prompt": "Hi", "max_tokens": 2, "min_tokens": 3}, "2 tokens"),
         ({"model": MODEL, "prompt": "Hi", "n": 2}, "n"),
         ({"model": MODEL, "prompt": "Hi", "best_off": 1}, "best_off"),
         ({"model": MODEL, "prompt": "Hi", "logit_bias": {"7": 100}}, "logit_bias"),

@@ -66,7 +66,9 @@ class Asking:
             )
         return self.models[name]
 
-    def arguments(self, longest: int | None, stop: Sequence[str]) -> dict[str, Any]:
+    def arguments(
+        self, longest: int | None, stop: Sequence[str], shortest: int | None = None
+    ) -> dict[str, Any]:
         """Arguments of an LLM's call.
 
         Raises:
@@ -79,6 +81,8 @@ class Asking:
                 param="max_tokens",
             )
         given: dict[str, Any] = {} if longest is None else {"max_tokens": longest}
+        if shortest is not None:
+            given["min_new_tokens"] = shortest
         return {**given, "stop": list(stop)} if stop else given
 
     def check_prompts(self, llm: ZTokenLLM, prompts: Sequence[str]) -> None:

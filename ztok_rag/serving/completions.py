@@ -47,7 +47,7 @@ def completions_router(asking: Asking) -> APIRouter:
     @router.post("/v1/completions")
     async def completions(request: CompletionRequest) -> Response:
         llm = asking.model(request.model)
-        arguments = asking.arguments(request.longest, request.stops)
+        arguments = asking.arguments(request.longest, request.stops, request.min_tokens)
         head = {**stamp("cmpl", request.model), "object": "text_completion"}
         if request.stream:
             if len(request.prompts) != 1:
@@ -69,7 +69,7 @@ def completions_router(asking: Asking) -> APIRouter:
     @router.post("/v1/chat/completions")
     async def chat(request: ChatRequest) -> Response:
         llm = asking.model(request.model)
-        arguments = asking.arguments(request.longest, request.stops)
+        arguments = asking.arguments(request.longest, request.stops, request.min_tokens)
         prompt = _prompt(llm, request)
         head = stamp("chatcmpl", request.model)
         if request.stream:

@@ -30,6 +30,7 @@ class _Options(BaseModel):
 
     model: str
     max_tokens: int | None = Field(default=None, gt=0)
+    min_tokens: int | None = Field(default=None, gt=0)  # not in OpenAI's API, but in vLLM's
     stop: str | list[str] | None = Field(default=None)
     stream: bool = False
     stream_options: StreamOptions | None = None
