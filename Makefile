@@ -60,11 +60,11 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/ablations.py --data $(DATA)/fairytaleqa/val.jsonl --limit 40 \
 		--output $(RESULTS)/ablations_fairytaleqa
 	$(BIN)/python benchmarks/speculation.py --data $(DATA)/squad/dev.jsonl \
-		--summaries $(DATA)/sum_scitldr/train.jsonl --output $(RESULTS)/speculation
+		--summaries $(DATA)/sum_scitldr/train.jsonl --limit 4 --output $(RESULTS)/speculation
 	$(BIN)/python benchmarks/serving.py --data $(DATA)/squad/dev.jsonl \
 		--max-new-tokens 8 --output $(RESULTS)/serving
 	$(BIN)/python benchmarks/queries.py --data $(DATA)/squad/dev.jsonl --output $(RESULTS)/queries
-	$(BIN)/python benchmarks/writing.py --limit 2 --max-new-tokens 48 \
+	$(BIN)/python benchmarks/writing.py --limit 4 --max-new-tokens 48 \
 		--data $(DATA)/squad/dev.jsonl,$(DATA)/fairytaleqa/val.jsonl \
 		--summaries $(DATA)/sum_scitldr/train.jsonl --output $(RESULTS)/writing
 	$(BIN)/python benchmarks/lossless.py --output $(RESULTS)/lossless --data \
