@@ -42,9 +42,16 @@ def test_any_base_is_exported(layout: str, tmp_path: Path) -> None:
         [z, QA_TEMPLATE.removeprefix("{context}").format(question=question)]
         for z, (_, question, _) in zip(zs, texts, strict=True)
     ]
-    wanted = reader.generate(prompts, max_new_tokens=12, copy=False, batch_size=1)
+    wanted = reader.generate(
+        prompts, max_new_tokens=12, copy=False, no_repeat_ngram_size=0, batch_size=1
+    )
     export_reader(model, tmp_path / "reader")
-    assert reader.generate(prompts, max_new_tokens=12, copy=False, batch_size=1) == wanted
+    assert (
+        reader.generate(
+            prompts, max_new_tokens=12, copy=False, no_repeat_ngram_size=0, batch_size=1
+        )
+        == wanted
+    )
 
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "reader", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reader")
@@ -78,7 +85,9 @@ def test_the_shipped_reader(compressor: ZCompressor, tmp_path: Path) -> None:
     export_reader(compressor.model, tmp_path / "reader", dtype=reader.model.base.dtype)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "reader", dtype=reader.model.base.dtype)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reader")
-    wanted = reader.generate(prompts, max_new_tokens=12, copy=False, batch_size=1)
+    wanted = reader.generate(
+        prompts, max_new_tokens=12, copy=False, no_repeat_ngram_size=0, batch_size=1
+    )
     assert [greedy(plain, tokenizer, reader.to_embeds(p), 12) for p in prompts] == wanted
     assert "Marta Lindqvist" in wanted[0]
 
@@ -110,4 +119,7 @@ def test_vllm_answers_from_prompt_embeddings(compressor: ZCompressor, tmp_path: 
     engine = vllm.LLM(model=str(tmp_path / "reader"), enable_prompt_embeds=True)
     settings = vllm.SamplingParams(temperature=0.0, max_tokens=8, min_tokens=1)
     (made,) = engine.generate([{"prompt_embeds": reader.to_embeds(prompt).cpu()}], settings)
-    assert made.outputs[0].text == reader.generate([prompt], max_new_tokens=8, copy=False)[0]
+    assert (
+        made.outputs[0].text
+        == reader.generate([prompt], max_new_tokens=8, copy=False, no_repeat_ngram_size=0)[0]
+    )

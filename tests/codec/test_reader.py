@@ -98,6 +98,8 @@ def test_a_long_answer_does_not_go_in_circles(compressor: ZCompressor, reader: Z
             )[0]
             for size in (0, 5)
         )  # fmt: skip
+        (default,) = reader.generate(prompts, max_new_tokens=60, min_new_tokens=60)
+        assert default != circling and longest_repeat(compressor, default) < 9
         assert longest_repeat(compressor, circling) > 5
         assert longest_repeat(compressor, straight) < 6  # tokens of a text may be cut otherwise
         assert len(compressor.tokenizer(straight)["input_ids"]) > 50

@@ -35,9 +35,7 @@ from ztok_rag.inputs import as_list, repair_surrogates
 Segment = str | ZSequence
 Prompt = str | Sequence[Segment]
 
-NO_REPEAT = 8
-"""Tokens of the shortest run that an answer does not have twice."""
-
+_NO_REPEAT = 8  # tokens
 _LONGEST_ASKED_FIRST = 256  # tokens
 
 
@@ -67,12 +65,14 @@ class _Read:
         source: what an answer may copy; `None` where it does not copy.
         known: token ids of the prompt's Z-tokens and texts, which an answer may quote.
         costs: of not copying; `None` is the default.
+        is_packed: whether it has Z-tokens that hold more than one token.
     """
 
     inputs: Tensor
     source: CopySource | None
     known: list[list[int]]
-    costs: CopyCosts | None = None
+    costs: CopyCosts | None
+    is_packed: bool
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -95,8 +95,9 @@ class ZReader:
       them changes an answer, and `None` is `True` there; bf16 rounds passes of several tokens
       otherwise, and some tokens are others, and `None` is `False`.
     - `min_new_tokens`: the answer does not end before it has so many tokens.
-    - `no_repeat_ngram_size`: no run of so many tokens is written twice, as small LLMs go in circles
-      in long answers; 0 allows it.
+    - `no_repeat_ngram_size`: no run of so many tokens is written twice, as answers drawn towards
+      Z-tokens go in circles where they are long; 0 allows it. `None` is 8 where the prompt has
+      Z-tokens that hold more than one token, else 0.
 
     Attributes:
         model: the checkpoint.
@@ -166,7 +167,7 @@ class ZReader:
         ask_first: bool = True,
         speculate: Speculate = None,
         min_new_tokens: int = 1,
-        no_repeat_ngram_size: int = NO_REPEAT,
+        no_repeat_ngram_size: int | None = None,
     ) -> list[str]:
         """Answer prompts, each with at least one token.
 
@@ -180,7 +181,7 @@ class ZReader:
             ask_first: read the question before the Z-tokens, too.
             speculate: confirm drafts in one pass.
             min_new_tokens: shortest answer, in tokens.
-            no_repeat_ngram_size: shortest run of tokens that is not written twice; 0 allows all.
+            no_repeat_ngram_size: tokens of a run that is not written twice; 0 allows all.
 
         Raises:
             SequenceError: a `ZSequence` was made by another checkpoint.
@@ -214,7 +215,7 @@ class ZReader:
         ask_first: bool = True,
         speculate: Speculate = None,
         min_new_tokens: int = 1,
-        no_repeat_ngram_size: int = NO_REPEAT,
+        no_repeat_ngram_size: int | None = None,
     ) -> Iterator[str]:
         """Answer one prompt piece by piece; the pieces join to what `generate` returns."""
         answer = self.begin(
@@ -239,7 +240,7 @@ class ZReader:
         ask_first: bool = True,
         speculate: Speculate = None,
         min_new_tokens: int = 1,
-        no_repeat_ngram_size: int = NO_REPEAT,
+        no_repeat_ngram_size: int | None = None,
     ) -> Answer:
         """An answer of which nothing is written, for a `GreedyDecoder`; errors as `generate`."""
         if not 1 <= min_new_tokens <= max_new_tokens:
@@ -262,8 +263,8 @@ class ZReader:
 
         They are what `generate` reads: the start token, the question where it is asked first, and
         text and Z-tokens in their order. An engine that holds the exported reader answers from
-        them as this one does with `copy=False`. With an answer of `max_new_tokens` they must fit
-        into the base's context.
+        them as this one does with `copy=False` and `no_repeat_ngram_size=0`. With an answer of
+        `max_new_tokens` they must fit into the base's context.
 
         Raises:
             SequenceError: a `ZSequence` was made by another checkpoint.
@@ -425,15 +426,15 @@ class ZReader:
         inputs = torch.cat([self._embed_segment(segment, adapter) for segment in arranged])
         self.check_room(len(inputs), max_new_tokens)
         sequences = [s for s in arranged if isinstance(s, ZSequence)]
+        is_packed = any(z.codes.shape[1] > 1 and len(z.ids) > len(z) for z in sequences)
         if copy is None:
-            copy = adapter == READ and any(
-                z.codes.shape[1] > 1 and len(z.ids) > len(z) for z in sequences
-            )
+            copy = adapter == READ and is_packed
         source = CopySource([z.ids for z in sequences]) if copy and sequences else None
         known = [z.ids.tolist() for z in sequences]
         texts = dict.fromkeys(s for s in arranged if isinstance(s, str))
         known += [self._ids(text, adapter) for text in texts]
-        return _Read(inputs, source, known, copy if isinstance(copy, CopyCosts) else None)
+        costs = copy if isinstance(copy, CopyCosts) else None
+        return _Read(inputs, source, known, costs, is_packed)
 
     def _answer(
         self,
@@ -441,8 +442,10 @@ class ZReader:
         limit: int,
         speculate: Speculate,
         least: int = 1,
-        no_repeat: int = 0,
+        no_repeat: int | None = 0,
     ) -> Answer:
+        if no_repeat is None:
+            no_repeat = _NO_REPEAT if read.is_packed else 0
         chosen = self._drafts(speculate)
         processors = LogitsProcessorList()
         if read.source is not None:

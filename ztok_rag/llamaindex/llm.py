@@ -27,7 +27,6 @@ from ztok_rag.codec.batcher import Written
 from ztok_rag.codec.citations import locate
 from ztok_rag.codec.copying import CopyCosts
 from ztok_rag.codec.model import READ
-from ztok_rag.codec.reader import NO_REPEAT
 from ztok_rag.codec.speculation import Speculate
 from ztok_rag.errors import ZtokError
 from ztok_rag.llamaindex.arguments import refuse_unknown_fields
@@ -77,10 +76,11 @@ class ZTokenLLM(MadeAgain, CustomLLM):
 
     max_new_tokens: int = Field(default=64, gt=0, description="Longest answer, in tokens.")
     min_new_tokens: int = Field(default=1, gt=0, description="Shortest answer, in tokens.")
-    no_repeat_ngram_size: int = Field(
-        default=NO_REPEAT,
+    no_repeat_ngram_size: int | None = Field(
+        default=None,
         ge=0,
-        description="No run of so many tokens is written twice; 0 allows it.",
+        description="No run of so many tokens is written twice; 0 allows it, None is 8 where "
+        "Z-tokens hold several tokens.",
     )
     adapter: str | None = Field(
         default=READ,
@@ -132,7 +132,7 @@ class ZTokenLLM(MadeAgain, CustomLLM):
         store: ZStore | None = None,
         max_new_tokens: int = 64,
         min_new_tokens: int = 1,
-        no_repeat_ngram_size: int = NO_REPEAT,
+        no_repeat_ngram_size: int | None = None,
         adapter: str | None = READ,
         copying: bool | CopyCosts | None = None,
         ask_first: bool = True,
@@ -154,7 +154,8 @@ class ZTokenLLM(MadeAgain, CustomLLM):
             min_new_tokens: shortest answer, in tokens. The reader was trained on short answers:
                 ask for some 100 where a summary is wanted.
             no_repeat_ngram_size: no run of so many tokens is written twice, so that long answers
-                do not go in circles; 0 allows it.
+                do not go in circles; 0 allows it, `None` is 8 where Z-tokens hold more than one
+                token.
             adapter: reader adapter to answer with; `None` is the plain base LLM.
             copying: draw answers towards what the Z-tokens hold; `None` does so where Z-tokens
                 hold more than one token, and `CopyCosts` says how strongly.
