@@ -1,8 +1,8 @@
 """The reader as an ordinary Hugging Face checkpoint, its adapter merged into the base's weights.
 
 Any engine that takes input embeddings can then read Z-tokens: `ZReader.to_embeds` gives those of a
-prompt. The engine does not draw answers towards what the Z-tokens hold, and lets them go in circles;
-`ZReader` does so with `copy=False` and `no_repeat_ngram_size=0`.
+prompt. The engine does not draw answers towards what the Z-tokens hold, and lets them go in
+circles; `ZReader` does so with `copy=False` and `no_repeat_ngram_size=0`.
 """
 
 from __future__ import annotations
