@@ -404,6 +404,10 @@ def test_an_unknown_generation_argument_is_refused(llm: ZTokenLLM) -> None:
     for call in (llm.complete, llm.stream_complete):
         with pytest.raises(ZtokError, match=r"no generation argument 'temperature'.*stop"):
             call("The capital of France is", temperature=0.5)
+    with pytest.raises(ZtokError, match="min_new_tokens is 100 and max_new_tokens 64"):
+        ZTokenLLM(min_new_tokens=100)
+    with pytest.raises(ZtokError, match="10 to 5 tokens cannot be written"):
+        llm.complete("The capital of France is", min_new_tokens=10, max_tokens=5)
 
 
 def test_the_embedding_of_settings_is_used_where_it_was_set(

@@ -174,7 +174,8 @@ class ZTokenLLM(MadeAgain, CustomLLM):
                 fields of LlamaIndex's `LLM`, such as `system_prompt`.
 
         Raises:
-            ZtokError: there is no argument of that name, or one does not go with `api_base`.
+            ZtokError: there is no argument of that name, one does not go with `api_base`, or the
+                shortest answer is longer than the longest.
         """
         refuse_unknown_fields(type(self), kwargs)
         super().__init__(
@@ -189,6 +190,11 @@ class ZTokenLLM(MadeAgain, CustomLLM):
             api_base=api_base,
             **kwargs,
         )
+        if min_new_tokens > max_new_tokens:
+            raise ZtokError(
+                f"min_new_tokens is {min_new_tokens} and max_new_tokens {max_new_tokens}; the "
+                "shortest answer cannot be longer than the longest."
+            )
         self._reader = reader
         self._store = store
         self._api_key = api_key
