@@ -46,7 +46,7 @@ class StandInReader:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str | None, list[Any]]] = []
-        self.copied: list[bool | None] = []
+        self.asked: list[tuple[bool, int]] = []
         self.fail_after = math.inf
 
     def count_tokens(self, prompt: Any, *, adapter: str | None = None) -> int:
@@ -61,13 +61,14 @@ class StandInReader:
         max_new_tokens: int,
         adapter: str | None,
         batch_size: int,
-        copy: bool | None,
+        ask_first: bool,
+        min_new_tokens: int,
     ) -> list[str]:
         if len(self.calls) >= self.fail_after:
             raise KeyboardInterrupt
         assert all(self.count_tokens(p) + max_new_tokens <= self.max_positions for p in prompts)
         self.calls.append((adapter, list(prompts)))
-        self.copied.append(copy)
+        self.asked.append((ask_first, min_new_tokens))
         return ["Paris" if adapter is None else "Rome" for _ in prompts]
 
     def measure(self, prompt: Any, *, adapter: str | None) -> Any:

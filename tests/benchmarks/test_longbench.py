@@ -159,17 +159,17 @@ def test_peers_get_the_budget_of_z_tokens(
     assert {adapter for adapter, _ in compressor.reader.calls} == {"read"}
 
 
-def test_answers_copy_from_z_tokens_and_summaries_do_not(
+def test_a_summary_of_a_page_is_long_and_has_no_question_to_read_first(
     compressor: StandInCompressor, data: Path, tmp_path: Path
 ) -> None:
     lines = (data / "hotpotqa.jsonl").read_text()
     (data / "multi_news.jsonl").write_text(lines)
     templates, lengths = (data / name for name in ("dataset2prompt.json", "dataset2maxlen.json"))
     templates.write_text(json.dumps({**TEMPLATES, "multi_news": "News:\n{context}\nSummary:"}))
-    lengths.write_text(json.dumps({"hotpotqa": 32, "multi_news": 32}))
+    lengths.write_text(json.dumps({"hotpotqa": 32, "multi_news": 160}))
     arms = ["--arms", "text-reader,ztok,truncate", "--rates", "4", "--limit", "1"]
     run(data, tmp_path / "out", "--tasks", "hotpotqa,multi_news", *arms)
-    assert compressor.reader.copied == [False, None, False, False, False, False]
+    assert compressor.reader.asked == 3 * [(True, 1)] + 3 * [(False, 128)]
 
 
 def test_a_long_context_loses_its_middle_and_is_counted(

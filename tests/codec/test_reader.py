@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import NoRepeatNGramLogitsProcessor
 
 from tests.conftest import BAKERY, PASSAGE
 from ztok_rag import ZCompressor, ZReader, ZtokError
@@ -122,6 +123,15 @@ def test_an_answer_is_not_shorter_than_asked(compressor: ZCompressor, reader: ZR
     assert long.startswith(short) and len(long) > len(short) + 20
     with pytest.raises(ZtokError, match="at most max_new_tokens"):
         reader.generate([[z, ASKED]], max_new_tokens=8, min_new_tokens=9)
+
+
+def test_what_is_read_as_text_is_not_copied(compressor: ZCompressor, reader: ZReader) -> None:
+    one, several = (compressor.compress([PASSAGE], rate)[0] for rate in (1, 4))
+    assert reader.begin(PASSAGE + ASKED).processor is None
+    assert reader.begin([one, ASKED]).processor is None
+    assert reader.begin([several, ASKED], adapter=None, no_repeat_ngram_size=0).processor is None
+    kinds = [type(step) for step in reader.begin([several, ASKED]).processor or ()]
+    assert kinds == [CopyFromCodes, NoRepeatNGramLogitsProcessor]
 
 
 def test_unknown_adapters_and_foreign_sequences(compressor: ZCompressor, reader: ZReader) -> None:
