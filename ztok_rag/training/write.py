@@ -123,6 +123,8 @@ class WriteTrainer:
         )
         self.step = 0
         self.seconds = 0.0
+        self._epoch = -1
+        self._order = np.empty(0, np.int64)  # of the states in that epoch
 
     def chain(self, places: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """For each further token: what the LLM gives, what the head gives, and the LLM's best.
@@ -182,8 +184,10 @@ class WriteTrainer:
         size, starts = self.settings.batch, self.states.starts
         per_epoch = max(1, len(starts) // size)
         epoch, within = divmod(step, per_epoch)
-        order = np.random.default_rng([self.settings.seed, 1, epoch]).permutation(len(starts))
-        return starts[torch.from_numpy(order[within * size : (within + 1) * size])]
+        if epoch != self._epoch:  # among millions of states, an order takes longer than a step
+            rng = np.random.default_rng([self.settings.seed, 1, epoch])
+            self._epoch, self._order = epoch, rng.permutation(len(starts))
+        return starts[torch.from_numpy(self._order[within * size : (within + 1) * size])]
 
     def train_step(self) -> dict[str, Any]:
         """One optimizer step; returns its line of the log."""
