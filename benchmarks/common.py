@@ -316,6 +316,45 @@ def write_measured(
     print(f"{note}\nWritten: {show(output)}/results.json")
 
 
+def write_without_model(
+    output: Path,
+    rows: Sequence[Row],
+    *,
+    seed: int,
+    benchmark: str,
+    note: str,
+    **extra: Any,
+) -> None:
+    """Write and print what was measured of an index or a store, without a model.
+
+    `extra` are further fields, as of `write_results`.
+    """
+    write_results(
+        output,
+        rows,
+        seed=seed,
+        checkpoint="none",
+        device="cpu",
+        benchmark=benchmark,
+        note=note,
+        **extra,
+    )
+    for each in rows:
+        print(f"{each.chunks:9} {each.arm:7} {each.metric:26} {each.score:16.3f}")
+    print(f"{note}\nWritten: {show(output)}/results.json")
+
+
+def add_records_option(parser: argparse.ArgumentParser) -> None:
+    """The option `--data`, of records with questions."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="JSON Lines of records with context and question, or a folder of such files",
+    )
+
+
 def peer_differences(
     tasks: Mapping[str, Sequence[Question]],
     arms: Sequence[Arm],

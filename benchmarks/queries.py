@@ -28,6 +28,7 @@ from tqdm import tqdm
 from common import (
     Parser,
     add_model_options,
+    add_records_option,
     load_compressor,
     positive,
     run_script,
@@ -101,10 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
     parser = Parser(description="Measure many queries of one index at once.")
-    parser.add_argument(
-        "--data", type=Path, required=True, metavar="PATH",
-        help="JSON Lines of records with context and question, or a folder of such files",
-    )  # fmt: skip
+    add_records_option(parser)
     parser.add_argument(
         "--askers", type=positive, default=1_000, metavar="N", help="queries (default: 1000)"
     )

@@ -106,6 +106,10 @@ class Results:
         """The rows with the given values."""
         return [row for row in self.rows if all(row.get(k) == v for k, v in wanted.items())]
 
+    def note(self, benchmark: str) -> str:
+        """What the file of a benchmark says of how it was made."""
+        return str(next(r["note"] for r in self.runs.values() if r.get("benchmark") == benchmark))
+
     def source(self, rows: Iterable[Json]) -> str:
         """A sentence that names the files, machines and checkpoints of rows."""
         parts = []

@@ -29,10 +29,10 @@ from llama_index.core.vector_stores.types import VectorStoreQuery
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from common import Parser, positive, run_script
+from common import Parser, positive, run_script, write_without_model
 from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.errors import DataError
-from ztok_rag.evaluation import Row, bootstrap_ci, write_results
+from ztok_rag.evaluation import Row, bootstrap_ci
 from ztok_rag.evaluation.intervals import mean, median
 from ztok_rag.index.building import NewFiles
 from ztok_rag.index.chunks import chunk_text
@@ -137,19 +137,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"optimize() included, which ran at each size from {OPTIMIZE_FROM} chunks on. Searches "
         f"have refine_factor={REFINE_FACTOR}. Other work ran on the machine."
     )
-    write_results(
+    write_without_model(
         options.output,
         rows,
         seed=options.seed,
-        checkpoint="none",
-        device="cpu",
         benchmark="scale",
         note=note,
         threads=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
     )
-    for each in rows:
-        print(f"{each.chunks:9} {each.arm:7} {each.metric:26} {each.score:14.3f}")
-    print(f"{note}\nWritten: {options.output}/results.json")
 
 
 def grow(arm: str, limit: int, made: Made, options: argparse.Namespace) -> list[Measured]:

@@ -21,7 +21,7 @@ from typing import Any
 from llama_index.core.vector_stores.types import VectorStoreQuery
 from tqdm import tqdm
 
-from common import Parser, run_script
+from common import Parser, run_script, write_without_model
 from scale import (
     AT_ONCE,
     EXACT_QUESTIONS,
@@ -36,7 +36,7 @@ from scale import (
     search,
 )
 from ztok_rag.errors import DataError
-from ztok_rag.evaluation import Row, write_results
+from ztok_rag.evaluation import Row
 from ztok_rag.index.corpus import Corpus
 
 ADDITIONS = 10
@@ -77,18 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "cpu_ms is processor time of all threads, peak_bytes resident memory, and recall that of "
         f"{EXACT_QUESTIONS} searches with the default settings. No model is loaded, but PyTorch is."
     )
-    write_results(
+    write_without_model(
         options.output,
         rows,
         seed=options.seed,
-        checkpoint="none",
-        device="cpu",
         benchmark="scale_probe",
         note=note,
     )
-    for each in rows:
-        print(f"{each.chunks:9} {each.metric:20} {each.score:16.1f}")
-    print(f"{note}\nWritten: {options.output}/results.json")
 
 
 def in_a_process(step: str, work: Path, seed: int) -> dict[str, list[float]]:

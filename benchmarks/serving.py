@@ -30,6 +30,7 @@ from tqdm import tqdm
 from common import (
     Parser,
     add_model_options,
+    add_records_option,
     counts,
     load_compressor,
     positive,
@@ -226,10 +227,7 @@ def make_rows(
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
     parser = Parser(description="Measure many askers of one process.")
-    parser.add_argument(
-        "--data", type=Path, required=True, metavar="PATH",
-        help="JSON Lines of records with context and question, or a folder of such files",
-    )  # fmt: skip
+    add_records_option(parser)
     parser.add_argument(
         "--askers", type=counts, default=[1, 4, 16, 64], metavar="N,M",
         help="how many ask at once, comma-separated (default: 1,4,16,64)",

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from common import (
     Parser,
     add_model_options,
+    add_records_option,
     load_compressor,
     positive,
     run_script,
@@ -188,10 +189,7 @@ def measure(
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
     parser = Parser(description="Measure speculative decoding.")
-    parser.add_argument(
-        "--data", type=Path, required=True, metavar="PATH",
-        help="JSON Lines of records with context and question, or a folder of such files",
-    )  # fmt: skip
+    add_records_option(parser)
     parser.add_argument(
         "--summaries", type=Path, required=True, metavar="PATH",
         help="likewise; only the contexts are used",

@@ -22,10 +22,10 @@ import numpy as np
 from tqdm import tqdm
 
 from breakage.redis_server import Server, is_installed, running
-from common import Parser, counts, names, run_script
+from common import Parser, counts, names, run_script, write_without_model
 from scale import CODE_BYTES, FINGERPRINT, SENTENCE_BYTES, Measured, disk_bytes
 from ztok_rag.errors import DataError
-from ztok_rag.evaluation import Row, bootstrap_ci, write_results
+from ztok_rag.evaluation import Row, bootstrap_ci
 from ztok_rag.evaluation.intervals import median
 from ztok_rag.storage.store import ZStore
 
@@ -55,18 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "file that is synced each second. Other work ran on the machine."
     )
     rows = [row(each, options.seed) for each in measured]
-    write_results(
+    write_without_model(
         options.output,
         rows,
         seed=options.seed,
-        checkpoint="none",
-        device="cpu",
         benchmark="store_size",
         note=note,
     )
-    for each in rows:
-        print(f"{each.chunks:9} {each.arm:7} {each.metric:20} {each.score:16.3f}")
-    print(f"{note}\nWritten: {options.output}/results.json")
 
 
 def grow(arm: str, folder: Path, options: argparse.Namespace) -> list[Measured]:

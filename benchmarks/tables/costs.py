@@ -201,7 +201,7 @@ def queries_section(results: Results, place: Place) -> str:
         "seconds waited: mean (p10 to p90)", "answers in a pass", "longest loop lag, ms",
         "memory before, MiB", "peak memory, MiB", "equal to those asked alone, %",
     )  # fmt: skip
-    note = next(run["note"] for run in results.runs.values() if run.get("benchmark") == "queries")
+    note = results.note("queries")
     return f"{table(header, lines)}\n\n{note} {results.source(rows)}"
 
 

@@ -139,7 +139,5 @@ def determinism_section(results: Results, place: Place) -> str:
         "% of texts with other bytes", "% of texts with other Z-tokens at rate 8",
         "processor seconds",
     )  # fmt: skip
-    note = next(
-        run["note"] for run in results.runs.values() if run.get("benchmark") == "determinism"
-    )
+    note = results.note("determinism")
     return f"{table(header, lines)}\n\n{_GUARD} {note} {results.source(rows)}"

@@ -70,7 +70,7 @@ def scale_section(results: Results, place: Place) -> str:
         "search, ms", "after optimize(), ms: p50 (p90)", "recall at 10", "exact search, ms",
         "optimize(), s", "peak memory, MiB", "bytes per chunk: text, vectors, Z-tokens",
     )  # fmt: skip
-    note = next(run["note"] for run in results.runs.values() if run.get("benchmark") == "scale")
+    note = results.note("scale")
     image = place.image("An index as it grows", file)
     return f"{image}\n\n{table(header, lines)}\n\n{note} {results.source(rows)}"
 
@@ -109,9 +109,7 @@ def probe_section(results: Results, place: Place) -> str:
     }
     lines = [[name, *(cell(metric, size) for size in sizes)] for metric, name in names.items()]
     header = ("", *(f"{size:,} chunks" for size in sizes))
-    note = next(
-        run["note"] for run in results.runs.values() if run.get("benchmark") == "scale_probe"
-    )
+    note = results.note("scale_probe")
     return f"{table(header, lines)}\n\n{note} {results.source(rows)}"
 
 
@@ -132,9 +130,7 @@ def store_section(results: Results, place: Place) -> str:
         "delete a text, ms", "count entries, ms", "count bytes, ms", "entries filled per second",
         "values, MiB", "server's memory, MiB", "on disk, MiB",
     )  # fmt: skip
-    note = next(
-        run["note"] for run in results.runs.values() if run.get("benchmark") == "store_size"
-    )
+    note = results.note("store_size")
     return f"{table(header, lines)}\n\n{note} {results.source(rows)}"
 
 
