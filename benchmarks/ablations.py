@@ -9,6 +9,7 @@ at each rate. Nothing is trained for a variant: each is the shipped checkpoint, 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -113,6 +114,19 @@ def _without_mlp(compressor: ZCompressor) -> Iterator[None]:
         hook.remove()
 
 
+@contextmanager
+def _without_selector(compressor: ZCompressor) -> Iterator[None]:
+    """No relevance model helps to choose what is read."""
+    model = compressor.model
+    selector, model.selector = model.selector, None
+    try:
+        yield
+    finally:
+        model.selector = selector
+
+
+_TWICE = LookTwice(from_tokens=1)
+
 VARIANTS = {
     DEFAULT: Variant("one look, all tokens held"),
     "even-spans": Variant("spans of equal length, not of equal weight", read=_even),
@@ -130,11 +144,14 @@ VARIANTS = {
         "copying costs 10, 12 and 20 nats", arguments={"copy": CopyCosts(10.0, 12.0, 20.0)}
     ),
     "two-looks": Variant(
-        "a second look at likely places, the rest left out", look=LookTwice(from_tokens=1)
+        "two looks: the pointer and the relevance model choose what is read", look=_TWICE
     ),
-    "two-looks-rest-kept": Variant(
-        "a second look at likely places, the rest read coarsely",
-        look=LookTwice(from_tokens=1, keeps_rest=True),
+    "two-looks-pointer": Variant(
+        "two looks: the pointer alone chooses", look=_TWICE, around=_without_selector
+    ),
+    "two-looks-relevance": Variant(
+        "the relevance model alone chooses, without a first look",
+        look=LookTwice(first_rate=math.inf, from_tokens=1),
     ),
     "focused": Variant("the question chooses what is read", is_focused=True),
 }
@@ -235,16 +252,13 @@ class _Answers:
     def _prompt(self, variant: Variant, question: Question, rate: float) -> Prompt:
         z = self._read(variant, question, rate)
         segments = [s for s in (question.before, z, question.after) if s]
-        looks = [z]
+        looks = [segments]
         if variant.look is not None:
-            budget, first_rate = variant.look.plan(segments)
-            segments = variant.look.apply(self.compressor.reader, segments)
-            looks = [s for s in segments if isinstance(s, ZSequence)]
-            looks += [z.at(first_rate)] if budget else []
-        positions = sum(map(len, looks))
+            looks = variant.look.looks(self.compressor.reader, segments)
+        positions = sum(len(s) for look in looks for s in look if isinstance(s, ZSequence))
         assert question.gold is not None
         (text,) = self.compressed.texts([question.gold])
-        return Prompt(segments, positions, len(text), len(text.to_bytes()), False, positions)
+        return Prompt(looks[-1], positions, len(text), len(text.to_bytes()), False, positions)
 
     def _read(self, variant: Variant, question: Question, rate: float) -> ZSequence:
         assert question.gold is not None

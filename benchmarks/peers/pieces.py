@@ -9,8 +9,9 @@ import numpy as np
 
 from peers.text import fill
 from ztok_rag.evaluation import Shorten
-from ztok_rag.selection.query_aware import QueryAwareSelector, resolve_in_memory, split_pieces
+from ztok_rag.selection.query_aware import QueryAwareSelector, resolve_in_memory
 from ztok_rag.selection.sentences import SentenceScorer
+from ztok_rag.selection.text_pieces import split_pieces
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor

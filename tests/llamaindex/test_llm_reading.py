@@ -9,7 +9,7 @@ from conftest import BAKERY, PASSAGE, Recorder
 from llama_index.core.base.llms.types import ChatMessage
 
 from ztok_rag import ZCompressor, ZStore, ZTokenLLM
-from ztok_rag.selection.look_twice import LookTwice, first_look
+from ztok_rag.selection.look_twice import LookTwice
 from ztok_rag.storage.handle import encode_handles, split_prompt
 
 pytestmark = pytest.mark.usefixtures("tokenizer_left_as_it_was")
@@ -82,8 +82,8 @@ def test_positions_of_both_looks_are_counted(
     segments = split_prompt(
         asked, store.secret, compressor.fingerprint, compressor.model.token_code
     )
-    first = first_look(segments, look.plan(segments)[1])
-    looks = [first, look.apply(reader, segments)]
+    looks = look.looks(reader, segments)
+    assert len(looks) == 2
     make(compressor, store, look_twice=look).complete(asked)
     assert recorder.splices[0].prompt_tokens == sum(map(reader.count_tokens, looks))
 

@@ -1,88 +1,117 @@
-"""Looking twice: which places are read again, and that the budget holds."""
+"""Looking twice: which pieces are read again, and that the budget holds."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
 
 from tests.conftest import BAKERY, PASSAGE
 from ztok_rag import ZCompressor, ZReader, ZtokError
+from ztok_rag.codec.reader import Segment
 from ztok_rag.codec.sequence import ZSequence
-from ztok_rag.selection.look_twice import LookTwice, choose_windows, mix
+from ztok_rag.selection.asked import find_question
+from ztok_rag.selection.look_twice import LookTwice
+
+QUESTION = "\n\nQuestion: Who was the last keeper?\nAnswer:"
+TEXTS = [BAKERY, PASSAGE, BAKERY[::-1], PASSAGE.upper()]
 
 
-def test_windows_stand_around_the_likeliest_places() -> None:
-    a, b = np.full(100, 0.001), np.full(50, 0.001)
-    a[40], b[3] = 0.5, 0.3
-    fine = choose_windows([a, b], 20, half=5, rate=100.0)
-    assert np.flatnonzero(fine[0]).tolist() == list(range(35, 46))
-    assert np.flatnonzero(fine[1]).tolist() == list(range(0, 9))
+def z_tokens(segments: list[Segment]) -> list[ZSequence]:
+    return [s for s in segments if isinstance(s, ZSequence)]
 
 
-def test_no_more_is_read_finely_than_the_budget_pays_for() -> None:
-    likely = [np.linspace(0, 1, 200)]
-    fine = choose_windows(likely, 30, half=20, rate=2.0)
-    assert 0 < fine[0].sum() * 0.5 <= 31
-
-
-def test_a_mixed_sequence_holds_the_same_tokens(compressor: ZCompressor) -> None:
-    (z,) = compressor.compress([PASSAGE], 8)
-    fine = np.zeros(len(z.places), bool)
-    fine[10:20] = True
-    mixed = mix(z, fine, 8)
-    assert mixed.ids.tolist() == z.ids.tolist()
-    assert (mixed.sizes == 1).sum() >= 10
-    assert len(z) < len(mixed) < len(z) + 14
-
-
-def test_both_looks_stay_within_the_budget(compressor: ZCompressor, reader: ZReader) -> None:
-    texts = [BAKERY, PASSAGE, BAKERY[::-1], PASSAGE.upper()] * 2
-    zs: list[str | ZSequence] = list(compressor.compress(texts, 2))
-    question = "\n\nQuestion: Who was the last keeper?\nAnswer:"
-    look = LookTwice(share=0.3, from_tokens=100, first_rate=12)
-    second = look.apply(reader, [*zs, question])
-    held = sum(len(z.places) for z in zs if isinstance(z, ZSequence))
-    first = sum(len(z.at(12)) for z in zs if isinstance(z, ZSequence))
-    positions = sum(len(z) for z in second if isinstance(z, ZSequence))
-    assert first + positions <= 0.3 * held + 4 * len(zs)
-    assert second[-1] == question
-    fine = "".join(
-        compressor.tokenizer.decode(z.codes[z.sizes == 1, 0].tolist())
-        for z in second
-        if isinstance(z, ZSequence)
-    )
-    assert "Tomas Berg" in fine or "TOMAS BERG" in fine
-
-
-def test_short_prompts_are_read_as_they_are(compressor: ZCompressor, reader: ZReader) -> None:
-    (z,) = compressor.compress([PASSAGE], 4)
-    assert LookTwice().apply(reader, [z, "?"]) == [z, "?"]
-
-
-@pytest.mark.parametrize("rate", [2, 4])
-def test_no_more_is_read_than_was_given(
+@pytest.mark.parametrize("rate", [2, 4, 8])
+def test_both_looks_have_no_more_positions_than_were_given(
     compressor: ZCompressor, reader: ZReader, rate: float
 ) -> None:
-    zs = compressor.compress([BAKERY, PASSAGE, BAKERY.upper(), BAKERY[::-1]], rate)
-    look = LookTwice(from_tokens=100, keeps_rest=False)
-    second = look.apply(reader, [*zs, "\n\nQuestion: Who was the last keeper?\nAnswer:"])
-    first = sum(len(z.at(look.plan([*zs])[1])) for z in zs)
-    positions = sum(len(z) for z in second if isinstance(z, ZSequence))
-    assert first + positions <= sum(map(len, zs)) + 2
-    held = "".join(compressor.held_text(z) for z in second if isinstance(z, ZSequence))
-    assert "Tomas Berg" in held
+    zs = compressor.compress(TEXTS, rate)
+    first, second = LookTwice().looks(reader, [*zs, QUESTION])
+    positions = sum(map(len, z_tokens(first))), sum(map(len, z_tokens(second)))
+    assert sum(positions) <= sum(map(len, zs)) + 2
+    assert min(positions) > len(zs)
+    assert first[-1] == second[-1] == QUESTION
+    held = [compressor.held_text(z) for z in z_tokens(second)]
+    assert any("Tomas Berg" in text or "TOMAS BERG" in text for text in held)
 
 
-def test_raw_text_and_chosen_pieces_are_read_once(compressor: ZCompressor) -> None:
-    look = LookTwice(from_tokens=10)
-    raw = compressor.compress([PASSAGE], 1)
-    assert look.plan([*raw, "?"])[0] == 0
-    (chosen,) = compressor.compress_all_rates([PASSAGE])
-    part = chosen.view(np.arange(40), 2, compressor.slots)
-    assert look.plan([part, "?"])[0] == 0
-    assert look.plan([*compressor.compress([PASSAGE], 2), "?"])[0] > 0
+def test_a_share_bounds_both_looks(compressor: ZCompressor, reader: ZReader) -> None:
+    zs = compressor.compress(TEXTS, 2)
+    held = sum(len(z.places) for z in zs)
+    look = LookTwice(share=0.3, first_rate=12)
+    first, second = look.looks(reader, [*zs, QUESTION])
+    assert [z.codes.shape[0] for z in z_tokens(first)] == [len(z.at(12)) for z in zs]
+    assert sum(len(z) for own in (first, second) for z in z_tokens(own)) <= 0.3 * held + 2
+
+
+def test_without_room_for_a_first_look_the_relevance_model_chooses(
+    compressor: ZCompressor, reader: ZReader
+) -> None:
+    for rate, look in ((16, LookTwice()), (4, LookTwice(first_rate=math.inf))):
+        zs = compressor.compress(TEXTS, rate)
+        (only,) = look.looks(reader, [*zs, QUESTION])
+        assert sum(map(len, z_tokens(only))) <= sum(map(len, zs)) + 2
+        assert not all(z.holds_all for z in z_tokens(only))
+
+
+def test_pieces_are_parts_of_the_text(compressor: ZCompressor, reader: ZReader) -> None:
+    (z,) = compressor.compress([f"{PASSAGE}\n\n{BAKERY}"], 4)
+    (again,) = z_tokens(LookTwice().looks(reader, [z, QUESTION])[-1])
+    ids = z.ids[again.places]
+    assert again.ids.tolist() == ids.tolist()
+    assert (np.diff(again.places) > 0).all()
+    assert again.source_tokens == z.source_tokens
+    part = z.slice(40, 400)  # its tokens are not those of its text alone
+    (first, second) = LookTwice().looks(reader, [part, QUESTION])
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("texts", "rate", "question"),
+    [
+        ([PASSAGE[:80]], 4, QUESTION),  # short
+        ([PASSAGE], 1, QUESTION),  # raw text
+        (TEXTS, 4, "\n\nWrite a summary of the texts.\n\nSummary:"),
+        ([], 4, QUESTION),
+    ],
+)
+def test_what_is_read_once(
+    compressor: ZCompressor, reader: ZReader, texts: list[str], rate: float, question: str
+) -> None:
+    segments = [*compressor.compress(texts, rate), question]
+    assert LookTwice().looks(reader, segments) == [segments]
+
+
+def test_what_the_question_has_chosen_already_is_read_once(
+    compressor: ZCompressor, reader: ZReader
+) -> None:
+    (text,) = compressor.compress_all_rates([f"{PASSAGE}\n\n{BAKERY}"])
+    segments: list[Segment] = [text.view(np.arange(100), 2, compressor.slots), QUESTION]
+    assert LookTwice().looks(reader, segments) == [segments]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "question"),
+    [
+        ("", QUESTION, "Who was the last keeper?"),
+        ("Context:\n", "\n---\nAnswer the query.\nQuery: Name it\nAnswer: ", "Name it"),
+        ("The original query is as follows: Who?\nMore context:", "\nRefined Answer: ", "Who?"),
+        ("", "\nuser: Where is it?\nThanks.\nassistant: ", "user: Where is it?"),
+        ("", "\n塔は何年に建てられましたか\uff1f\n", "塔は何年に建てられましたか\uff1f"),
+        ("What is this?", "\nQuestion: first\nQuestion: second\n", "second"),
+        ("Text: ", "\n\nSummarize the text.\nSummary:", None),
+        ("", "", None),
+    ],
+)  # fmt: skip
+def test_a_prompts_question_is_found(before: str, after: str, question: str | None) -> None:
+    assert find_question(before, after) == question
 
 
 def test_bad_settings() -> None:
     with pytest.raises(ZtokError, match="share"):
         LookTwice(share=0)
+    with pytest.raises(ZtokError, match="rate"):
+        LookTwice(first_rate=0.5)
+    with pytest.raises(ZtokError, match="rate"):
+        LookTwice(first_rate=math.nan)

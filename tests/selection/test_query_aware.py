@@ -13,8 +13,9 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from ztok_rag import ZCompressor, ZStore
 from ztok_rag.codec.sequence import ZSequence
-from ztok_rag.selection.query_aware import QueryAwareSelector, allocate, split_pieces
+from ztok_rag.selection.query_aware import QueryAwareSelector
 from ztok_rag.selection.sentences import BITS, SentenceScorer, probabilities, split_sentences
+from ztok_rag.selection.text_pieces import allocate, split_pieces
 from ztok_rag.selection.words import find_words
 
 

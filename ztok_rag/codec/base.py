@@ -10,11 +10,11 @@ import shutil
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -169,6 +169,33 @@ def decode_exactly(tokenizer: Any, ids: NDArray[np.int64]) -> str:
         ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
     return text
+
+
+class Tokens(NamedTuple):
+    """Token ids `[n]` of a text, and the first character `[n]` of each."""
+
+    ids: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+
+def tokenize_exactly(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
+    """The tokens of texts.
+
+    What a document says is text: "<|im_end|>" in it is no special token.
+    """
+    if not texts:
+        return []
+    encoding = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        split_special_tokens=True,
+        verbose=False,
+    )
+    return [
+        Tokens(np.array(ids, np.int64), np.array([start for start, _ in offsets], np.int64))
+        for ids, offsets in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
+    ]
 
 
 def _is_default(base: str | Path | None) -> bool:

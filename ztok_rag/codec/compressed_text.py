@@ -80,6 +80,11 @@ class CompressedText:
         return hash(self.to_bytes())
 
     @property
+    def spans(self) -> IntArray:
+        """`[n, 2]` characters `[start, end)` of each token, which reach to the next."""
+        return np.stack([self.starts, np.append(self.starts[1:], self.characters)], axis=1)
+
+    @property
     def weights(self) -> NDArray[np.float64]:
         """`[n]` what the Z-tokens share out: a token's weight, plus a part of the mean."""
         weights = weights_of(self.levels, self.code.rarity[self.ids])

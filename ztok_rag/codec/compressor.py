@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ztok_rag.codec.base import BaseLM, decode_exactly
+from ztok_rag.codec.base import BaseLM, Tokens, decode_exactly, tokenize_exactly
 from ztok_rag.codec.compressed_text import CompressedText, edge_distance, levels_of
 from ztok_rag.codec.model import ZModel
 from ztok_rag.codec.reader import ZReader
@@ -27,13 +27,6 @@ MARGIN = 0.5
 # Nats. What a token gets changes by some 1e-5 in float32 with what is beside it in a batch.
 _NOISE = 1e-4
 _HEAD_TOKENS = 1024  # source tokens whose logits are held at once
-
-
-class _Tokens(NamedTuple):
-    """Token ids of a text, and the first character of each."""
-
-    ids: IntArray
-    starts: IntArray
 
 
 class ZCompressor:
@@ -89,7 +82,8 @@ class ZCompressor:
 
     def count_tokens(self, text: str) -> int:
         """Tokens of the base LLM in a text."""
-        return len(self._tokenize([repair_surrogates(text, "a text")])[0].ids) if text else 0
+        (tokens,) = tokenize_exactly(self.tokenizer, [repair_surrogates(text, "a text")])
+        return len(tokens.ids)
 
     def compress(
         self, texts: Sequence[str], rate: float = 4.0, *, batch_tokens: int = 4096
@@ -118,13 +112,13 @@ class ZCompressor:
     ) -> list[CompressedText]:
         """Compress texts once for all rates; `at` of each gives what `compress` gives."""
         texts = self._checked(texts)
-        tokens = self._tokenize(texts)
+        tokens = tokenize_exactly(self.tokenizer, texts)
         return self._join(texts, tokens, self._weigh([t.ids for t in tokens], batch_tokens))
 
     def tokenize(self, texts: Sequence[str]) -> list[CompressedText]:
         """Texts as their tokens, unweighed: good for rate 1, and no model is run."""
         texts = self._checked(texts)
-        tokens = self._tokenize(texts)
+        tokens = tokenize_exactly(self.tokenizer, texts)
         return self._join(texts, tokens, [np.zeros(len(t.ids), np.uint8) for t in tokens])
 
     def decompress(self, zs: Sequence[ZSequence]) -> list[str]:
@@ -171,24 +165,8 @@ class ZCompressor:
             checked.append(repair_surrogates(text, f"text {index}"))
         return checked
 
-    def _tokenize(self, texts: Sequence[str]) -> list[_Tokens]:
-        if not texts:
-            return []
-        # What a document says is text: "<|im_end|>" in it is no special token.
-        encoding = self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            split_special_tokens=True,
-            verbose=False,
-        )
-        return [
-            _Tokens(np.array(ids, np.int64), np.array([a for a, _ in offsets], np.int64))
-            for ids, offsets in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
-        ]
-
     def _join(
-        self, texts: Sequence[str], tokens: Sequence[_Tokens], levels: Sequence[NDArray[np.uint8]]
+        self, texts: Sequence[str], tokens: Sequence[Tokens], levels: Sequence[NDArray[np.uint8]]
     ) -> list[CompressedText]:
         return [
             CompressedText(

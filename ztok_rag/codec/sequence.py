@@ -107,6 +107,12 @@ class ZSequence:
         return ids
 
     @property
+    def token_starts(self) -> IntArray:
+        """`[n]` about where the tokens that are held begin in the source text."""
+        owner = np.repeat(np.arange(len(self)), self.sizes)
+        return self._starts(owner, np.arange(len(owner)))
+
+    @property
     def rate(self) -> float:
         """Source tokens per Z-token."""
         return self.source_tokens / len(self)

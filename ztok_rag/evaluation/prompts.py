@@ -12,7 +12,7 @@ from ztok_rag.codec.compressed_text import CompressedText
 from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.evaluation.arms import Arm, utf8_bytes
 from ztok_rag.evaluation.questions import Question
-from ztok_rag.selection.look_twice import LookTwice, first_look
+from ztok_rag.selection.look_twice import LookTwice
 from ztok_rag.selection.query_aware import QueryAwareSelector, resolve_in_memory
 from ztok_rag.selection.sentences import SentenceScorer
 
@@ -168,37 +168,21 @@ def _build_spliced(
     for _, z in kept:
         context += [JOIN, z] if context else [z]
     segments: Segments = [around[0], *context, around[1]]
-    looks = [context]
+    looks = [segments]
     if arm.name == "ztok-twice":
-        segments, first, times["look_ms"] = _look_twice(segments, compressor)
-        looks = [segments[1:-1], *first]
+        started = time.perf_counter()
+        looks = LookTwice().looks(compressor.reader, segments)
+        times["look_ms"] = 1e3 * (time.perf_counter() - started)
     z_tokens = sum(len(s) for look in looks for s in look if isinstance(s, ZSequence))
     return Prompt(
-        segments,
-        z_tokens + joint * sum(isinstance(s, str) for look in looks for s in look),
+        looks[-1],
+        z_tokens + joint * len(looks) * max(0, len(kept) - 1),
         sum(z.source_tokens for _, z in kept),
         compressed.stored_bytes([chunk for chunk, _ in kept], arm),
         cut,
         z_tokens,
         times,
     )
-
-
-def _look_twice(
-    segments: Segments, compressor: ZCompressor
-) -> tuple[Segments, list[Segments], float]:
-    """The prompt of the second look, the context of the first if there is one, and its time.
-
-    Both looks together have the positions of the arm's rate, where that is possible.
-    """
-    look, reader = LookTwice(), compressor.reader
-    budget, rate = look.plan(segments)
-    started = time.perf_counter()
-    again = look.apply(reader, segments)
-    took = 1e3 * (time.perf_counter() - started)
-    if not budget or reader.model.pointer is None:
-        return again, [], took
-    return again, [first_look(segments[1:-1], rate)], took
 
 
 def _build_shortened(

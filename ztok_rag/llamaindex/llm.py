@@ -95,7 +95,7 @@ class ZTokenLLM(MadeAgain, CustomLLM):
     )
     look_twice: bool | LookTwice = Field(
         default=True,
-        description="Read long context coarsely, then likely places finely; or how to do so.",
+        description="Read texts coarsely, then likely pieces finely; or how to do so.",
     )
     speculate: Speculate = Field(
         default=None,
@@ -161,8 +161,9 @@ class ZTokenLLM(MadeAgain, CustomLLM):
                 hold more than one token, and `CopyCosts` says how strongly.
             ask_first: read what follows the last handle, such as the question, before everything,
                 too.
-            look_twice: read long context coarsely, and then the places where the answer may stand
-                finely; a `LookTwice` says how, `False` reads it once, as it is.
+            look_twice: read texts that the question has not chosen from coarsely, and then the
+                pieces where the answer may stand finely; a `LookTwice` says how, `False` reads them
+                once, as they are.
             speculate: read what may come next in one pass with what was written: the same answers,
                 sooner. `"lookup"` looks it up where the answer goes on like the prompt, `"head"`
                 lets the write head guess it, `"both"` does both; `True` is what is quickest. `None`

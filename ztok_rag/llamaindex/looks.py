@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ztok_rag.codec.model import READ
 from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.llamaindex.events import ZTokenSpliceEvent, dispatcher
-from ztok_rag.selection.look_twice import LookTwice, first_look
+from ztok_rag.selection.look_twice import LookTwice
 from ztok_rag.storage.handle import split_prompt
 
 if TYPE_CHECKING:
@@ -60,7 +60,10 @@ def look(
     segments = split_prompt(prompt, secret, reader.fingerprint, reader.model.token_code)
     sequences = [s for s in segments if isinstance(s, ZSequence)]
     ms = 1000 * (time.perf_counter() - started)
-    looks = _looks(segments, reader, adapter, ask_first, look_twice)
+    looks = [segments]
+    if adapter == READ and look_twice:
+        how = LookTwice() if isinstance(look_twice, bool) else look_twice
+        looks = how.looks(reader, segments, ask_first=ask_first)
     counts = [reader.count_tokens(s, adapter=adapter, ask_first=ask_first) for s in looks]
     if sequences:
         dispatcher.event(
@@ -72,20 +75,3 @@ def look(
             )
         )
     return Looks(looks[-1], sequences, sum(counts), counts[-1])
-
-
-def _looks(
-    segments: list[Segment],
-    reader: ZReader,
-    adapter: str | None,
-    ask_first: bool,
-    look_twice: bool | LookTwice,
-) -> list[list[Segment]]:
-    """What is read, one list of segments for each look; the answer is read from the last."""
-    if adapter != READ or not look_twice:
-        return [segments]
-    how = LookTwice() if isinstance(look_twice, bool) else look_twice
-    budget, rate = how.plan(segments)
-    if not budget or reader.model.pointer is None:
-        return [segments]
-    return [first_look(segments, rate), how.apply(reader, segments, ask_first=ask_first)]

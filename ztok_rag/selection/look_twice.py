@@ -1,8 +1,9 @@
-"""Looking twice: read everything coarsely, then the places where the answer may stand finely.
+"""Looking twice: read everything coarsely, then the pieces where the answer may stand finely.
 
-The codes hold every token, so the reader can choose at which rate it reads each part. A first look
-names the likely places, by the checkpoint's pointer, which needs two thirds of the layers and
-writes nothing.
+The codes hold every token, so what is read finely can be chosen when it is read. The first look
+names the likely places by the checkpoint's pointer, which needs two thirds of the layers and
+writes nothing. The relevance model, which runs no LLM, names places too, and errs at others: a
+piece is as likely as both say together.
 """
 
 from __future__ import annotations
@@ -10,153 +11,157 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ztok_rag.codec.base import decode_exactly, tokenize_exactly
+from ztok_rag.codec.compressed_text import CompressedText
 from ztok_rag.codec.reader import Segment, ZReader
-from ztok_rag.codec.sequence import ZSequence, join_sequences
+from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.errors import ZtokError
+from ztok_rag.selection.asked import find_question
+from ztok_rag.selection.relevance import PassageFeatures, find_answers
+from ztok_rag.selection.sentences import FloatArray
+from ztok_rag.selection.text_pieces import TextPieces, choose_pieces
 
 _COARSEST = 16.0
-_FIRST_LOOKS = 3.0  # that the positions of both looks would pay for
+_FIRST_LOOKS = 2.0  # that the positions of both looks would pay for
+_FEWEST = 8  # Z-tokens that are worth a second look
 
 
 @dataclass(frozen=True)
 class LookTwice:
     """How to look twice.
 
-    Texts of which the question has chosen parts already are read once, as they are; so is a
-    prompt whose Z-tokens are too few for two looks.
+    These are read once, as they are: prompts in which no question is found, texts of which the
+    question has chosen parts already, and texts that are too short.
 
     Attributes:
         share: positions of both looks together, as a share of the tokens that are held; `None` is
             as many as there are Z-tokens in the prompt.
-        first_rate: source tokens per Z-token of the first look; `None` spends a third of the
-            positions on it, up to a rate of 16.
-        half_window: tokens that are read finely to each side of a likely place.
-        keeps_rest: read what is not read finely once more, as in the first look. Else it is left
-            out, as texts that do not answer mislead, and a text without a likely place is one
-            Z-token.
+        first_rate: source tokens per Z-token of the first look; `None` spends half of the
+            positions on it, up to a rate of 16. Where that leaves too few for the second look,
+            and at `math.inf`, the first is left out, and the relevance model alone names places.
         from_tokens: prompts whose Z-tokens hold fewer tokens are read once.
     """
 
     share: float | None = None
     first_rate: float | None = None
-    half_window: int = 20
-    keeps_rest: bool = False
-    from_tokens: int = 400
+    from_tokens: int = 100
 
     def __post_init__(self) -> None:
-        if (
-            not 0 < (1.0 if self.share is None else self.share) <= 1
-            or (self.first_rate is not None and self.first_rate < 1)
-            or self.half_window < 1
+        if not 0 < (1.0 if self.share is None else self.share) <= 1 or (
+            self.first_rate is not None and not self.first_rate >= 1
         ):
             raise ZtokError(
-                "looking twice takes a share of more than 0 and at most 1, a rate of at least 1, "
-                "and a window of at least one token to each side."
+                "looking twice takes a share of more than 0 and at most 1, and a rate of at least "
+                "1."
             )
 
-    def plan(self, segments: Sequence[Segment]) -> tuple[int, float]:
-        """Positions of Z-tokens in both looks together, and the rate of the first.
-
-        No positions are left to the second look where one look is better: 0 is returned.
-        """
-        sequences = [s for s in segments if isinstance(s, ZSequence)]
-        held = sum(len(z.places) for z in sequences)
-        given = sum(map(len, sequences))
-        if held < self.from_tokens or given == held or not all(z.holds_all for z in sequences):
-            return 0, 1.0
-        budget = given if self.share is None else min(given, round(self.share * held))
-        rate = self.first_rate or min(_COARSEST, _FIRST_LOOKS * held / max(1, budget))
-        looks = 2 if self.keeps_rest else 1
-        spare = budget - looks * held / rate
-        return (budget, rate) if spare >= self.half_window else (0, rate)
-
-    def apply(
+    def looks(
         self, reader: ZReader, segments: Sequence[Segment], *, ask_first: bool = True
-    ) -> list[Segment]:
-        """A prompt as it is read in the second look.
+    ) -> list[list[Segment]]:
+        """A prompt as it is read in each look; the answer is read from the last.
+
+        In the second look, texts in which nothing is likely are one Z-token each.
 
         Args:
             reader: that answers.
-            segments: text and sequences in reading order; the question comes last.
+            segments: text and sequences in reading order.
             ask_first: read the question before the Z-tokens, too, in the first look.
 
         Returns:
-            The same segments, with other Z-tokens of the same texts.
+            For each look the same segments, with other Z-tokens of the same texts.
         """
-        budget, rate = self.plan(segments)
-        if not budget or reader.model.pointer is None:
-            return list(segments)
-        coarse = first_look(segments, rate)
-        sequences = [s for s in coarse if isinstance(s, ZSequence)]
-        shares = reader.point(coarse, ask_first=ask_first)
-        likely = [
-            np.repeat(share / z.sizes, z.sizes) for share, z in zip(shares, sequences, strict=True)
-        ]
-        first = sum(map(len, sequences))
-        spare = budget - 2 * first if self.keeps_rest else budget - first - len(sequences)
-        rest = rate if self.keeps_rest else math.inf
-        fine = choose_windows(likely, spare, self.half_window, rest)
-        chosen = iter(zip(sequences, fine, strict=True))
-        return [mix(*next(chosen), rest) if isinstance(s, ZSequence) else s for s in coarse]
+        sequences = [s for s in segments if isinstance(s, ZSequence)]
+        question = _question(segments) if self._may_choose(sequences) else None
+        if question is None:
+            return [list(segments)]
+        model = reader.model
+        budget, rate = self._plan(sequences, can_point=model.pointer is not None)
+        if model.selector is None and math.isinf(rate):
+            return [list(segments)]
+        texts = [_unpacked(z, reader.tokenizer) for z in sequences]
+        likely = _relevant(reader, question, texts)
+        looks = []
+        if math.isfinite(rate):
+            first = [s.at(rate) if isinstance(s, ZSequence) else s for s in segments]
+            looks.append(first)
+            budget -= sum(len(s) for s in first if isinstance(s, ZSequence))
+            pointed = _pointed(reader, first, ask_first)
+            likely = [a * b for a, b in zip(likely, pointed, strict=True)]
+        parts = [TextPieces(text, tokens) for text, tokens in texts]
+        scores = [part.scores(own) for part, own in zip(parts, likely, strict=True)]
+        chosen = iter(choose_pieces(parts, scores, budget, model.config.slots))
+        looks.append([next(chosen) if isinstance(s, ZSequence) else s for s in segments])
+        return looks
+
+    def _may_choose(self, sequences: Sequence[ZSequence]) -> bool:
+        """Whether texts are long enough, and not read as text or chosen from already."""
+        held = sum(len(z.places) for z in sequences)
+        return (
+            held >= self.from_tokens
+            and held > sum(map(len, sequences))
+            and all(z.holds_all for z in sequences)
+        )
+
+    def _plan(self, sequences: Sequence[ZSequence], *, can_point: bool) -> tuple[int, float]:
+        """Positions of Z-tokens in both looks together, and the rate of the first."""
+        held = sum(len(z.places) for z in sequences)
+        budget = sum(map(len, sequences))
+        if self.share is not None:
+            budget = min(budget, round(self.share * held))
+        rate = self.first_rate or min(_COARSEST, _FIRST_LOOKS * held / max(1, budget))
+        if not can_point or math.isinf(rate):
+            return budget, math.inf
+        left = budget - sum(len(z.at(rate)) for z in sequences)
+        return budget, rate if left >= _FEWEST + len(sequences) else math.inf
 
 
-def first_look(segments: Sequence[Segment], rate: float) -> list[Segment]:
-    """A prompt with all its sequences at a rate."""
-    return [s.at(rate) if isinstance(s, ZSequence) else s for s in segments]
+def _question(segments: Sequence[Segment]) -> str | None:
+    """What the text around the Z-tokens of a prompt asks."""
+    at = [i for i, s in enumerate(segments) if isinstance(s, ZSequence)]
+    before, after = (
+        "".join(s for s in own if isinstance(s, str))
+        for own in (segments[: at[0]], segments[at[-1] + 1 :])
+    )
+    return find_question(before, after)
 
 
-def choose_windows(
-    likely: Sequence[NDArray[np.floating]], budget: int, half: int, rate: float
-) -> list[NDArray[np.bool_]]:
-    """Which tokens to read finely.
-
-    The likeliest token and those around it are taken first, then the likeliest of the others,
-    until the budget is spent.
-
-    Args:
-        likely: for each text, `[n]` how likely the answer begins at each token.
-        budget: positions that reading finely may cost more than reading coarsely.
-        half: tokens to each side of a place.
-        rate: of what is not read finely.
-
-    Returns:
-        For each text, bool `[n]`.
-    """
-    fine = [np.zeros(len(own), bool) for own in likely]
-    left = [np.array(own, np.float64) for own in likely]
-    price = 1.0 - 1.0 / rate
-    while budget > 0 and left:
-        best = max(range(len(left)), key=lambda i: float(left[i].max(initial=-1.0)))
-        place = int(left[best].argmax())
-        if left[best][place] <= 0:
-            break
-        window = slice(max(0, place - half), place + half + 1)
-        new = np.flatnonzero(~fine[best][window]) + window.start
-        nearest = new[np.argsort(np.abs(new - place), kind="stable")][: int(budget / price)]
-        fine[best][nearest] = True
-        left[best][window] = -1.0
-        budget -= max(1, round(len(nearest) * price))
-    return fine
+def _relevant(
+    reader: ZReader, question: str, texts: Sequence[tuple[str, CompressedText]]
+) -> list[FloatArray]:
+    """Of each token of texts, how likely it is part of the answer, by the relevance model."""
+    if reader.model.selector is None:
+        return [np.ones(len(tokens)) for _, tokens in texts]
+    features = [PassageFeatures.of(text, tokens) for text, tokens in texts]
+    return [own.astype(np.float64) for own in find_answers(reader.model, question, features)]
 
 
-def mix(z: ZSequence, fine: NDArray[np.bool_], rate: float) -> ZSequence:
-    """A sequence whose `fine` tokens are Z-tokens of their own, the others at a rate.
+def _pointed(reader: ZReader, first: Sequence[Segment], ask_first: bool) -> list[FloatArray]:
+    """Of each token of a first look, how likely the answer begins there, by the pointer."""
+    sequences = [s for s in first if isinstance(s, ZSequence)]
+    shares = reader.point(first, ask_first=ask_first)
+    return [
+        np.repeat(share.astype(np.float64) / z.sizes, z.sizes)
+        for share, z in zip(shares, sequences, strict=True)
+    ]
 
-    At an infinite rate they are left out. Where no token is fine, the sequence stays as it is, or
-    is one Z-token.
-    """
-    if not fine.any():
-        return z if math.isfinite(rate) else z.view(np.arange(len(fine)), float(len(fine)))
-    cuts = np.flatnonzero(np.diff(fine)) + 1
-    runs = np.split(np.arange(len(fine)), cuts)
-    return join_sequences(
-        [
-            z.view(run, 1.0 if fine[run[0]] else rate)
-            for run in runs
-            if fine[run[0]] or math.isfinite(rate)
-        ]
+
+def _unpacked(z: ZSequence, tokenizer: Any) -> tuple[str, CompressedText]:
+    """The text of a sequence that holds all of it, and its tokens, which all weigh alike."""
+    ids = z.ids
+    text = decode_exactly(tokenizer, ids)
+    (tokens,) = tokenize_exactly(tokenizer, [text])
+    # A part of a text may begin or end amid what is one token of it alone.
+    starts = tokens.starts if np.array_equal(tokens.ids, ids) else z.token_starts - z.spans[0, 0]
+    return text, CompressedText(
+        ids=ids,
+        levels=np.zeros(len(ids), np.uint8),
+        starts=starts,
+        characters=len(text),
+        fingerprint=z.fingerprint,
+        digest=z.digest,
+        code=z.code,
     )

@@ -49,8 +49,7 @@ class PassageFeatures:
             text: the text.
             compressed: its tokens, weighed or not.
         """
-        starts = compressed.starts
-        spans = np.stack([starts, np.append(starts[1:], compressed.characters)], axis=1)
+        spans = compressed.spans
         words = []
         for stem, start, end in find_words(text):
             first = int(np.searchsorted(spans[:, 1], start, side="right"))

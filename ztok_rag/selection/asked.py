@@ -1,0 +1,31 @@
+"""What a prompt asks."""
+
+from __future__ import annotations
+
+import regex
+
+# "Question: …", "Query: …", or LlamaIndex's "The original query is as follows: …".
+_LABELLED = regex.compile(
+    r"^.*?\b(?:question|query)\b[^:?\n]{0,20}:[ \t]*(\S.*)$", regex.I | regex.M
+)
+_ASKING = regex.compile(r"[?\uff1f\u061f\u037e]$")  # question marks of several scripts
+
+
+def find_question(before: str, after: str) -> str | None:
+    """The question of a prompt, by its labels or its question mark.
+
+    Args:
+        before: the prompt's text before its context.
+        after: and after it, which is searched first.
+
+    Returns:
+        The question; `None` where none is found, as in a prompt that asks for a summary.
+    """
+    for text in (after, before):
+        if labelled := _LABELLED.findall(text):
+            return str(labelled[-1]).strip()
+    for text in (after, before):
+        lines = [line.strip() for line in text.splitlines()]
+        if asking := [line for line in lines if _ASKING.search(line)]:
+            return asking[-1]
+    return None
