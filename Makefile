@@ -7,7 +7,6 @@ STAMP := .venv/.installed
 DATA ?= data
 # What questions over several chunks compare.
 ARMS := none,text-reader,ztok,ztok-twice,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise
-SQUAD_ARMS := none,text-reader,ztok,ztok-twice,ztok-focus,truncate,sentences,pieces,trimwise
 LONGBENCH_ARMS := text-reader,ztok,ztok-twice,ztok-focus,truncate,sentences,pieces
 # Where results go.
 RESULTS := benchmarks/results
@@ -36,13 +35,13 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/ztok eval $(DATA)/squad/dev.jsonl --tasks qa --limit 100 --rates 4,8,16 \
-		--arms none,text-reader,ztok,ztok-focus --output $(RESULTS)/eval_squad
+		--arms none,text-reader,ztok,ztok-twice,ztok-focus --output $(RESULTS)/eval_squad
 	$(BIN)/ztok eval $(DATA)/fairytaleqa/val.jsonl --tasks qa --limit 50 --rates 4,8,16 \
-		--arms none,text-reader,ztok,ztok-focus --output $(RESULTS)/eval_fairytaleqa
+		--arms none,text-reader,ztok,ztok-twice,ztok-focus --output $(RESULTS)/eval_fairytaleqa
 	$(BIN)/ztok eval $(DATA)/squad/dev.jsonl --tasks reconstruction --limit 32 \
-		--rates 2,4,8,16 --output $(RESULTS)/repeat
+		--rates 2,4,8,16,20,24,32 --output $(RESULTS)/repeat
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 5 --rates 4,8 \
-		--arms $(SQUAD_ARMS) --limit 50 --measure 1 --output $(RESULTS)/squad_dev_chunks
+		--arms $(ARMS) --limit 100 --measure 1 --output $(RESULTS)/squad_dev_chunks
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/covidqa/questions.jsonl \
 		--documents $(DATA)/covidqa/documents.jsonl --k 5 --rates 4,8 \
 		--arms $(ARMS) --limit 40 --measure 1 --output $(RESULTS)/covidqa
