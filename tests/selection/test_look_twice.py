@@ -99,6 +99,7 @@ def test_what_the_question_has_chosen_already_is_read_once(
         ("The original query is as follows: Who?\nMore context:", "\nRefined Answer: ", "Who?"),
         ("", "\nuser: Where is it?\nThanks.\nassistant: ", "user: Where is it?"),
         ("", "\n塔は何年に建てられましたか\uff1f\n", "塔は何年に建てられましたか\uff1f"),
+        ("If you cannot answer the question: say so.", "\nuser: Who?\n", "user: Who?"),
         ("What is this?", "\nQuestion: first\nQuestion: second\n", "second"),
         ("Text: ", "\n\nSummarize the text.\nSummary:", None),
         ("", "", None),

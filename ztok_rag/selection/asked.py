@@ -8,7 +8,8 @@ import regex
 _LABELLED = regex.compile(
     r"^.*?\b(?:question|query)\b[^:?\n]{0,20}:[ \t]*(\S.*)$", regex.I | regex.M
 )
-_ASKING = regex.compile(r"[?\uff1f\u061f\u037e]$")  # question marks of several scripts
+# A line that ends with a question mark of any script.
+_ASKING = regex.compile(r"^(.*[?\uff1f\u061f\u037e])\s*$", regex.M)
 
 
 def find_question(before: str, after: str) -> str | None:
@@ -24,8 +25,6 @@ def find_question(before: str, after: str) -> str | None:
     for text in (after, before):
         if labelled := _LABELLED.findall(text):
             return str(labelled[-1]).strip()
-    for text in (after, before):
-        lines = [line.strip() for line in text.splitlines()]
-        if asking := [line for line in lines if _ASKING.search(line)]:
-            return asking[-1]
+        if asking := _ASKING.findall(text):
+            return str(asking[-1]).strip()
     return None
