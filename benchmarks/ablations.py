@@ -32,7 +32,7 @@ from common import (
 from ztok_rag.codec.compressed_text import CompressedText
 from ztok_rag.codec.compressor import ZCompressor
 from ztok_rag.codec.copying import CopyCosts
-from ztok_rag.codec.sequence import ZSequence
+from ztok_rag.codec.sequence import ZSequence, sequences_of
 from ztok_rag.evaluation import (
     QUESTION_FIELDS,
     Arm,
@@ -255,7 +255,7 @@ class _Answers:
         looks = [segments]
         if variant.look is not None:
             looks = variant.look.looks(self.compressor.reader, segments)
-        positions = sum(len(s) for look in looks for s in look if isinstance(s, ZSequence))
+        positions = sum(len(z) for look in looks for z in sequences_of(look))
         assert question.gold is not None
         (text,) = self.compressed.texts([question.gold])
         return Prompt(looks[-1], positions, len(text), len(text.to_bytes()), False, positions)

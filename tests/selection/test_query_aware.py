@@ -91,7 +91,7 @@ def test_question_decides_where_the_z_tokens_go(
     for composed in (keeper, lamp, oven):
         assert sum(map(len, composed)) <= round(tokens / 4)
     # Where nothing is enough, all that the rate allows is spent.
-    monkeypatch.setattr("ztok_rag.selection.query_aware.ENOUGH", 2.0)
+    monkeypatch.setattr("ztok_rag.selection.text_pieces.ENOUGH", 2.0)
     for question in (
         "Who was the last keeper?",
         "What did the lamp burn?",

@@ -27,7 +27,7 @@ from ztok_rag.codec.generation import Answer, GreedyDecoder
 from ztok_rag.codec.model import READ, ZModel
 from ztok_rag.codec.pieces import Pieces, before
 from ztok_rag.codec.prompts import REPEAT_PROMPT
-from ztok_rag.codec.sequence import ZSequence
+from ztok_rag.codec.sequence import ZSequence, sequences_of
 from ztok_rag.codec.speculation import BOTH, HEAD, LOOKUP, Drafter, Speculate, drafts_by
 from ztok_rag.errors import SequenceError, ZtokError
 from ztok_rag.inputs import as_list, repair_surrogates
@@ -425,7 +425,7 @@ class ZReader:
         self.check_room(len(arranged), max_new_tokens)
         inputs = torch.cat([self._embed_segment(segment, adapter) for segment in arranged])
         self.check_room(len(inputs), max_new_tokens)
-        sequences = [s for s in arranged if isinstance(s, ZSequence)]
+        sequences = sequences_of(arranged)
         is_packed = any(z.codes.shape[1] > 1 and len(z.ids) > len(z) for z in sequences)
         if copy is None:
             copy = adapter == READ and is_packed

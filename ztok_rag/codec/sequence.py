@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -345,6 +345,11 @@ class ZSequence:
             SequenceError: the file is missing, or is not an intact Z-token sequence.
         """
         return read_sequence_file(path, lambda data: cls.from_bytes(data, code))
+
+
+def sequences_of(prompt: Iterable[str | ZSequence | None]) -> list[ZSequence]:
+    """The sequences in a prompt, in order."""
+    return [part for part in prompt if isinstance(part, ZSequence)]
 
 
 def pack_codes(ids: IntArray, spans: IntArray, slots: int) -> NDArray[np.int32]:

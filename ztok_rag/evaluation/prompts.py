@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ztok_rag.codec.compressed_text import CompressedText
-from ztok_rag.codec.sequence import ZSequence
+from ztok_rag.codec.sequence import ZSequence, sequences_of
 from ztok_rag.evaluation.arms import Arm, utf8_bytes
 from ztok_rag.evaluation.questions import Question
 from ztok_rag.selection.look_twice import LookTwice
@@ -173,7 +173,7 @@ def _build_spliced(
         started = time.perf_counter()
         looks = LookTwice().looks(compressor.reader, segments)
         times["look_ms"] = 1e3 * (time.perf_counter() - started)
-    z_tokens = sum(len(s) for look in looks for s in look if isinstance(s, ZSequence))
+    z_tokens = sum(len(z) for look in looks for z in sequences_of(look))
     return Prompt(
         looks[-1],
         z_tokens + joint * len(looks) * max(0, len(kept) - 1),

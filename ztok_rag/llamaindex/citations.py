@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.schema import MetadataMode, NodeWithScore
 
 from ztok_rag.codec.citations import locate, locate_in_text
-from ztok_rag.codec.sequence import ZSequence
+from ztok_rag.codec.sequence import sequences_of
 from ztok_rag.llamaindex.node import ZTokenNode
 from ztok_rag.storage.handle import has_handles, split_prompt
 
@@ -67,7 +67,7 @@ def _in_node(answer: str, number: int, item: NodeWithScore, llm: ZTokenLLM) -> l
         reader = llm.reader
         code = reader.model.token_code
         segments = split_prompt(shown, llm.store.secret, reader.fingerprint, code)
-        sequences = [s for s in segments if isinstance(s, ZSequence)]
+        sequences = sequences_of(segments)
         places = [(p["start"], p["end"]) for p in locate(answer, sequences, reader.tokenizer)]
     else:
         places = locate_in_text(answer, text)

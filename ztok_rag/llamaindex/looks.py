@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ztok_rag.codec.model import READ
-from ztok_rag.codec.sequence import ZSequence
+from ztok_rag.codec.sequence import ZSequence, sequences_of
 from ztok_rag.llamaindex.events import ZTokenSpliceEvent, dispatcher
 from ztok_rag.selection.look_twice import LookTwice
 from ztok_rag.storage.handle import split_prompt
@@ -58,7 +58,7 @@ def look(
     """
     started = time.perf_counter()
     segments = split_prompt(prompt, secret, reader.fingerprint, reader.model.token_code)
-    sequences = [s for s in segments if isinstance(s, ZSequence)]
+    sequences = sequences_of(segments)
     ms = 1000 * (time.perf_counter() - started)
     looks = [segments]
     if adapter == READ and look_twice:
@@ -69,7 +69,7 @@ def look(
         dispatcher.event(
             ZTokenSpliceEvent(
                 handles=len(sequences),
-                z_tokens=sum(len(s) for own in looks for s in own if isinstance(s, ZSequence)),
+                z_tokens=sum(len(z) for own in looks for z in sequences_of(own)),
                 prompt_tokens=sum(counts),
                 ms=ms,
             )

@@ -18,7 +18,7 @@ import numpy as np
 from ztok_rag.codec.base import decode_exactly, tokenize_exactly
 from ztok_rag.codec.compressed_text import CompressedText
 from ztok_rag.codec.reader import Segment, ZReader
-from ztok_rag.codec.sequence import ZSequence
+from ztok_rag.codec.sequence import ZSequence, sequences_of
 from ztok_rag.errors import ZtokError
 from ztok_rag.selection.asked import find_question
 from ztok_rag.selection.relevance import PassageFeatures, find_answers
@@ -74,7 +74,7 @@ class LookTwice:
         Returns:
             For each look the same segments, with other Z-tokens of the same texts.
         """
-        sequences = [s for s in segments if isinstance(s, ZSequence)]
+        sequences = sequences_of(segments)
         question = _question(segments) if self._may_choose(sequences) else None
         if question is None:
             return [list(segments)]
@@ -88,7 +88,7 @@ class LookTwice:
         if math.isfinite(rate):
             first = [s.at(rate) if isinstance(s, ZSequence) else s for s in segments]
             looks.append(first)
-            budget -= sum(len(s) for s in first if isinstance(s, ZSequence))
+            budget -= sum(map(len, sequences_of(first)))
             pointed = _pointed(reader, first, ask_first)
             likely = [a * b for a, b in zip(likely, pointed, strict=True)]
         parts = [TextPieces(text, tokens) for text, tokens in texts]
@@ -141,11 +141,10 @@ def _relevant(
 
 def _pointed(reader: ZReader, first: Sequence[Segment], ask_first: bool) -> list[FloatArray]:
     """Of each token of a first look, how likely the answer begins there, by the pointer."""
-    sequences = [s for s in first if isinstance(s, ZSequence)]
     shares = reader.point(first, ask_first=ask_first)
     return [
         np.repeat(share.astype(np.float64) / z.sizes, z.sizes)
-        for share, z in zip(shares, sequences, strict=True)
+        for share, z in zip(shares, sequences_of(first), strict=True)
     ]
 
 

@@ -18,7 +18,7 @@ from ztok_rag.codec.sequence import IntArray, ZSequence
 from ztok_rag.inputs import as_list, repair_surrogates
 from ztok_rag.selection.relevance import PassageFeatures, find_answers
 from ztok_rag.selection.sentences import FloatArray, SentenceScorer, split_sentences
-from ztok_rag.selection.text_pieces import ENOUGH, TextPieces, choose_pieces, owners
+from ztok_rag.selection.text_pieces import TextPieces, choose_pieces, owners
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
@@ -111,7 +111,7 @@ class QueryAwareSelector:
             return [own.at(1.0, slots) for own in compressed], made
         parts = [TextPieces(t, own) for t, own in zip(texts, compressed, strict=True)]
         scores = self._scores(question, texts, parts)
-        return choose_pieces(parts, scores, budget, slots, ENOUGH), made
+        return choose_pieces(parts, scores, budget, slots), made
 
     def scores(self, question: str, texts: Sequence[str]) -> list[FloatArray]:
         """Probability that each piece of each text holds the answer.

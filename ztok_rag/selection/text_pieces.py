@@ -29,10 +29,10 @@ PIECE_WORDS = 6
 ENOUGH = 0.98
 """Once the chosen pieces have this share of all scores, no other piece is read."""
 
-_TRIES = 4
-
 NEIGHBOUR_SHARE = 0.12
 """Share of a piece's score that goes to each of its two neighbours: an answer needs context."""
+
+_TRIES = 4
 
 
 @lru_cache(maxsize=4096)
@@ -101,7 +101,6 @@ def choose_pieces(
     scores: Sequence[FloatArray],
     budget: int,
     slots: int,
-    enough: float = ENOUGH,
 ) -> list[ZSequence]:
     """What is read of some texts within a budget.
 
@@ -110,7 +109,6 @@ def choose_pieces(
         scores: `[n_pieces]` of each text, how likely a piece holds the answer.
         budget: the most Z-tokens in all.
         slots: most tokens that a Z-token holds.
-        enough: see `allocate`.
 
     Returns:
         One sequence per text.
@@ -122,7 +120,7 @@ def choose_pieces(
     # pieces that are read together round to fewer or more Z-tokens than each alone.
     spare, sequences = 0, []
     for _ in range(_TRIES):
-        rates = allocate(np.concatenate(scores), costs, max(0, budget - spare), enough)
+        rates = allocate(np.concatenate(scores), costs, max(0, budget - spare), ENOUGH)
         sequences = _join(parts, rates, slots)
         excess = sum(map(len, sequences)) - budget
         if excess <= 0:
