@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -45,4 +46,15 @@ def _free_locks() -> None:
         lock._lock = threading.RLock()
 
 
+def _own_bars() -> None:
+    """Give progress bars a lock of this process.
+
+    tqdm shares one with the processes that are forked: a process that is killed while it draws a
+    bar keeps it, and all others wait for ever.
+    """
+    if bars := sys.modules.get("tqdm.auto"):
+        bars.tqdm.set_lock(threading.RLock())
+
+
 in_forked_processes(_free_locks)
+in_forked_processes(_own_bars)
