@@ -61,7 +61,7 @@ def test_every_phase_gives_a_checkpoint(trained: Path) -> None:
         assert compressor.reader.generate([["The mill of", z]], max_new_tokens=2)
     code = compressor.model.token_code
     assert code.rarity.min() < 4 < code.rarity.max()  # fitted to the data
-    assert len((output / "selector.jsonl").read_text().splitlines()) == 2
+    assert len((output / "selector" / "log.jsonl").read_text().splitlines()) == 2
     first = [json.loads(line) for line in (output / "1-repeat" / "log.jsonl").open()]
     assert len(first) == 3 and all(line["repeat"] and line["answer"] is None for line in first)
 
@@ -71,7 +71,7 @@ def test_a_run_that_is_done_is_not_done_again(
 ) -> None:
     before = ZModel.from_pretrained(trained / "out" / "checkpoint", device="cpu").state()
     monkeypatch.setattr("ztok_rag.training.loop.Trainer.train_step", None)
-    monkeypatch.setattr("ztok_rag.training.run.train_relevance", None)
+    monkeypatch.setattr("ztok_rag.training.relevance.RelevanceTrainer.train_step", None)
     questions = str(trained / "questions.jsonl")
     run([questions], trained / "out", base, phases=[["repeat"], ["cloze", "answer"]])
     after = ZModel.from_pretrained(trained / "out" / "checkpoint", device="cpu").state()

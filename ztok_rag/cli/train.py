@@ -62,6 +62,14 @@ def train(
     selector_steps: Annotated[
         int, typer.Option(help="Steps of the selector, after all phases.")
     ] = 1600,
+    selector: Annotated[
+        bool,
+        typer.Option(
+            "--selector",
+            help="Train the selector of --init alone, for --selector-steps, on questions whose "
+            "passages say the answer.",
+        ),
+    ] = False,
     write: Annotated[
         bool,
         typer.Option(
@@ -86,7 +94,7 @@ def train(
         bool, typer.Option("--skip-odd-records", help="Leave malformed records out, and go on.")
     ] = False,
 ) -> None:
-    """Train a checkpoint, or adapt the shipped one to documents."""
+    """Train a checkpoint, or adapt the shipped one to documents or to questions."""
     if not data and not corpus:
         raise DataError("there is nothing to train on; give --data or --corpus.")
     import os
@@ -97,9 +105,11 @@ def train(
     from ztok_rag.training.loop import TrainSettings
     from ztok_rag.training.relevance import RelevanceSettings
     from ztok_rag.training.rows import RATES, RowSettings
-    from ztok_rag.training.run import parse_phases, run_training, run_write
+    from ztok_rag.training.run import parse_phases, run_selector, run_training, run_write
     from ztok_rag.training.write_states import WriteSettings
 
+    if selector and write:
+        raise DataError("--selector and --write each train one part alone; give one of them.")
     if not 0 <= before <= 1:
         raise DataError(f"--before is a share, 0 to 1, not {before}.")
     wanted = numbers(rates) if rates else RATES
@@ -122,7 +132,11 @@ def train(
         "odd": odd_records(skip_odd_records),
     }
 
+    relevance = RelevanceSettings(steps=selector_steps, seed=seed, save_minutes=save_minutes)
+
     def run() -> Path:
+        if selector:
+            return run_selector(data or [], output, settings=relevance, **shared)
         if write:
             head = WriteSettings(
                 positions=write_positions,
@@ -147,7 +161,7 @@ def train(
                 save_minutes=save_minutes,
                 is_compiled=compile_layers,
             ),
-            selector=RelevanceSettings(steps=selector_steps, seed=seed),
+            selector=relevance,
             **shared,
         )
 

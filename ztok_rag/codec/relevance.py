@@ -47,6 +47,18 @@ class RelevanceModel(nn.Module):
         nn.init.zeros_(self.score.bias)
         self.dropout = nn.Dropout(dropout)
 
+    def encode(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Tokens of texts or questions among their neighbours, `[rows, n, WIDTH]`.
+
+        Args:
+            tokens: `[rows, n, hidden]` normalized embeddings.
+            mask: bool `[rows, n]`, false at padding, which becomes zero.
+        """
+        states = self.dropout(self.word(tokens)) * mask.unsqueeze(-1)
+        near = nn.functional.gelu(self.context(states.transpose(1, 2))).transpose(1, 2)
+        normed: Tensor = self.context_norm(states + near)
+        return normed * mask.unsqueeze(-1)
+
     def forward(
         self,
         text: Tensor,
@@ -58,23 +70,21 @@ class RelevanceModel(nn.Module):
         """Logits `[pairs, n]` of the tokens of texts, each for one question; -1e4 at padding.
 
         Args:
-            text: `[pairs, n, hidden]` normalized embeddings of the texts' tokens.
+            text: `[pairs, n, WIDTH]` the texts' tokens, encoded.
             hints: `[pairs, n, HINTS]`, see `ztok_rag.selection.relevance.question_hints`.
             text_mask: bool `[pairs, n]`, false at padding.
-            question: `[pairs, m, hidden]` normalized embeddings of the questions' tokens.
+            question: `[pairs, m, WIDTH]` the questions' tokens, encoded.
             question_mask: bool `[pairs, m]`.
         """
-        seen = self._among_neighbours(self.word(text), text_mask)
-        asked = self._among_neighbours(self.word(question), question_mask)
         by_text, by_question, by_both = self.similarity
         likeness = (
-            (seen @ by_text).unsqueeze(2)
-            + (asked @ by_question).unsqueeze(1)
-            + (seen * by_both) @ asked.transpose(1, 2)
+            (text @ by_text).unsqueeze(2)
+            + (question @ by_question).unsqueeze(1)
+            + (text * by_both) @ question.transpose(1, 2)
         )
         likeness = likeness.masked_fill(~question_mask.unsqueeze(1), -1e4)
-        attended = likeness.softmax(-1) @ asked
-        joined = torch.cat([seen, attended, seen * attended, hints], dim=-1)
+        attended = likeness.softmax(-1) @ question
+        joined = torch.cat([text, attended, text * attended, hints], dim=-1)
         state = nn.functional.gelu(self.fuse(self.dropout(joined)))
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             state = state * text_mask.unsqueeze(-1)
@@ -82,9 +92,3 @@ class RelevanceModel(nn.Module):
             state = norm(state + self.dropout(change))
         logits: Tensor = self.score(state).squeeze(-1)
         return logits.masked_fill(~text_mask, -1e4)
-
-    def _among_neighbours(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        tokens = self.dropout(tokens) * mask.unsqueeze(-1)
-        near = nn.functional.gelu(self.context(tokens.transpose(1, 2))).transpose(1, 2)
-        normed: Tensor = self.context_norm(tokens + near)
-        return normed * mask.unsqueeze(-1)

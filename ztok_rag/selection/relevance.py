@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 
 _REACHES = (2, 6)
-_PAIRS_AT_ONCE = 32
+_AT_ONCE = 24
 _RAREST = 11.0  # nats
 
 
@@ -63,26 +63,29 @@ class PassageFeatures:
         )
 
 
-def score_pairs(model: ZModel, pairs: Sequence[tuple[str, PassageFeatures]]) -> Tensor:
-    """Logits `[pairs, n]` of the tokens of texts, each for the question beside it."""
-    base = model.base
+def score_pairs(model: ZModel, pairs: Sequence[tuple[str, PassageFeatures]]) -> list[Tensor]:
+    """Logits `[n]` of the tokens of each text, for the question beside it.
+
+    A text or question of several pairs is encoded once, and like lengths are read together.
+    """
+    selector, device = model.selector, model.base.device
+    assert selector is not None
     questions = list(dict.fromkeys(question for question, _ in pairs))
-    encoded = base.tokenizer(questions, add_special_tokens=False, verbose=False)["input_ids"]
-    asked = dict(zip(questions, encoded, strict=True))
-    text_ids, text_mask = _padded([source.ids for _, source in pairs])
-    question_ids, question_mask = _padded([np.array(asked[q] or [0]) for q, _ in pairs])
-    weights = {question: question_words(question, base.tokenizer) for question in questions}
-    hints = [question_hints(weights[question], source) for question, source in pairs]
-    device = base.device
-    assert model.selector is not None
-    logits: Tensor = model.selector(
-        unit_norm(base.embeddings(text_ids.to(device))),
-        _stacked(hints).to(device),
-        text_mask.to(device),
-        unit_norm(base.embeddings(question_ids.to(device))),
-        question_mask.to(device),
-    )
-    return logits
+    sources = {id(source): source for _, source in pairs}
+    texts = dict(zip(sources, _encode(model, [s.ids for s in sources.values()]), strict=True))
+    asked = dict(zip(questions, _encode(model, _question_ids(model, questions)), strict=True))
+    weights = {question: question_words(question, model.base.tokenizer) for question in questions}
+    logits: dict[int, Tensor] = {}
+    for some in _by_length([len(source.ids) for _, source in pairs]):
+        text, text_mask = _padded([texts[id(pairs[i][1])] for i in some])
+        question, question_mask = _padded([asked[pairs[i][0]] for i in some])
+        hints = [
+            torch.from_numpy(question_hints(weights[q], source)).to(device)
+            for q, source in (pairs[i] for i in some)
+        ]
+        scored = selector(text, _padded(hints)[0], text_mask, question, question_mask)
+        logits.update((i, row[: len(pairs[i][1].ids)]) for i, row in zip(some, scored, strict=True))
+    return [logits[i] for i in range(len(pairs))]
 
 
 @torch.inference_mode()
@@ -90,11 +93,8 @@ def find_answers(
     model: ZModel, question: str, sources: Sequence[PassageFeatures]
 ) -> list[FloatArray]:
     """For each text, of each token, how likely it is part of the answer; all sum to 1."""
-    logits: list[FloatArray] = []
-    for start in range(0, len(sources), _PAIRS_AT_ONCE):
-        some = sources[start : start + _PAIRS_AT_ONCE]
-        scored = score_pairs(model, [(question, source) for source in some]).cpu().numpy()
-        logits += [row[: len(s.ids)] for row, s in zip(scored, some, strict=True)]
+    scored = score_pairs(model, [(question, source) for source in sources])
+    logits: list[FloatArray] = [own.cpu().numpy() for own in scored]
     top = max(float(row.max()) for row in logits)
     weights = [np.exp(row - top) for row in logits]
     mass = sum(float(row.sum()) for row in weights)
@@ -128,16 +128,35 @@ def _around(values: FloatArray, reach: int) -> FloatArray:
     return summed
 
 
-def _padded(rows: Sequence[IntArray]) -> tuple[Tensor, Tensor]:
-    """Token ids `[rows, longest]`, and a mask that is false at padding."""
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = nn.utils.rnn.pad_sequence([torch.from_numpy(r).long() for r in rows], batch_first=True)
-    return ids, torch.arange(ids.shape[1]) < lengths.unsqueeze(1)
+def _question_ids(model: ZModel, questions: Sequence[str]) -> list[IntArray]:
+    """Token ids of questions; one without tokens gets one, so that there is something to see."""
+    encoded = model.base.tokenizer(list(questions), add_special_tokens=False, verbose=False)
+    return [np.array(ids or [0]) for ids in encoded["input_ids"]]
 
 
-def _stacked(rows: Sequence[FloatArray]) -> Tensor:
-    """Vectors of tokens, `[rows, longest, size]`, zero at padding."""
-    return nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True)
+def _encode(model: ZModel, rows: Sequence[IntArray]) -> list[Tensor]:
+    """Token ids as the selector sees them beside each other, `[n, width]` for each row."""
+    assert model.selector is not None
+    encoded: dict[int, Tensor] = {}
+    for some in _by_length([len(row) for row in rows]):
+        ids, mask = _padded([torch.from_numpy(rows[i]).long() for i in some])
+        ids, mask = ids.to(model.base.device), mask.to(model.base.device)
+        states = model.selector.encode(unit_norm(model.base.embeddings(ids)), mask)
+        encoded.update((i, row[: len(rows[i])]) for i, row in zip(some, states, strict=True))
+    return [encoded[i] for i in range(len(rows))]
+
+
+def _by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """The places of `lengths` in batches, the shortest first."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    yield from (order[i : i + _AT_ONCE] for i in range(0, len(order), _AT_ONCE))
+
+
+def _padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows `[n, ...]` as one tensor, zero at padding, and a mask that is false there."""
+    padded = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows], device=padded.device)
+    return padded, torch.arange(padded.shape[1], device=padded.device) < lengths.unsqueeze(1)
 
 
 def unit_norm(x: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from ztok_rag.training.batches import Batch, StreamPlan, StreamState, load_batch
 from ztok_rag.training.objective import Losses, Objective
 from ztok_rag.training.optimizing import take_step, warmup_cosine
 from ztok_rag.training.rows import Kind, Rows
+from ztok_rag.training.run_state import check_same, open_log
 
 _FALLING, _EARLY, _LATE = 0.5, 1.6, 0.7
 """The loss of targets that weigh less than `_FALLING` weighs `_EARLY` times as much at first, and
@@ -159,7 +160,7 @@ class Trainer:
             states=self.states,
             pin=self.model.base.device.type == "cuda",
         )
-        log = self._open_log() if is_main else None
+        log = open_log(self.output / "log.jsonl", self.step) if is_main else None
         bar = tqdm(
             total=settings.steps, initial=self.step, unit="step", disable=not (progress and is_main)
         )
@@ -326,13 +327,7 @@ class Trainer:
             raise CheckpointError(
                 f"the state in {self.output} is damaged ({error}); give another output folder."
             ) from error
-        described = self._described()
-        if state["settings"] != described:
-            changed = sorted(k for k in described if described[k] != state["settings"].get(k))
-            raise CheckpointError(
-                f"{self.output} holds a run with other settings ({', '.join(changed)}); "
-                "repeat its settings to resume it, or give another output folder."
-            )
+        check_same(self.output, state["settings"], self._described())
         self._load_tensors(tensors)
         self.step, self.seconds = state["step"], state["seconds"]
         self.mass.fill_(state["mass"])
@@ -351,14 +346,6 @@ class Trainer:
                 for k, v in own.items()
                 if v is not None
             }
-
-    def _open_log(self) -> Any:
-        """The log, without lines of steps that were lost with a kill."""
-        self.output.mkdir(parents=True, exist_ok=True)
-        path = self.output / "log.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
-        path.write_text("".join(lines[: self.step]), encoding="utf-8")
-        return path.open("a", encoding="utf-8")
 
 
 def _total(batch: Batch, losses: Losses, spent: float) -> Tensor:

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
-import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ztok_rag.codec.compressor import ZCompressor
 from ztok_rag.codec.model import ZModel
+from ztok_rag.errors import DataError
 from ztok_rag.selection.relevance import PassageFeatures, score_pairs
-from ztok_rag.training.labels import find_matches
-from ztok_rag.training.passages import Passage, near
+from ztok_rag.training.corpus import cut_passages
+from ztok_rag.training.labels import find_matches, find_paraphrase
+from ztok_rag.training.optimizing import take_step, warmup_cosine
+from ztok_rag.training.passages import Passage
+from ztok_rag.training.run_state import claim_folder, load_state, open_log, save_state
 
-_COMPRESSED_AT_ONCE = 16
-_NEAR = 6
+IntArray = NDArray[np.int64]
+PassageSet = tuple[Sequence[Passage], float]
+"""Passages with questions, like ones near each other, and how often they are drawn."""
+
+_NEAR = 6  # texts to each side
+_FAR = 0.15  # share of questions that one text from anywhere stands beside
+_HELD_OUT = 50  # one of so many passages
+_MOST_HELD = 240  # questions
+_VERDICTS = frozenset({"yes", "no", "unanswerable"})
 
 
 @dataclass(frozen=True)
@@ -31,164 +46,323 @@ class RelevanceSettings:
     Attributes:
         steps: optimizer steps; 0 leaves it as it is.
         batch: questions per step.
-        distractors: passages from near the right one in the data, beside which it is found.
-        max_tokens: longer passages are left out.
+        distractors: texts from near the right one in the data, beside which it is found.
+        max_tokens: longer passages are cut into texts of at most so many.
         lr: peak learning rate, after `warmup` steps; then a cosine to zero.
         weight_decay: of AdamW.
         seed: of the order of questions and the choice of distractors.
+        evaluate_every: steps between scores on the questions of passages that are held out.
+        save_minutes: between states to resume from.
     """
 
     steps: int = 1600
     batch: int = 24
-    distractors: int = 2
+    distractors: int = 3
     max_tokens: int = 256
-    lr: float = 1e-3
-    warmup: int = 50
+    lr: float = 6e-4
+    warmup: int = 100
     weight_decay: float = 0.02
     seed: int = 0
+    evaluate_every: int = 200
+    save_minutes: float = 5.0
+
+    def learning_rate(self, step: int) -> float:
+        """Of the step after `step` others."""
+        return self.lr * warmup_cosine(step, steps=self.steps, warmup=self.warmup, floor=0.0)
 
 
 @dataclass(frozen=True)
 class AskedPassage:
-    """A question about one of some passages.
+    """A question about a passage.
 
     Attributes:
         question: the question.
-        passage: index of the passage.
-        answers: bool `[places, n]`, the passage's tokens at each place where the answer stands.
+        texts: `[first, last)` of the texts into which the passage was cut.
+        places: a text, and its tokens, for each place where the answer stands.
     """
 
     question: str
-    passage: int
-    answers: NDArray[np.bool_]
+    texts: tuple[int, int]
+    places: tuple[tuple[int, IntArray], ...]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What the selector is trained on.
+
+    Attributes:
+        sources: texts as it sees them, like ones near each other.
+        asked: questions of each set, in the order of its passages, and how often they are drawn.
+        held: questions that are not trained on.
+    """
+
+    sources: list[PassageFeatures]
+    asked: list[tuple[list[AskedPassage], float]]
+    held: list[AskedPassage]
+
+    def __len__(self) -> int:
+        """Questions that are trained on."""
+        return sum(len(own) for own, _ in self.asked)
+
+    def digest(self) -> str:
+        """16 hex digits of the texts and of what is asked of them."""
+        digest = hashlib.blake2b(digest_size=8)
+        for source in self.sources:
+            digest.update(source.ids.tobytes())
+        for own, share in self.asked:
+            digest.update(repr([share, [(a.question, a.texts) for a in own]]).encode())
+        return digest.hexdigest()
+
+    def epoch(self, batch: int, rng: Generator) -> list[list[AskedPassage]]:
+        """All questions in batches. Those of a batch stand together, so they share texts."""
+        batches = []
+        for own, share in self.asked:
+            shift = int(rng.integers(batch))
+            cut = [own[max(0, a) : a + batch] for a in range(-shift, len(own), batch)]
+            whole, part = divmod(share, 1.0)
+            once_more = rng.permutation(len(cut))[: round(part * len(cut))]
+            batches += cut * int(whole) + [cut[i] for i in once_more]
+        return [batches[i] for i in rng.permutation(len(batches)) if batches[i]]
 
 
 def train_relevance(
     model: ZModel,
-    passages: Sequence[Passage],
+    sets: Sequence[PassageSet],
+    output: Path,
     settings: RelevanceSettings | None = None,
     *,
-    log: Path | None = None,
     progress: bool = True,
 ) -> int:
-    """Train the selector of a checkpoint.
+    """Train the selector of a checkpoint, or go on with the run in `output`.
 
-    Questions count whose answer stands in their passage word for word. If there are none, or the
-    checkpoint has no selector, nothing is trained.
+    Questions count whose passage says the answer, word for word or nearly. If there are none, or
+    the checkpoint has no selector, nothing is trained. `output` holds `log.jsonl`, with the loss
+    of each step in nats per question, and the state from which the same settings resume exactly.
 
     Args:
         model: the checkpoint.
-        passages: texts with questions, like ones near each other.
+        sets: what it is trained on; a share of 0.2 is drawn from a fifth as often, 2 twice.
+        output: folder of the run.
         settings: see `RelevanceSettings`.
-        log: JSON Lines file to write, with the loss of each step in nats per question.
         progress: show bars with rate and time left.
 
     Returns:
         The questions that were trained on.
+
+    Raises:
+        CheckpointError: `output` holds a run with other settings, or a damaged one.
     """
     settings = settings or RelevanceSettings()
     if not settings.steps or model.selector is None:
         return 0
-    _, sources, asked = prepare(model, passages, settings.max_tokens, progress=progress)
-    if not asked:
+    questions = prepare(model, sets, settings.max_tokens, progress=progress)
+    if not len(questions):
         return 0
-    selector = model.selector.train()
-    for parameter in selector.parameters():
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(
-        selector.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
-    )
-    rng = np.random.default_rng(settings.seed)
-    torch.manual_seed(settings.seed)
-    order: list[int] = []
-    lines = []
-    bar = tqdm(range(settings.steps), desc="selector", unit="step", disable=not progress)
-    for step in bar:
-        if not order:
-            # Questions of a batch stand next to each other in the data, so they share passages.
-            shift = int(rng.integers(settings.batch))
-            starts = np.arange(-shift, len(asked), settings.batch)
-            order = rng.permutation(starts).tolist()
-        start = order.pop()
-        batch = asked[max(0, start) : start + settings.batch]
-        nats = answer_nats(model, batch, sources, settings.distractors, rng).mean()
+    described = dataclasses.asdict(settings)
+    described.pop("save_minutes")
+    described |= {"model": model.fingerprint, "questions": questions.digest()}
+    claim_folder(output, described)
+    trainer = RelevanceTrainer(model, questions, settings)
+    trainer.train(output, progress=progress)
+    return len(questions)
+
+
+class RelevanceTrainer:
+    """Trains the selector of a model in place."""
+
+    def __init__(self, model: ZModel, questions: Questions, settings: RelevanceSettings) -> None:
+        if model.selector is None:
+            raise DataError("this checkpoint has no selector to train.")
+        self.model = model
+        self.selector = model.selector
+        self.questions = questions
+        self.settings = settings
+        self.optimizer = torch.optim.AdamW(
+            self.selector.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        self.step = 0
+        self.seconds = 0.0
+        self._epochs = self._batches()
+        self._drawn = 0
+
+    def train(self, output: Path, *, progress: bool = True) -> None:
+        """Go on to the last step. An interruption saves, and is then passed on."""
+        settings, selector = self.settings, self.selector
+        parameters = list(selector.requires_grad_(True).named_parameters())
+        self.step, self.seconds = load_state(output, parameters, self.optimizer)
+        log = open_log(output / "log.jsonl", self.step)
+        bar = tqdm(
+            total=settings.steps,
+            initial=self.step,
+            desc="selector",
+            unit="step",
+            disable=not progress,
+        )
+        saved = time.monotonic()
+        try:
+            while self.step < settings.steps:
+                started = time.monotonic()
+                record = self.train_step()
+                if self.step % settings.evaluate_every == 0 or self.step == settings.steps:
+                    record |= self.evaluate()
+                self.seconds += time.monotonic() - started
+                record["seconds"] = round(self.seconds, 3)
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+                bar.update()
+                bar.set_postfix(nats=f"{record['nats']:.2f}")
+                if time.monotonic() - saved > 60 * settings.save_minutes:
+                    save_state(output, parameters, self.optimizer, self.step, self.seconds)
+                    saved = time.monotonic()
+        finally:
+            bar.close()
+            log.close()
+            save_state(output, parameters, self.optimizer, self.step, self.seconds)
+            selector.requires_grad_(False).eval()
+
+    def train_step(self) -> dict[str, Any]:
+        """One optimizer step; returns its line of the log."""
+        settings = self.settings
+        while self._drawn < self.step:  # of a run that goes on
+            next(self._epochs)
+            self._drawn += 1
+        batch = next(self._epochs)
+        self._drawn += 1
+        seed = settings.seed * 1_000_003 + self.step
+        torch.manual_seed(seed)  # of dropout, as when resumed
+        self.selector.train()
+        nats = self.answer_nats(batch, np.random.default_rng([2, seed])).mean()
         torch.autograd.backward(nats)
-        nn.utils.clip_grad_norm_(selector.parameters(), 1.0)
-        share = min(1.0, (step + 1) / settings.warmup)
-        share *= 0.5 + 0.5 * math.cos(math.pi * step / settings.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr * share
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        lines.append(json.dumps({"step": step + 1, "nats": round(float(nats.detach()), 5)}))
-        bar.set_postfix(nats=f"{float(nats.detach()):.2f}")
-    selector.eval()
-    if log is not None:
-        log.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return len(asked)
+        lr = settings.learning_rate(self.step)
+        take_step(self.optimizer, self.selector.parameters(), lr=lr, clip=1.0, step=self.step)
+        self.step += 1
+        return {"step": self.step, "lr": round(lr, 8), "nats": round(float(nats.detach()), 5)}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, Any]:
+        """The loss of the questions that are held out."""
+        held, size = self.questions.held, self.settings.batch
+        if not held:
+            return {}
+        self.selector.eval()
+        rng = np.random.default_rng(self.settings.seed)
+        parts = [held[i : i + size] for i in range(0, len(held), size)]
+        nats = torch.cat([self.answer_nats(part, rng) for part in parts])
+        return {"held_out_nats": round(float(nats.mean()), 5)}
+
+    def answer_nats(self, batch: Sequence[AskedPassage], rng: Generator) -> Tensor:
+        """How unlikely the answers are, `[questions]` nats.
+
+        All tokens of a question's texts share a softmax. The likelihood of a place is the
+        geometric mean of its tokens', so that no part of an answer is left out; places are added.
+        """
+        sources = self.questions.sources
+        read = [self._texts(asked, rng) for asked in batch]
+        pairs = [
+            (asked.question, sources[text])
+            for asked, own in zip(batch, read, strict=True)
+            for text in own
+        ]
+        logits = iter(score_pairs(self.model, pairs))
+        nats = []
+        for asked, own in zip(batch, read, strict=True):
+            scored = {text: next(logits) for text in own}
+            everything = torch.cat(list(scored.values())).logsumexp(0)
+            likely = [
+                scored[text][torch.from_numpy(tokens)].mean() - everything
+                for text, tokens in asked.places
+                if text in scored
+            ]
+            nats.append(-torch.stack(likely).logsumexp(0))
+        return torch.stack(nats)
+
+    def _texts(self, asked: AskedPassage, rng: Generator) -> list[int]:
+        """Texts that an answer is found in: those that hold it first, then distractors."""
+        count, (first, last) = len(self.questions.sources), asked.texts
+        holding = sorted({text for text, _ in asked.places})
+        near = range(max(0, first - _NEAR), min(count, last + _NEAR))
+        others = rng.permutation([text for text in near if text not in holding]).tolist()
+        if rng.random() < _FAR:
+            others[self.settings.distractors - 1 :] = [int(rng.integers(count))]
+        texts = dict.fromkeys([*holding[:2], *others])
+        return list(texts)[: 1 + self.settings.distractors]
+
+    def _batches(self) -> Iterator[list[AskedPassage]]:
+        epoch = 0
+        while True:
+            rng = np.random.default_rng([self.settings.seed, epoch])
+            yield from self.questions.epoch(self.settings.batch, rng)
+            epoch += 1
 
 
 def prepare(
-    model: ZModel, passages: Sequence[Passage], max_tokens: int, *, progress: bool = True
-) -> tuple[list[Passage], list[PassageFeatures], list[AskedPassage]]:
-    """Passages that hold answers, as the selector sees them, and their questions."""
-    compressor = ZCompressor(model)
-    kept = [
-        passage
-        for passage in passages
-        if any(answer in passage.text for _, answers in passage.questions for answer in answers)
-        and compressor.count_tokens(passage.text) <= max_tokens
-    ]
-    sources: list[PassageFeatures] = []
-    bar = tqdm(total=len(kept), desc="compressing", unit="passage", disable=not progress)
-    for start in range(0, len(kept), _COMPRESSED_AT_ONCE):
-        texts = [passage.text for passage in kept[start : start + _COMPRESSED_AT_ONCE]]
-        sources += map(PassageFeatures.of, texts, compressor.tokenize(texts))
-        bar.update(len(texts))
+    model: ZModel, sets: Sequence[PassageSet], max_tokens: int, *, progress: bool = True
+) -> Questions:
+    """The questions whose passages say the answer, and the texts as the selector sees them.
+
+    Args:
+        model: the checkpoint.
+        sets: passages with questions.
+        max_tokens: of a text.
+        progress: show a bar.
+    """
+    questions = Questions([], [], [])
+    total = sum(len(passages) for passages, _ in sets)
+    bar = tqdm(total=total, desc="questions", unit="passage", disable=not progress)
+    for passages, share in sets:
+        asked: list[AskedPassage] = []
+        for number, passage in enumerate(passages, start=1):
+            found = _ask(model, passage, questions.sources, max_tokens)
+            is_held = number % _HELD_OUT == 0 and len(questions.held) < _MOST_HELD
+            (questions.held if is_held else asked).extend(found)
+            bar.update()
+        questions.asked.append((asked, share))
     bar.close()
-    asked = [
-        AskedPassage(question, number, places)
-        for number, (passage, source) in enumerate(zip(kept, sources, strict=True))
-        for question, answers in passage.questions
-        if len(places := find_places(passage.text, answers, source))
-    ]
-    return kept, sources, asked
+    return questions
+
+
+def _ask(
+    model: ZModel, passage: Passage, sources: list[PassageFeatures], max_tokens: int
+) -> list[AskedPassage]:
+    """The questions of a passage, whose texts are added to `sources`."""
+    tokenizer, first = model.base.tokenizer, len(sources)
+    texts = list(cut_passages(passage.text, tokenizer, max_tokens))
+    sources += map(PassageFeatures.of, texts, ZCompressor(model).tokenize(texts))
+    asked = []
+    for question, given in passage.questions:
+        answers = [own for own in given if own.strip().lower() not in _VERDICTS]
+        places = [
+            (first + number, np.flatnonzero(place))
+            for number, text in enumerate(texts)
+            for place in find_places(text, answers, sources[first + number])
+        ]
+        if not places:
+            places = _paraphrased(texts, answers, sources, first)
+        if places:
+            asked.append(AskedPassage(question, (first, len(sources)), tuple(places)))
+    return asked
+
+
+def _paraphrased(
+    texts: Sequence[str], answers: Sequence[str], sources: Sequence[PassageFeatures], first: int
+) -> list[tuple[int, IntArray]]:
+    """The first place where one of the texts says nearly what is answered."""
+    for number, text in enumerate(texts, start=first):
+        if span := find_paraphrase(text, answers):
+            return [(number, np.flatnonzero(_covered(sources[number], *span)))]
+    return []
 
 
 def find_places(text: str, answers: Sequence[str], source: PassageFeatures) -> NDArray[np.bool_]:
     """Where answers stand in a text word for word: bool `[places, n]` of its tokens."""
-    starts, ends = source.spans.T
     places = {
-        tuple(((starts < end) & (ends > start)).tolist())
-        for start, end in find_matches(text, answers)
+        tuple(_covered(source, start, end).tolist()) for start, end in find_matches(text, answers)
     }
-    return np.array(sorted(places), dtype=np.bool_).reshape(len(places), len(starts))
+    return np.array(sorted(places), dtype=np.bool_).reshape(len(places), len(source.ids))
 
 
-def answer_nats(
-    model: ZModel,
-    batch: Sequence[AskedPassage],
-    sources: Sequence[PassageFeatures],
-    distractors: int,
-    rng: np.random.Generator,
-) -> Tensor:
-    """How unlikely the answers are, `[questions]` nats.
-
-    All tokens of a question's passages share a softmax. The likelihood of a place is the
-    geometric mean of its tokens', so that no part of an answer is left out; places are added.
-    """
-    pairs: list[tuple[str, PassageFeatures]] = []
-    firsts = []
-    for asked in batch:
-        beside = near(np.arange(len(sources)), asked.passage, _NEAR)
-        others = rng.choice(beside, min(len(beside), distractors), replace=False).tolist()
-        firsts.append(len(pairs))
-        pairs += [(asked.question, sources[i]) for i in [asked.passage, *others]]
-    logits = score_pairs(model, pairs)
-    nats = []
-    for asked, start, end in zip(batch, firsts, [*firsts[1:], len(pairs)], strict=True):
-        likely = logits[start : start + 1, : asked.answers.shape[1]]
-        likely = likely - logits[start:end].flatten().logsumexp(0)
-        places = torch.from_numpy(asked.answers).to(likely.device, likely.dtype)
-        nats.append(-((places * likely).sum(1) / places.sum(1)).logsumexp(0))
-    return torch.stack(nats)
+def _covered(source: PassageFeatures, start: int, end: int) -> NDArray[np.bool_]:
+    """Whether each token of a text has characters of `[start, end)`."""
+    starts, ends = source.spans.T
+    covered: NDArray[np.bool_] = (starts < end) & (ends > start)
+    return covered

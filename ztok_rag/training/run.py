@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from ztok_rag.codec.base import BaseLM
 from ztok_rag.codec.model import ZModel
@@ -22,15 +18,18 @@ from ztok_rag.training.batches import LENGTHS
 from ztok_rag.training.corpus import find_documents
 from ztok_rag.training.data import prepare_data
 from ztok_rag.training.loop import Trainer, TrainSettings
-from ztok_rag.training.passages import DataFile, Passage, find_data, read_all
+from ztok_rag.training.passages import DataFile, find_data, read_all
 from ztok_rag.training.phrases import Phrases
-from ztok_rag.training.relevance import RelevanceSettings, train_relevance
+from ztok_rag.training.relevance import PassageSet, RelevanceSettings, train_relevance
 from ztok_rag.training.rows import SHARES, Rows, RowSettings, check_kinds
 from ztok_rag.training.surprisal import fit_code, weigh_passages
 from ztok_rag.training.write import train_write
 from ztok_rag.training.write_states import WriteSettings
 
 logger = logging.getLogger(__name__)
+
+SELECTOR = "selector"
+"""Folder of the selector's training in that of a run."""
 
 _ROOM = 0.7  # share of the longest row that a passage may fill
 
@@ -90,7 +89,7 @@ def run_training(
             allow.
         rows: how rows are drawn.
         settings: of each phase.
-        selector: how the selector is trained after the last phase.
+        selector: how the selector is trained after the last phase, in a folder of its own.
         progress: show bars.
         odd: gets the odd records of the data, which are left out; `None` makes them errors.
 
@@ -99,14 +98,11 @@ def run_training(
         CheckpointError: the checkpoint cannot be loaded, or `output` holds another run.
     """
     settings, output = settings or TrainSettings(), Path(output)
-    files = [*find_data(data), *(file for folder in corpus for file in find_documents(folder))]
-    read_all(files, odd)
     accelerator = Accelerator(cpu=device == "cpu")
+    is_main = accelerator.is_main_process
+    files = _read(data, corpus, odd, warns=is_main)
     if accelerator.num_processes > 1:
         device = str(accelerator.device)
-    is_main = accelerator.is_main_process
-    if odd and odd.found and is_main:
-        logger.warning("warning: %s", odd.report())
     torch.manual_seed(settings.seed)
     if init is not None:
         model = ZModel.from_pretrained(init, base=base, device=device)
@@ -150,7 +146,7 @@ def run_training(
     folder = output / "checkpoint"
     model.eval()
     if is_main:  # the others are done: the selector is small
-        train_selector(model, asked, selector or RelevanceSettings(), output, progress=progress)
+        train_relevance(model, asked, output / SELECTOR, selector, progress=progress)
         model.save_pretrained(folder)
     return folder
 
@@ -176,10 +172,7 @@ def run_write(
         The folder of the checkpoint with the head.
     """
     settings, output = settings or WriteSettings(), Path(output)
-    files = [*find_data(data), *(file for folder in corpus for file in find_documents(folder))]
-    read_all(files, odd)
-    if odd and odd.found:
-        logger.warning("warning: %s", odd.report())
+    files = _read(data, corpus, odd)
     model = ZModel.from_pretrained(init, base=base, device=device)
     prepared = prepare_data(files, model.base.tokenizer, output / "data", progress=progress)
     train_write(model, prepared, output / "write", settings, progress=progress)
@@ -187,33 +180,58 @@ def run_write(
     return output / "checkpoint"
 
 
-def train_selector(
-    model: ZModel,
-    passages: Sequence[Passage],
-    settings: RelevanceSettings,
-    output: Path,
+def run_selector(
+    data: Sequence[str],
+    output: str | Path,
     *,
+    corpus: Sequence[str | Path] = (),
+    base: str | None = None,
+    init: str | Path | None = None,
+    device: str | None = None,
+    settings: RelevanceSettings | None = None,
     progress: bool = True,
-) -> None:
-    """Train the selector, or load what an earlier call in `output` has trained."""
-    if model.selector is None or not settings.steps:
-        return
-    path = output / "selector.safetensors"
-    described = json.dumps([model.fingerprint, len(passages), dataclasses.asdict(settings)])
-    if path.exists():
-        with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
-            known = file.metadata()
-        if known == {"settings": described}:
-            model.selector.load_state_dict(load_file(path))
-            return
-    log = output / "selector.jsonl"
-    if train_relevance(model, passages, settings, log=log, progress=progress):
-        temporary = path.with_suffix(".tmp")
-        save_file(model.selector.state_dict(), temporary, {"settings": described})
-        temporary.replace(path)
+    odd: OddRecords | None = None,
+) -> Path:
+    """Train the selector of a checkpoint, or go on with the run in `output`.
+
+    Nothing else of the checkpoint changes. Arguments and errors as `run_training`; `init` is the
+    checkpoint, by default the one shipped.
+
+    Returns:
+        The folder of the checkpoint with the selector.
+    """
+    output = Path(output)
+    files = _read(data, corpus, odd)
+    model = ZModel.from_pretrained(init, base=base, device=device)
+    if not train_relevance(model, _asked(files), output / SELECTOR, settings, progress=progress):
+        raise DataError(
+            "no passage says the answer to a question, so there is nothing to train the selector "
+            "on; give --data of {context, question, answers}."
+        )
+    model.save_pretrained(output / "checkpoint")
+    return output / "checkpoint"
 
 
-def _asked(files: Sequence[DataFile]) -> list[Passage]:
-    """The passages that have questions."""
-    passages = [p for file in files if not file.is_corpus for p in file.read().passages]
-    return [passage for passage in passages if passage.questions]
+def _read(
+    data: Sequence[str],
+    corpus: Sequence[str | Path],
+    odd: OddRecords | None,
+    *,
+    warns: bool = True,
+) -> list[DataFile]:
+    """All files to train on, read; `warns` tells of odd records."""
+    files = [*find_data(data), *(file for folder in corpus for file in find_documents(folder))]
+    read_all(files, odd)
+    if odd and odd.found and warns:
+        logger.warning("warning: %s", odd.report())
+    return files
+
+
+def _asked(files: Sequence[DataFile]) -> list[PassageSet]:
+    """The passages of each file that have questions, and its share."""
+    found = [
+        ([p for p in file.read().passages if p.questions], file.share)
+        for file in files
+        if not file.is_corpus
+    ]
+    return [(passages, share) for passages, share in found if passages]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,17 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ztok_rag.codec.model import ZModel
-from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.codec.write_head import BINS, WriteHead
-from ztok_rag.errors import CheckpointError
 from ztok_rag.training.data import TrainingData
 from ztok_rag.training.optimizing import take_step
+from ztok_rag.training.run_state import claim_folder, load_state, open_log, save_state
 from ztok_rag.training.write_states import States, WriteSettings, collect_states
 
 _DECAY = 0.8  # weight of the loss of each further token, in that of the one before
@@ -54,8 +50,7 @@ def train_write(
         DataError: the data have too few tokens.
     """
     settings = settings or WriteSettings()
-    output.mkdir(parents=True, exist_ok=True)
-    _claim(output, _described(model, data, settings))
+    claim_folder(output, _described(model, data, settings))
     states = collect_states(model, data, output / "states", settings, progress=progress)
     trainer = WriteTrainer(model, common_tokens(model, data, settings.vocabulary), states, settings)
     trainer.train(output, progress=progress)
@@ -68,26 +63,6 @@ def _described(model: ZModel, data: TrainingData, settings: WriteSettings) -> di
     own = dataclasses.asdict(settings)
     own.pop("save_minutes")
     return {**own, "model": model.fingerprint, "data": data.folder.name}
-
-
-def _claim(output: Path, described: dict[str, Any]) -> None:
-    """Make sure that a folder holds no run with other settings, and note these."""
-    path = output / "settings.json"
-    if not path.exists():
-        write_atomic(path, (json.dumps(described, indent=2) + "\n").encode())
-        return
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}); give another output folder."
-        ) from error
-    if known != described:
-        changed = sorted(key for key in described if described[key] != known.get(key))
-        raise CheckpointError(
-            f"{output} holds a run with other settings ({', '.join(changed)}); repeat its settings "
-            "to resume it, or give another output folder."
-        )
 
 
 def common_tokens(model: ZModel, data: TrainingData, count: int) -> Tensor:
@@ -153,8 +128,9 @@ class WriteTrainer:
     def train(self, output: Path, *, progress: bool = True) -> None:
         """Go on to the last step. An interruption saves, and is then passed on."""
         settings = self.settings
-        self.resume(output)
-        log = _open_log(output / "log.jsonl", self.step)
+        parameters = list(self.head.named_parameters())
+        self.step, self.seconds = load_state(output, parameters, self.optimizer)
+        log = open_log(output / "log.jsonl", self.step)
         bar = tqdm(
             total=settings.steps, initial=self.step, desc="head", unit="step", disable=not progress
         )
@@ -172,12 +148,12 @@ class WriteTrainer:
                 bar.update()
                 bar.set_postfix(nats=f"{record['nats']:.3f}")
                 if time.monotonic() - saved > 60 * settings.save_minutes:
-                    self.save(output)
+                    save_state(output, parameters, self.optimizer, self.step, self.seconds)
                     saved = time.monotonic()
         finally:
             bar.close()
             log.close()
-            self.save(output)
+            save_state(output, parameters, self.optimizer, self.step, self.seconds)
 
     def batch(self, step: int) -> Tensor:
         """Places `[batch]` of a step; each epoch takes all once, in an order of its own."""
@@ -265,50 +241,3 @@ class WriteTrainer:
     def _scores(self, places: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for teacher, own, best in self.chain(places):
             yield own.amax(1).exp(), self._agrees(own, best), -(teacher * own).sum(1)
-
-    def save(self, output: Path) -> None:
-        """Write the state from which `resume` goes on; it is whole or not there."""
-        tensors = {
-            "step": torch.tensor([self.step]),
-            "seconds": torch.tensor([self.seconds]).double(),
-        }
-        for name, parameter in self.head.named_parameters():
-            tensors[f"weight.{name}"] = parameter.detach()
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"{key}.{name}"] = value
-        temporary = output / "state.tmp"
-        save_file({name: t.cpu().contiguous().clone() for name, t in tensors.items()}, temporary)
-        os.replace(temporary, output / "state.safetensors")
-
-    @torch.no_grad()
-    def resume(self, output: Path) -> bool:
-        """Load the state in `output`, if there is one.
-
-        Raises:
-            CheckpointError: it is damaged.
-        """
-        path = output / "state.safetensors"
-        if not path.exists():
-            return False
-        try:
-            tensors = load_file(path)
-            for name, parameter in self.head.named_parameters():
-                parameter.copy_(tensors[f"weight.{name}"])
-                self.optimizer.state[parameter] = {
-                    key: tensors[f"{key}.{name}"].to("cpu" if key == "step" else self.device)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                    if f"{key}.{name}" in tensors
-                }
-            self.step, self.seconds = int(tensors["step"]), float(tensors["seconds"])
-        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-            raise CheckpointError(
-                f"the state in {output} is damaged ({error}); give another output folder."
-            ) from error
-        return True
-
-
-def _open_log(path: Path, steps: int) -> Any:
-    """The log, without lines of steps that were lost with a kill."""
-    lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
-    write_atomic(path, "".join(lines[:steps]).encode())
-    return path.open("a", encoding="utf-8")
