@@ -159,7 +159,7 @@ class Batcher:
         Args:
             prompt: text and sequences in reading order.
             stop: the answer ends before the first of these.
-            settings: as of `ZReader.begin`.
+            settings: as of `ZReader.begin`, the adapter among them.
 
         Raises:
             SequenceError: a sequence was made by another checkpoint.

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -78,26 +78,41 @@ class _Read:
         return len(self.inputs)
 
 
+class AnswerOptions(TypedDict, total=False):
+    """How to answer.
+
+    Attributes:
+        max_new_tokens: longest answer, in tokens; by default 64.
+        min_new_tokens: the answer does not end before it has so many tokens.
+        copy: draw the answer towards what the Z-tokens hold; `None` does so where the prompt has
+            Z-tokens that hold more than one token, and `CopyCosts` says how strongly.
+        ask_first: read the text after the last Z-token before everything, too, so that the
+            reader knows the question when it comes to the Z-tokens; for the trained reader only.
+            By default it does.
+        speculate: read what may come next in one pass with what was written. It takes fewer
+            passes of the LLM. `"lookup"` looks it up where the answer goes on like the prompt or
+            like itself (`ztok_rag.codec.speculation`), `"head"` lets the checkpoint's write head
+            guess it, and `"both"` guesses where nothing is looked up. `True` is what is quickest.
+            In float32 none of them changes an answer, and `None` is `True` there; bf16 rounds
+            passes of several tokens otherwise, and some tokens are others, and `None` is `False`.
+        no_repeat_ngram_size: no run of so many tokens is written twice, as answers drawn towards
+            Z-tokens go in circles where they are long; 0 allows it. `None` is 8 where the prompt
+            has Z-tokens that hold more than one token, else 0.
+    """
+
+    max_new_tokens: int
+    min_new_tokens: int
+    copy: bool | CopyCosts | None
+    ask_first: bool
+    speculate: Speculate
+    no_repeat_ngram_size: int | None
+
+
 class ZReader:
     """Generates text from prompts of text and Z-tokens, greedily.
 
-    Calls take these arguments alike:
-
-    - `adapter`: `"read"` is the trained reader, of text and Z-tokens; `None` the plain base LLM.
-    - `copy`: draw the answer towards what the Z-tokens hold; `None` does so where the prompt has
-      Z-tokens that hold more than one token, and `CopyCosts` says how strongly.
-    - `ask_first`: read the text after the last Z-token before everything, too, so that the
-      reader knows the question when it comes to the Z-tokens; for the trained reader only.
-    - `speculate`: read what may come next in one pass with what was written. It takes fewer passes
-      of the LLM. `"lookup"` looks it up where the answer goes on like the prompt or like itself
-      (`ztok_rag.codec.speculation`), `"head"` lets the checkpoint's write head guess it, and
-      `"both"` guesses where nothing is looked up. `True` is what is quickest. In float32 none of
-      them changes an answer, and `None` is `True` there; bf16 rounds passes of several tokens
-      otherwise, and some tokens are others, and `None` is `False`.
-    - `min_new_tokens`: the answer does not end before it has so many tokens.
-    - `no_repeat_ngram_size`: no run of so many tokens is written twice, as answers drawn towards
-      Z-tokens go in circles where they are long; 0 allows it. `None` is 8 where the prompt has
-      Z-tokens that hold more than one token, else 0.
+    `adapter` is `"read"` for the trained reader of text and Z-tokens, or `None` for the plain base
+    LLM. `AnswerOptions` are the other arguments that its calls take alike.
 
     Attributes:
         model: the checkpoint.
@@ -159,29 +174,19 @@ class ZReader:
         self,
         prompts: Sequence[Prompt],
         *,
-        max_new_tokens: int = 64,
-        adapter: str | None = READ,
         stop: Sequence[str] = (),
         batch_size: int = 8,
-        copy: bool | CopyCosts | None = None,
-        ask_first: bool = True,
-        speculate: Speculate = None,
-        min_new_tokens: int = 1,
-        no_repeat_ngram_size: int | None = None,
+        adapter: str | None = READ,
+        **options: Unpack[AnswerOptions],
     ) -> list[str]:
         """Answer prompts, each with at least one token.
 
         Args:
             prompts: each a string, or strings and `ZSequence`s in reading order.
-            max_new_tokens: longest answer, in tokens.
-            adapter: reader or plain base.
             stop: an answer ends before the first of these.
             batch_size: prompts per forward pass; prompts of like length are read together.
-            copy: draw the answer towards what the Z-tokens hold.
-            ask_first: read the question before the Z-tokens, too.
-            speculate: confirm drafts in one pass.
-            min_new_tokens: shortest answer, in tokens.
-            no_repeat_ngram_size: tokens of a run that is not written twice; 0 allows all.
+            adapter: reader or plain base.
+            options: how to answer, see `AnswerOptions`.
 
         Raises:
             SequenceError: a `ZSequence` was made by another checkpoint.
@@ -190,17 +195,7 @@ class ZReader:
                 `min_new_tokens` is above `max_new_tokens`.
         """
         answers = [
-            self.begin(
-                prompt,
-                max_new_tokens=max_new_tokens,
-                adapter=adapter,
-                copy=copy,
-                ask_first=ask_first,
-                speculate=speculate,
-                min_new_tokens=min_new_tokens,
-                no_repeat_ngram_size=no_repeat_ngram_size,
-            )
-            for prompt in as_list(prompts, "prompts")
+            self.begin(prompt, adapter=adapter, **options) for prompt in as_list(prompts, "prompts")
         ]
         return self._generate(answers, adapter, stop, batch_size)
 
@@ -208,38 +203,23 @@ class ZReader:
         self,
         prompt: Prompt,
         *,
-        max_new_tokens: int = 64,
-        adapter: str | None = READ,
         stop: Sequence[str] = (),
-        copy: bool | CopyCosts | None = None,
-        ask_first: bool = True,
-        speculate: Speculate = None,
-        min_new_tokens: int = 1,
-        no_repeat_ngram_size: int | None = None,
+        adapter: str | None = READ,
+        **options: Unpack[AnswerOptions],
     ) -> Iterator[str]:
         """Answer one prompt piece by piece; the pieces join to what `generate` returns."""
-        answer = self.begin(
-            prompt,
-            max_new_tokens=max_new_tokens,
-            adapter=adapter,
-            copy=copy,
-            ask_first=ask_first,
-            speculate=speculate,
-            min_new_tokens=min_new_tokens,
-            no_repeat_ngram_size=no_repeat_ngram_size,
-        )
-        return self._stream(answer, adapter, stop)
+        return self._stream(self.begin(prompt, adapter=adapter, **options), adapter, stop)
 
     def begin(
         self,
         prompt: Prompt,
         *,
-        max_new_tokens: int = 64,
         adapter: str | None = READ,
+        max_new_tokens: int = 64,
+        min_new_tokens: int = 1,
         copy: bool | CopyCosts | None = None,
         ask_first: bool = True,
         speculate: Speculate = None,
-        min_new_tokens: int = 1,
         no_repeat_ngram_size: int | None = None,
     ) -> Answer:
         """An answer of which nothing is written, for a `GreedyDecoder`; errors as `generate`."""
