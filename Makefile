@@ -36,7 +36,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/ztok eval $(DATA)/squad/dev.jsonl --tasks qa --limit 100 --rates 4,8,16 \
 		--arms none,text-reader,ztok,ztok-twice,ztok-focus --output $(RESULTS)/eval_squad
-	$(BIN)/ztok eval $(DATA)/fairytaleqa/val.jsonl --tasks qa --limit 50 --rates 4,8,16 \
+	$(BIN)/ztok eval $(DATA)/fairytaleqa/val.jsonl --tasks qa --limit 100 --rates 4,8,16 \
 		--arms none,text-reader,ztok,ztok-twice,ztok-focus --output $(RESULTS)/eval_fairytaleqa
 	$(BIN)/ztok eval $(DATA)/squad/dev.jsonl --tasks reconstruction --limit 32 \
 		--rates 2,4,8,16 --output $(RESULTS)/repeat

@@ -70,6 +70,7 @@ class Variant:
         read: gives the Z-tokens of a text at a rate, for a number of slots.
         arguments: further arguments of `ZReader.generate`.
         look: how to look twice; `None` looks once.
+        scores_sentences: the second look knows which sentences are about the question.
         is_focused: the question chooses what is read.
         around: a context in which answers are read.
     """
@@ -78,6 +79,7 @@ class Variant:
     read: Read = CompressedText.at
     arguments: Mapping[str, Any] = field(default_factory=dict)
     look: LookTwice | None = None
+    scores_sentences: bool = False
     is_focused: bool = False
     around: Callable[[ZCompressor], AbstractContextManager[Any]] = lambda _: nullcontext()
 
@@ -144,16 +146,24 @@ VARIANTS = {
         "copying costs 10, 12 and 20 nats", arguments={"copy": CopyCosts(10.0, 12.0, 20.0)}
     ),
     "two-looks": Variant(
-        "two looks: the pointer and the relevance model choose what is read", look=_TWICE
+        "two looks: pointer, relevance model and sentences choose what is read",
+        look=_TWICE,
+        scores_sentences=True,
+    ),
+    "two-looks-no-sentences": Variant(
+        "two looks: the pointer and the relevance model choose", look=_TWICE
     ),
     "two-looks-pointer": Variant(
         "two looks: the pointer alone chooses", look=_TWICE, around=_without_selector
     ),
-    "two-looks-relevance": Variant(
+    "relevance": Variant(
         "the relevance model alone chooses, without a first look",
         look=LookTwice(first_rate=math.inf, from_tokens=1),
     ),
-    "focused": Variant("the question chooses what is read", is_focused=True),
+    "focused": Variant(
+        "the question chooses: relevance model and sentences, without a first look",
+        is_focused=True,
+    ),
 }
 """Ways of reading, by name; all but the first change one part of it."""
 
@@ -254,7 +264,8 @@ class _Answers:
         segments = [s for s in (question.before, z, question.after) if s]
         looks = [segments]
         if variant.look is not None:
-            looks = variant.look.looks(self.compressor.reader, segments)
+            scorer = self.compressed.focus.scorer if variant.scores_sentences else None
+            looks = variant.look.looks(self.compressor.reader, segments, scorer=scorer)
         positions = sum(len(z) for look in looks for z in sequences_of(look))
         assert question.gold is not None
         (text,) = self.compressed.texts([question.gold])

@@ -7,9 +7,11 @@ import asyncio
 import pytest
 from conftest import BAKERY, PASSAGE, Recorder
 from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.embeddings import MockEmbedding
 
 from ztok_rag import ZCompressor, ZStore, ZTokenLLM
 from ztok_rag.selection.look_twice import LookTwice
+from ztok_rag.selection.sentences import split_sentences
 from ztok_rag.storage.handle import encode_handles, split_prompt
 
 pytestmark = pytest.mark.usefixtures("tokenizer_left_as_it_was")
@@ -82,10 +84,35 @@ def test_positions_of_both_looks_are_counted(
     segments = split_prompt(
         asked, store.secret, compressor.fingerprint, compressor.model.token_code
     )
-    looks = look.looks(reader, segments)
+    llm = make(compressor, store, look_twice=look)
+    looks = look.looks(reader, segments, scorer=llm.scorer)
     assert len(looks) == 2
-    make(compressor, store, look_twice=look).complete(asked)
+    llm.complete(asked)
     assert recorder.splices[0].prompt_tokens == sum(map(reader.count_tokens, looks))
+
+
+class CountingEmbedding(MockEmbedding):
+    """Counts the texts that it embeds."""
+
+    texts: int = 0
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        self.texts += len(texts)
+        return super()._get_text_embeddings(texts)
+
+
+def test_sentences_are_embedded_once_and_for_a_second_look_only(
+    compressor: ZCompressor, store: ZStore
+) -> None:
+    asked = prompt(compressor, store, BAKERY, PASSAGE)
+    embed_model = CountingEmbedding(embed_dim=8)
+    make(compressor, store, embed_model=embed_model, look_twice=False).complete(asked)
+    assert embed_model.texts == 0
+    make(compressor, store, embed_model=embed_model).complete(asked)
+    sentences = len(split_sentences(BAKERY)) + len(split_sentences(PASSAGE))
+    assert embed_model.texts == sentences
+    make(compressor, store, embed_model=embed_model).complete(asked)  # the store has them
+    assert embed_model.texts == sentences
 
 
 def test_the_plain_base_looks_once(

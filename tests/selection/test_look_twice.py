@@ -12,7 +12,9 @@ from ztok_rag import ZCompressor, ZReader, ZtokError
 from ztok_rag.codec.reader import Segment
 from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.selection.asked import find_question
+from ztok_rag.selection.evidence import find_likely
 from ztok_rag.selection.look_twice import LookTwice
+from ztok_rag.selection.sentences import SentenceScorer
 
 QUESTION = "\n\nQuestion: Who was the last keeper?\nAnswer:"
 TEXTS = [BAKERY, PASSAGE, BAKERY[::-1], PASSAGE.upper()]
@@ -53,6 +55,19 @@ def test_without_room_for_a_first_look_the_relevance_model_chooses(
         (only,) = look.looks(reader, [*zs, QUESTION])
         assert sum(map(len, z_tokens(only))) <= sum(map(len, zs)) + 2
         assert not all(z.holds_all for z in z_tokens(only))
+
+
+def test_sentences_about_the_question_weigh_more(compressor: ZCompressor) -> None:
+    texts = ["Its captain drowned near the reef. It sank.", "Rye bread needs sour dough. It rose."]
+    asked, tokens = "Which ship's commander died at sea?", compressor.tokenize(texts)
+    scorer = SentenceScorer(compressor.tokenizer)
+    alone = find_likely(compressor.model, asked, texts, tokens, None)
+    together = find_likely(compressor.model, asked, texts, tokens, scorer)
+    for found in (alone, together):
+        assert [len(own) for own in found] == [len(own) for own in tokens]
+        assert sum(float(own.sum()) for own in found) == pytest.approx(1.0, abs=1e-5)
+    about = tokens[0].spans[:, 1] <= texts[0].index(".") + 1
+    assert together[0][about].sum() > alone[0][about].sum()
 
 
 def test_pieces_are_parts_of_the_text(compressor: ZCompressor, reader: ZReader) -> None:

@@ -24,7 +24,7 @@ class RelevanceModel(nn.Module):
     is read and no LLM is run. The last layer starts at zero: untrained, all tokens score alike.
     """
 
-    def __init__(self, hidden_size: int, dropout: float = 0.25) -> None:
+    def __init__(self, hidden_size: int, dropout: float = 0.1) -> None:
         """Set up untrained weights.
 
         Args:

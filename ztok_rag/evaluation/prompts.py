@@ -171,7 +171,7 @@ def _build_spliced(
     looks = [segments]
     if arm.name == "ztok-twice":
         started = time.perf_counter()
-        looks = LookTwice().looks(compressor.reader, segments)
+        looks = LookTwice().looks(compressor.reader, segments, scorer=compressed.focus.scorer)
         times["look_ms"] = 1e3 * (time.perf_counter() - started)
     z_tokens = sum(len(z) for look in looks for z in sequences_of(look))
     return Prompt(

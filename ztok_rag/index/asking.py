@@ -65,7 +65,7 @@ class Asking(Closing):
             reader=self.compressor.reader,
             store=self.store,
             max_new_tokens=max_new_tokens,
-            **kwargs,
+            **{"embed_model": self.embed_model, **kwargs},
         )
 
     def postprocessor(self, **kwargs: Any) -> ZTokenPostprocessor:

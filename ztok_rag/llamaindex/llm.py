@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.base.llms.generic_utils import (
     astream_completion_response_to_chat_response,
     completion_response_to_chat_response,
@@ -34,9 +35,11 @@ from ztok_rag.llamaindex.cleaning import Cleaner
 from ztok_rag.llamaindex.looks import Looks, look
 from ztok_rag.llamaindex.remote import RemoteLLM, Reply
 from ztok_rag.llamaindex.sending import MadeAgain
+from ztok_rag.llamaindex.settings import user_embedding
 from ztok_rag.llamaindex.threads import in_thread
 from ztok_rag.llamaindex.token_counting import install_handle_tokenizer
 from ztok_rag.selection.look_twice import LookTwice
+from ztok_rag.selection.sentences import SentenceScorer
 from ztok_rag.storage.defaults import default_compressor, default_store
 from ztok_rag.storage.handle import escape_handles
 from ztok_rag.storage.store import ZStore
@@ -122,6 +125,8 @@ class ZTokenLLM(MadeAgain, CustomLLM):
 
     _reader: ZReader | None = PrivateAttr(default=None)
     _store: ZStore | None = PrivateAttr(default=None)
+    _embed_model: BaseEmbedding | None = PrivateAttr(default=None)
+    _scorer: SentenceScorer | None = PrivateAttr(default=None)
     _api_key: str | None = PrivateAttr(default=None)
     _server: RemoteLLM | None = PrivateAttr(default=None)
 
@@ -130,6 +135,7 @@ class ZTokenLLM(MadeAgain, CustomLLM):
         *,
         reader: ZReader | None = None,
         store: ZStore | None = None,
+        embed_model: BaseEmbedding | None = None,
         max_new_tokens: int = 64,
         min_new_tokens: int = 1,
         no_repeat_ngram_size: int | None = None,
@@ -149,7 +155,10 @@ class ZTokenLLM(MadeAgain, CustomLLM):
 
         Args:
             reader: `None` is the default one, shared with `ZTokenPostprocessor`.
-            store: whose handles are accepted; `None` is the default one, shared likewise.
+            store: whose handles are accepted; `None` is the default one, shared likewise. It keeps
+                the embeddings of sentences, too.
+            embed_model: embeds sentences and questions for the second look; `None` is
+                `Settings.embed_model` where it was set, else `ztok_rag.default_embedding()`.
             max_new_tokens: longest answer, in tokens.
             min_new_tokens: shortest answer, in tokens. The reader was trained on short answers:
                 ask for some 100 where a summary is wanted.
@@ -198,6 +207,7 @@ class ZTokenLLM(MadeAgain, CustomLLM):
             )
         self._reader = reader
         self._store = store
+        self._embed_model = embed_model
         self._api_key = api_key
         if api_base is not None:
             self._refuse_own_reading()
@@ -214,6 +224,7 @@ class ZTokenLLM(MadeAgain, CustomLLM):
         return {
             "reader": self._reader,
             "store": self._store,
+            "embed_model": self._embed_model or user_embedding(),
             "api_key": self._api_key,
         }
 
@@ -248,6 +259,15 @@ class ZTokenLLM(MadeAgain, CustomLLM):
         if self._store is None:
             self._store = default_store()
         return self._store
+
+    @property
+    def scorer(self) -> SentenceScorer:
+        """Scores sentences for the second look; its model is loaded when one is first taken."""
+        if self._scorer is None:
+            self._scorer = SentenceScorer(
+                self.reader.tokenizer, self._embed_model or user_embedding(), self.store
+            )
+        return self._scorer
 
     @property
     def metadata(self) -> LLMMetadata:
@@ -466,6 +486,7 @@ class ZTokenLLM(MadeAgain, CustomLLM):
             adapter=self.adapter,
             ask_first=self.ask_first,
             look_twice=self.look_twice,
+            scorer=self.scorer,
         )
         self.reader.check_room(read.last, arguments["max_new_tokens"])
         return read, arguments
@@ -506,7 +527,9 @@ class ZTokenLLM(MadeAgain, CustomLLM):
             "no_repeat_ngram_size", "adapter", "copying", "ask_first", "look_twice", "speculate",
         )  # fmt: skip
         changed = [n for n in own if getattr(self, n) != type(self).model_fields[n].default]
-        changed += [n for n in ("reader", "store") if getattr(self, f"_{n}") is not None]
+        changed += [
+            n for n in ("reader", "store", "embed_model") if getattr(self, f"_{n}") is not None
+        ]
         if changed:
             raise ZtokError(
                 f"with api_base, a server answers, and {changed[0]!r} is its own to choose; leave "

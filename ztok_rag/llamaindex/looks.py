@@ -14,6 +14,7 @@ from ztok_rag.storage.handle import split_prompt
 
 if TYPE_CHECKING:
     from ztok_rag.codec.reader import Segment, ZReader
+    from ztok_rag.selection.sentences import SentenceScorer
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def look(
     adapter: str | None,
     ask_first: bool,
     look_twice: bool | LookTwice,
+    scorer: SentenceScorer | None = None,
 ) -> Looks:
     """Cut a prompt at its handles, and take the first look where it is looked at twice.
 
@@ -51,6 +53,7 @@ def look(
         adapter: of the reader.
         ask_first: read what follows the last handle before everything, too.
         look_twice: whether, or how, to look twice.
+        scorer: tells which sentences are about the question, for the second look.
 
     Raises:
         HandleError: a handle is of another store or checkpoint, or text looks like one.
@@ -63,7 +66,7 @@ def look(
     looks = [segments]
     if adapter == READ and look_twice:
         how = LookTwice() if isinstance(look_twice, bool) else look_twice
-        looks = how.looks(reader, segments, ask_first=ask_first)
+        looks = how.looks(reader, segments, ask_first=ask_first, scorer=scorer)
     counts = [reader.count_tokens(s, adapter=adapter, ask_first=ask_first) for s in looks]
     if sequences:
         dispatcher.event(

@@ -2,8 +2,8 @@
 
 The codes hold every token, so what is read finely can be chosen when it is read. The first look
 names the likely places by the checkpoint's pointer, which needs two thirds of the layers and
-writes nothing. The relevance model, which runs no LLM, names places too, and errs at others: a
-piece is as likely as both say together.
+writes nothing. The relevance model and an embedding model, which run no LLM, name places too, and
+err at others: a piece is as likely as all say together.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ from ztok_rag.codec.reader import Segment, ZReader
 from ztok_rag.codec.sequence import ZSequence, sequences_of
 from ztok_rag.errors import ZtokError
 from ztok_rag.selection.asked import find_question
-from ztok_rag.selection.relevance import PassageFeatures, find_answers
-from ztok_rag.selection.sentences import FloatArray
+from ztok_rag.selection.evidence import find_likely
+from ztok_rag.selection.sentences import FloatArray, SentenceScorer
 from ztok_rag.selection.text_pieces import TextPieces, choose_pieces
 
-_COARSEST = 16.0
-_FIRST_LOOKS = 2.0  # that the positions of both looks would pay for
 _FEWEST = 8  # Z-tokens that are worth a second look
 
 
@@ -40,27 +38,30 @@ class LookTwice:
     Attributes:
         share: positions of both looks together, as a share of the tokens that are held; `None` is
             as many as there are Z-tokens in the prompt.
-        first_rate: source tokens per Z-token of the first look; `None` spends half of the
-            positions on it, up to a rate of 16. Where that leaves too few for the second look,
-            and at `math.inf`, the first is left out, and the relevance model alone names places.
+        first_rate: source tokens per Z-token of the first look. Where that leaves too few
+            positions for the second, and at `math.inf`, the first is left out, and places are
+            named without the LLM.
         from_tokens: prompts whose Z-tokens hold fewer tokens are read once.
     """
 
     share: float | None = None
-    first_rate: float | None = None
+    first_rate: float = 16.0
     from_tokens: int = 100
 
     def __post_init__(self) -> None:
-        if not 0 < (1.0 if self.share is None else self.share) <= 1 or (
-            self.first_rate is not None and not self.first_rate >= 1
-        ):
+        if not 0 < (1.0 if self.share is None else self.share) <= 1 or not self.first_rate >= 1:
             raise ZtokError(
                 "looking twice takes a share of more than 0 and at most 1, and a rate of at least "
                 "1."
             )
 
     def looks(
-        self, reader: ZReader, segments: Sequence[Segment], *, ask_first: bool = True
+        self,
+        reader: ZReader,
+        segments: Sequence[Segment],
+        *,
+        ask_first: bool = True,
+        scorer: SentenceScorer | None = None,
     ) -> list[list[Segment]]:
         """A prompt as it is read in each look; the answer is read from the last.
 
@@ -70,6 +71,7 @@ class LookTwice:
             reader: that answers.
             segments: text and sequences in reading order.
             ask_first: read the question before the Z-tokens, too, in the first look.
+            scorer: tells which sentences are about the question; `None` leaves that out.
 
         Returns:
             For each look the same segments, with other Z-tokens of the same texts.
@@ -80,10 +82,10 @@ class LookTwice:
             return [list(segments)]
         model = reader.model
         budget, rate = self._plan(sequences, can_point=model.pointer is not None)
-        if model.selector is None and math.isinf(rate):
+        if model.selector is None and scorer is None and math.isinf(rate):
             return [list(segments)]
-        texts = [_unpacked(z, reader.tokenizer) for z in sequences]
-        likely = _relevant(reader, question, texts)
+        texts, tokens = _unpacked(sequences, reader.tokenizer)
+        likely = find_likely(model, question, texts, tokens, scorer)
         looks = []
         if math.isfinite(rate):
             first = [s.at(rate) if isinstance(s, ZSequence) else s for s in segments]
@@ -91,7 +93,7 @@ class LookTwice:
             budget -= sum(map(len, sequences_of(first)))
             pointed = _pointed(reader, first, ask_first)
             likely = [a * b for a, b in zip(likely, pointed, strict=True)]
-        parts = [TextPieces(text, tokens) for text, tokens in texts]
+        parts = [TextPieces(text, own) for text, own in zip(texts, tokens, strict=True)]
         scores = [part.scores(own) for part, own in zip(parts, likely, strict=True)]
         chosen = iter(choose_pieces(parts, scores, budget, model.config.slots))
         looks.append([next(chosen) if isinstance(s, ZSequence) else s for s in segments])
@@ -112,11 +114,10 @@ class LookTwice:
         budget = sum(map(len, sequences))
         if self.share is not None:
             budget = min(budget, round(self.share * held))
-        rate = self.first_rate or min(_COARSEST, _FIRST_LOOKS * held / max(1, budget))
-        if not can_point or math.isinf(rate):
+        if not can_point or math.isinf(self.first_rate):
             return budget, math.inf
-        left = budget - sum(len(z.at(rate)) for z in sequences)
-        return budget, rate if left >= _FEWEST + len(sequences) else math.inf
+        left = budget - sum(len(z.at(self.first_rate)) for z in sequences)
+        return budget, self.first_rate if left >= _FEWEST + len(sequences) else math.inf
 
 
 def _question(segments: Sequence[Segment]) -> str | None:
@@ -129,16 +130,6 @@ def _question(segments: Sequence[Segment]) -> str | None:
     return find_question(before, after)
 
 
-def _relevant(
-    reader: ZReader, question: str, texts: Sequence[tuple[str, CompressedText]]
-) -> list[FloatArray]:
-    """Of each token of texts, how likely it is part of the answer, by the relevance model."""
-    if reader.model.selector is None:
-        return [np.ones(len(tokens)) for _, tokens in texts]
-    features = [PassageFeatures.of(text, tokens) for text, tokens in texts]
-    return [own.astype(np.float64) for own in find_answers(reader.model, question, features)]
-
-
 def _pointed(reader: ZReader, first: Sequence[Segment], ask_first: bool) -> list[FloatArray]:
     """Of each token of a first look, how likely the answer begins there, by the pointer."""
     shares = reader.point(first, ask_first=ask_first)
@@ -148,19 +139,25 @@ def _pointed(reader: ZReader, first: Sequence[Segment], ask_first: bool) -> list
     ]
 
 
-def _unpacked(z: ZSequence, tokenizer: Any) -> tuple[str, CompressedText]:
-    """The text of a sequence that holds all of it, and its tokens, which all weigh alike."""
-    ids = z.ids
-    text = decode_exactly(tokenizer, ids)
-    (tokens,) = tokenize_exactly(tokenizer, [text])
-    # A part of a text may begin or end amid what is one token of it alone.
-    starts = tokens.starts if np.array_equal(tokens.ids, ids) else z.token_starts - z.spans[0, 0]
-    return text, CompressedText(
-        ids=ids,
-        levels=np.zeros(len(ids), np.uint8),
-        starts=starts,
-        characters=len(text),
-        fingerprint=z.fingerprint,
-        digest=z.digest,
-        code=z.code,
-    )
+def _unpacked(
+    sequences: Sequence[ZSequence], tokenizer: Any
+) -> tuple[list[str], list[CompressedText]]:
+    """The texts of sequences that hold all of them, and their tokens, which all weigh alike."""
+    texts = [decode_exactly(tokenizer, z.ids) for z in sequences]
+    compressed = []
+    alone = tokenize_exactly(tokenizer, texts)
+    for z, text, tokens in zip(sequences, texts, alone, strict=True):
+        # A part of a text may begin or end amid what is one token of it alone.
+        is_same = np.array_equal(tokens.ids, z.ids)
+        compressed.append(
+            CompressedText(
+                ids=z.ids,
+                levels=np.zeros(len(z.ids), np.uint8),
+                starts=tokens.starts if is_same else z.token_starts - z.spans[0, 0],
+                characters=len(text),
+                fingerprint=z.fingerprint,
+                digest=z.digest,
+                code=z.code,
+            )
+        )
+    return texts, compressed

@@ -10,15 +10,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ztok_rag.codec.compressed_text import CompressedText
-from ztok_rag.codec.sequence import IntArray, ZSequence
+from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.inputs import as_list, repair_surrogates
-from ztok_rag.selection.relevance import PassageFeatures, find_answers
-from ztok_rag.selection.sentences import FloatArray, SentenceScorer, split_sentences
-from ztok_rag.selection.text_pieces import TextPieces, choose_pieces, owners
+from ztok_rag.selection.evidence import find_likely
+from ztok_rag.selection.sentences import FloatArray, SentenceScorer
+from ztok_rag.selection.text_pieces import TextPieces, choose_pieces
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
@@ -128,14 +125,8 @@ class QueryAwareSelector:
     def _scores(
         self, question: str, texts: Sequence[str], parts: Sequence[TextPieces]
     ) -> list[FloatArray]:
-        features = [
-            PassageFeatures.of(text, part.tokens) for text, part in zip(texts, parts, strict=True)
-        ]
-        likely = combine(
-            find_answers(self.compressor.model, question, features),
-            self.scorer.probabilities(question, texts),
-            [owners(f.spans, split_sentences(t)) for t, f in zip(texts, features, strict=True)],
-        )
+        tokens = [part.tokens for part in parts]
+        likely = find_likely(self.compressor.model, question, texts, tokens, self.scorer)
         return [part.scores(own) for part, own in zip(parts, likely, strict=True)]
 
 
@@ -143,28 +134,3 @@ def _repaired(question: str, texts: Sequence[str]) -> tuple[str, list[str]]:
     """Question and texts without half surrogate pairs, which no tokenizer takes."""
     repaired = [repair_surrogates(text, "a text") for text in as_list(texts, "texts")]
     return repair_surrogates(question, "the question"), repaired
-
-
-def combine(
-    by_token: Sequence[NDArray[np.float32]],
-    by_sentence: Sequence[FloatArray],
-    sentences: Sequence[IntArray],
-) -> list[FloatArray]:
-    """Probability that each token of each text is part of the answer.
-
-    It is the product of the selector's probability and that of the token's sentence.
-
-    Args:
-        by_token: of the relevance model, `[n_tokens]` for each text.
-        by_sentence: of `SentenceScorer`, `[n_sentences]` for each text.
-        sentences: the sentence of each token, `[n_tokens]` for each text.
-
-    Returns:
-        `[n_tokens]` for each text. The sum over all texts is 1.
-    """
-    found = []
-    for token, sentence, own in zip(by_token, by_sentence, sentences, strict=True):
-        each = sentence / np.maximum(1, np.bincount(own, minlength=len(sentence)))
-        found.append(token.astype(np.float64) * each[own])
-    mass = sum(float(own.sum()) for own in found) or 1.0
-    return [own / mass for own in found]
