@@ -70,6 +70,16 @@ def test_sentences_about_the_question_weigh_more(compressor: ZCompressor) -> Non
     assert together[0][about].sum() > alone[0][about].sum()
 
 
+def test_half_a_character_in_the_question_is_replaced(
+    compressor: ZCompressor, reader: ZReader
+) -> None:
+    zs = compressor.compress(TEXTS, 4)
+    asked = QUESTION.replace("last", "last\ud83d")
+    with pytest.warns(UserWarning, match="the question"):
+        looks = LookTwice().looks(reader, [*zs, asked])
+    assert len(looks) == 2
+
+
 def test_pieces_are_parts_of_the_text(compressor: ZCompressor, reader: ZReader) -> None:
     (z,) = compressor.compress([f"{PASSAGE}\n\n{BAKERY}"], 4)
     (again,) = z_tokens(LookTwice().looks(reader, [z, QUESTION])[-1])

@@ -98,6 +98,9 @@ def test_a_share_says_how_often_questions_are_drawn() -> None:
     drawn = questions.epoch(6, np.random.default_rng(0))
     assert all(1 <= len(batch) <= 6 for batch in drawn)
     assert 2.2 * len(questions) < sum(map(len, drawn)) < 2.8 * len(questions)
+    questions = prepare(tiny_model(), [(sets()[0][0], 0.02)], 256, progress=False)
+    epochs = [questions.epoch(6, np.random.default_rng(seed)) for seed in range(100)]
+    assert 10 < sum(map(len, epochs)) < 50  # of 20 at a time
 
 
 def test_what_stands_in_a_text_in_other_words_is_found() -> None:

@@ -48,10 +48,10 @@ def find_likely(
     sentences = [
         owners(own.spans, split_sentences(t)) for t, own in zip(texts, tokens, strict=True)
     ]
-    return combine(found, scorer.probabilities(question, texts), sentences)
+    return _combine(found, scorer.probabilities(question, texts), sentences)
 
 
-def combine(
+def _combine(
     by_token: Sequence[NDArray[np.float32]],
     by_sentence: Sequence[FloatArray],
     sentences: Sequence[IntArray],

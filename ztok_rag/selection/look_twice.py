@@ -20,6 +20,7 @@ from ztok_rag.codec.compressed_text import CompressedText
 from ztok_rag.codec.reader import Segment, ZReader
 from ztok_rag.codec.sequence import ZSequence, sequences_of
 from ztok_rag.errors import ZtokError
+from ztok_rag.inputs import repair_surrogates
 from ztok_rag.selection.asked import find_question
 from ztok_rag.selection.evidence import find_likely
 from ztok_rag.selection.sentences import FloatArray, SentenceScorer
@@ -127,7 +128,8 @@ def _question(segments: Sequence[Segment]) -> str | None:
         "".join(s for s in own if isinstance(s, str))
         for own in (segments[: at[0]], segments[at[-1] + 1 :])
     )
-    return find_question(before, after)
+    question = find_question(before, after)
+    return None if question is None else repair_surrogates(question, "the question")
 
 
 def _pointed(reader: ZReader, first: Sequence[Segment], ask_first: bool) -> list[FloatArray]:

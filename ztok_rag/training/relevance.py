@@ -120,7 +120,7 @@ class Questions:
             shift = int(rng.integers(batch))
             cut = [own[max(0, a) : a + batch] for a in range(-shift, len(own), batch)]
             whole, part = divmod(share, 1.0)
-            once_more = rng.permutation(len(cut))[: round(part * len(cut))]
+            once_more = rng.permutation(len(cut))[: int(part * len(cut) + rng.random())]
             batches += cut * int(whole) + [cut[i] for i in once_more]
         return [batches[i] for i in rng.permutation(len(batches)) if batches[i]]
 
