@@ -110,7 +110,8 @@ class Questions:
         for source in self.sources:
             digest.update(source.ids.tobytes())
         for own, share in self.asked:
-            digest.update(repr([share, [(a.question, a.texts) for a in own]]).encode())
+            labels = [(a.question, [(text, t.tolist()) for text, t in a.places]) for a in own]
+            digest.update(repr([share, labels]).encode())
         return digest.hexdigest()
 
     def epoch(self, batch: int, rng: Generator) -> list[list[AskedPassage]]:
