@@ -14,7 +14,7 @@ from ztok_rag.codec.relevance import HINTS, RelevanceModel
 from ztok_rag.selection import relevance
 from ztok_rag.selection.relevance import PassageFeatures, question_hints
 from ztok_rag.selection.words import find_words, question_words, stem
-from ztok_rag.training.relevance import find_places
+from ztok_rag.training.questions import find_places
 
 
 def features(compressor: ZCompressor, texts: list[str]) -> list[PassageFeatures]:

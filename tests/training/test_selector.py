@@ -18,13 +18,8 @@ from ztok_rag.codec.model import ZModel
 from ztok_rag.errors import CheckpointError
 from ztok_rag.training.labels import find_paraphrase
 from ztok_rag.training.passages import Passage
-from ztok_rag.training.relevance import (
-    PassageSet,
-    RelevanceSettings,
-    RelevanceTrainer,
-    prepare,
-    train_relevance,
-)
+from ztok_rag.training.questions import PassageSet, find_asked
+from ztok_rag.training.relevance import RelevanceSettings, RelevanceTrainer, train_relevance
 
 SMALL = RelevanceSettings(steps=8, batch=6, lr=3e-3, evaluate_every=4)
 
@@ -83,7 +78,7 @@ def test_long_passages_are_cut_and_the_answer_is_found_in_its_part() -> None:
     texts = [text for text, _, _ in passages(6)]
     _, question, answer = passages(6)[4]
     long = Passage(" ".join(texts), ((question, (answer,)), ("Is it a mill?", ("Yes",))))
-    questions = prepare(model, [([long], 1.0)], 120, progress=False)
+    questions = find_asked(model, [([long], 1.0)], 120, progress=False)
     ((asked,),) = (own for own, _ in questions.asked)
     assert asked.question == question and asked.texts == (0, len(questions.sources))
     assert len(questions.sources) > 3
@@ -94,11 +89,11 @@ def test_long_passages_are_cut_and_the_answer_is_found_in_its_part() -> None:
 
 
 def test_a_share_says_how_often_questions_are_drawn() -> None:
-    questions = prepare(tiny_model(), [(sets()[0][0], 2.5)], 256, progress=False)
+    questions = find_asked(tiny_model(), [(sets()[0][0], 2.5)], 256, progress=False)
     drawn = questions.epoch(6, np.random.default_rng(0))
     assert all(1 <= len(batch) <= 6 for batch in drawn)
     assert 2.2 * len(questions) < sum(map(len, drawn)) < 2.8 * len(questions)
-    questions = prepare(tiny_model(), [(sets()[0][0], 0.02)], 256, progress=False)
+    questions = find_asked(tiny_model(), [(sets()[0][0], 0.02)], 256, progress=False)
     epochs = [questions.epoch(6, np.random.default_rng(seed)) for seed in range(100)]
     assert 10 < sum(map(len, epochs)) < 50  # of 20 at a time
 

@@ -20,7 +20,8 @@ from ztok_rag.training.data import prepare_data
 from ztok_rag.training.loop import Trainer, TrainSettings
 from ztok_rag.training.passages import DataFile, find_data, read_all
 from ztok_rag.training.phrases import Phrases
-from ztok_rag.training.relevance import PassageSet, RelevanceSettings, train_relevance
+from ztok_rag.training.questions import PassageSet
+from ztok_rag.training.relevance import RelevanceSettings, train_relevance
 from ztok_rag.training.rows import SHARES, Rows, RowSettings, check_kinds
 from ztok_rag.training.surprisal import fit_code, weigh_passages
 from ztok_rag.training.write import train_write
