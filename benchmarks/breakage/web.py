@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from breakage.world import TableCompressor, World
-from ztok_rag import ZTokenLLM
 from ztok_rag.codec.batcher import Written
 from ztok_rag.codec.pieces import before
 from ztok_rag.codec.reader import Prompt, ZReader
@@ -88,16 +87,21 @@ class _EchoCompressor(TableCompressor):
             device=torch.device("cpu"),
             embeddings=lambda ids: torch.zeros(*ids.shape, 1),
         )
-        self.model.selector = _word_weights
+        self.model.selector = _WordWeights()
 
     @property
     def reader(self) -> ZReader:
         return _EchoReader(self.model)
 
 
-def _word_weights(texts: Tensor, hints: Tensor, *others: Tensor) -> Tensor:
-    """A token's relevance is the weight that its word has in the question."""
-    return hints[..., 1]
+class _WordWeights:
+    """A selector: a token's relevance is the weight that its word has in the question."""
+
+    def encode(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        return tokens
+
+    def __call__(self, texts: Tensor, hints: Tensor, *others: Tensor) -> Tensor:
+        return hints[..., 1]
 
 
 class Web:
@@ -108,7 +112,7 @@ class Web:
         world = World(0, documents=3)
         world.compressor = _EchoCompressor()
         index = self._index = world.build(folder / "index", world.ids)
-        llm = ZTokenLLM(reader=world.compressor.reader, store=index.store)
+        llm = index.llm()
         limits = Limits(body_bytes=3000, prompt_tokens=1000, answer_tokens=100, prompts=3)
         self._app = create_app({_MODEL: llm}, {_INDEX: index}, limits=limits)
         self._loop = asyncio.new_event_loop()

@@ -70,7 +70,7 @@ def test_both_looks_are_counted(compressor: ZCompressor) -> None:
     made = prompts(compressor, "ztok,ztok-twice", chunks)
     once, twice = made["ztok"], made["ztok-twice"]
     second = [s for s in twice.segments if isinstance(s, ZSequence)]
-    first = sum(round(once.source_tokens / 3 / 8) for _ in range(3))
+    first = sum(round(once.source_tokens / 3 / 16) for _ in range(3))
     assert twice.z_tokens == pytest.approx(first + sum(map(len, second)), abs=3)
     assert twice.context_tokens == twice.z_tokens + 4  # two blank lines in each look
     assert twice.z_tokens == pytest.approx(once.z_tokens, rel=0.1)

@@ -45,7 +45,7 @@ def test_an_answer_is_found_in_its_source_node(
     engine = index.as_query_engine(
         llm=llm, node_postprocessors=[step], similarity_top_k=2, streaming=streaming
     )
-    response = engine.query("Who was the last keeper of the lighthouse?")
+    response = engine.query("Who was the last keeper?")
     answer = "".join(response.response_gen) if streaming else str(response)
     (citation,) = find_citations(response, llm, answer=answer if streaming else None)
     node = response.source_nodes[citation.source].node
@@ -64,7 +64,7 @@ def test_the_nodes_of_a_citation_engine_are_found_too(
         similarity_top_k=2,
         metadata_mode=MetadataMode.LLM,
     )
-    response = engine.query("Who was the last keeper of the lighthouse?")
+    response = engine.query("Who was the last keeper?")
     answer = str(response).strip()
     for citation in find_citations(response, llm):
         assert PASSAGE[citation.start : citation.end] == citation.text == answer.rstrip(".")
