@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,14 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ztok_rag.codec.model import ZModel
 from ztok_rag.errors import DataError
 from ztok_rag.selection.relevance import score_pairs
 from ztok_rag.training.optimizing import take_step, warmup_cosine
 from ztok_rag.training.questions import AskedPassage, PassageSet, Questions, find_asked
-from ztok_rag.training.run_state import claim_folder, load_state, open_log, save_state
+from ztok_rag.training.run_state import claim_folder
+from ztok_rag.training.stepping import StepTrainer
 
 _NEAR = 6  # texts to each side
 _FAR = 0.15  # share of questions that one text from anywhere stands beside
@@ -101,8 +100,10 @@ def train_relevance(
     return len(questions)
 
 
-class RelevanceTrainer:
+class RelevanceTrainer(StepTrainer):
     """Trains the selector of a model in place."""
+
+    name = "selector"
 
     def __init__(self, model: ZModel, questions: Questions, settings: RelevanceSettings) -> None:
         if model.selector is None:
@@ -111,57 +112,26 @@ class RelevanceTrainer:
         self.selector = model.selector
         self.questions = questions
         self.settings = settings
-        self.optimizer = torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             self.selector.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
-        self.step = 0
-        self.seconds = 0.0
-        self._epochs = self._batches()
-        self._drawn = 0
+        super().__init__(self.selector, optimizer, settings)
+        self._batches: Iterator[list[AskedPassage]] | None = None
 
     def train(self, output: Path, *, progress: bool = True) -> None:
         """Go on to the last step. An interruption saves, and is then passed on."""
-        settings, selector = self.settings, self.selector
-        parameters = list(selector.requires_grad_(True).named_parameters())
-        self.step, self.seconds = load_state(output, parameters, self.optimizer)
-        log = open_log(output / "log.jsonl", self.step)
-        bar = tqdm(
-            total=settings.steps,
-            initial=self.step,
-            desc="selector",
-            unit="step",
-            disable=not progress,
-        )
-        saved = time.monotonic()
+        self.selector.requires_grad_(True)
         try:
-            while self.step < settings.steps:
-                started = time.monotonic()
-                record = self.train_step()
-                if self.step % settings.evaluate_every == 0 or self.step == settings.steps:
-                    record |= self.evaluate()
-                self.seconds += time.monotonic() - started
-                record["seconds"] = round(self.seconds, 3)
-                log.write(json.dumps(record) + "\n")
-                log.flush()
-                bar.update()
-                bar.set_postfix(nats=f"{record['nats']:.2f}")
-                if time.monotonic() - saved > 60 * settings.save_minutes:
-                    save_state(output, parameters, self.optimizer, self.step, self.seconds)
-                    saved = time.monotonic()
+            super().train(output, progress=progress)
         finally:
-            bar.close()
-            log.close()
-            save_state(output, parameters, self.optimizer, self.step, self.seconds)
-            selector.requires_grad_(False).eval()
+            self.selector.requires_grad_(False).eval()
 
     def train_step(self) -> dict[str, Any]:
         """One optimizer step; returns its line of the log."""
         settings = self.settings
-        while self._drawn < self.step:  # of a run that goes on
-            next(self._epochs)
-            self._drawn += 1
-        batch = next(self._epochs)
-        self._drawn += 1
+        if self._batches is None:  # a run that goes on has drawn some before
+            self._batches = islice(self._draw(), self.step, None)
+        batch = next(self._batches)
         seed = settings.seed * 1_000_003 + self.step
         torch.manual_seed(seed)  # of dropout, as when resumed
         self.selector.train()
@@ -212,18 +182,16 @@ class RelevanceTrainer:
 
     def _texts(self, asked: AskedPassage, rng: Generator) -> list[int]:
         """Texts that an answer is found in: those that hold it first, then distractors."""
-        count, (first, last) = len(self.questions.sources), asked.texts
+        total, (first, last) = len(self.questions.sources), asked.texts
         holding = sorted({text for text, _ in asked.places})
-        near = range(max(0, first - _NEAR), min(count, last + _NEAR))
+        near = range(max(0, first - _NEAR), min(total, last + _NEAR))
         others = rng.permutation([text for text in near if text not in holding]).tolist()
         if rng.random() < _FAR:
-            others[self.settings.distractors - 1 :] = [int(rng.integers(count))]
+            others[self.settings.distractors - 1 :] = [int(rng.integers(total))]
         texts = dict.fromkeys([*holding[:2], *others])
         return list(texts)[: 1 + self.settings.distractors]
 
-    def _batches(self) -> Iterator[list[AskedPassage]]:
-        epoch = 0
-        while True:
+    def _draw(self) -> Iterator[list[AskedPassage]]:
+        for epoch in count():
             rng = np.random.default_rng([self.settings.seed, epoch])
             yield from self.questions.epoch(self.settings.batch, rng)
-            epoch += 1

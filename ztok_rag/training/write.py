@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ztok_rag.codec.model import ZModel
 from ztok_rag.codec.write_head import BINS, WriteHead
 from ztok_rag.training.data import TrainingData
 from ztok_rag.training.optimizing import take_step
-from ztok_rag.training.run_state import claim_folder, load_state, open_log, save_state
+from ztok_rag.training.run_state import claim_folder
+from ztok_rag.training.stepping import StepTrainer
 from ztok_rag.training.write_states import States, WriteSettings, collect_states
 
 _DECAY = 0.8  # weight of the loss of each further token, in that of the one before
@@ -73,12 +71,14 @@ def common_tokens(model: ZModel, data: TrainingData, count: int) -> Tensor:
     return torch.from_numpy(np.sort(order[counts[order] > 0]))
 
 
-class WriteTrainer:
+class WriteTrainer(StepTrainer):
     """Trains a head on states, so that it gives each next token the chance that the LLM gives it.
 
     Learning from the LLM's own distribution rather than from the text (Hinton et al. 2015, arXiv
     1503.02531) makes drafts that the LLM confirms.
     """
+
+    name = "head"
 
     def __init__(
         self, model: ZModel, vocabulary: Tensor, states: States, settings: WriteSettings
@@ -93,11 +93,10 @@ class WriteTrainer:
         self.rows = base.head.weight[self.head.vocabulary].detach().float()  # type: ignore[index]
         self.table = base.embeddings.weight.detach()
         self.scale = model.config.embedding_scale
-        self.optimizer = torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             self.head.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=settings.decay
         )
-        self.step = 0
-        self.seconds = 0.0
+        super().__init__(self.head, optimizer, settings)
         self._epoch = -1
         self._order = np.empty(0, np.int64)  # of the states in that epoch
 
@@ -124,36 +123,6 @@ class WriteTrainer:
                 teacher = torch.cat([listed, rest], dim=1)
             best = own.best[places + depth].long().to(device)
             yield teacher, self.head(memory, self.rows), best
-
-    def train(self, output: Path, *, progress: bool = True) -> None:
-        """Go on to the last step. An interruption saves, and is then passed on."""
-        settings = self.settings
-        parameters = list(self.head.named_parameters())
-        self.step, self.seconds = load_state(output, parameters, self.optimizer)
-        log = open_log(output / "log.jsonl", self.step)
-        bar = tqdm(
-            total=settings.steps, initial=self.step, desc="head", unit="step", disable=not progress
-        )
-        saved = time.monotonic()
-        try:
-            while self.step < settings.steps:
-                started = time.monotonic()
-                record = self.train_step()
-                if self.step % settings.evaluate_every == 0 or self.step == settings.steps:
-                    record |= self.evaluate()
-                self.seconds += time.monotonic() - started
-                record["seconds"] = round(self.seconds, 3)
-                log.write(json.dumps(record) + "\n")
-                log.flush()
-                bar.update()
-                bar.set_postfix(nats=f"{record['nats']:.3f}")
-                if time.monotonic() - saved > 60 * settings.save_minutes:
-                    save_state(output, parameters, self.optimizer, self.step, self.seconds)
-                    saved = time.monotonic()
-        finally:
-            bar.close()
-            log.close()
-            save_state(output, parameters, self.optimizer, self.step, self.seconds)
 
     def batch(self, step: int) -> Tensor:
         """Places `[batch]` of a step; each epoch takes all once, in an order of its own."""
