@@ -32,7 +32,7 @@ from common import (
 from ztok_rag.codec.compressed_text import CompressedText
 from ztok_rag.codec.compressor import ZCompressor
 from ztok_rag.codec.copying import CopyCosts
-from ztok_rag.codec.sequence import ZSequence, sequences_of
+from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.evaluation import (
     QUESTION_FIELDS,
     Arm,
@@ -53,6 +53,7 @@ from ztok_rag.evaluation.run import prediction_record
 from ztok_rag.files import show
 from ztok_rag.jsonl import read_jsonl
 from ztok_rag.selection.look_twice import LookTwice
+from ztok_rag.selection.reading import read_once
 
 DEFAULT = "default"
 TEXT = "text"
@@ -117,6 +118,17 @@ def _without_mlp(compressor: ZCompressor) -> Iterator[None]:
 
 
 @contextmanager
+def _without_pointer(compressor: ZCompressor) -> Iterator[None]:
+    """The reader does not say where an answer begins."""
+    model = compressor.model
+    pointer, model.pointer = model.pointer, None
+    try:
+        yield
+    finally:
+        model.pointer = pointer
+
+
+@contextmanager
 def _without_selector(compressor: ZCompressor) -> Iterator[None]:
     """No relevance model helps to choose what is read."""
     model = compressor.model
@@ -144,6 +156,13 @@ VARIANTS = {
     ),
     "strong-copying": Variant(
         "copying costs 10, 12 and 20 nats", arguments={"copy": CopyCosts(10.0, 12.0, 20.0)}
+    ),
+    "copying-anywhere": Variant(
+        "nothing tells copying which places are likely",
+        arguments={"copy": CopyCosts(place=0.0, end=0.0)},
+    ),
+    "copying-relevance": Variant(
+        "the relevance model alone tells copying which places are likely", around=_without_pointer
     ),
     "two-looks": Variant(
         "two looks: pointer, relevance model and sentences choose what is read",
@@ -250,6 +269,7 @@ class _Answers:
             prompts = [self._prompt(variant, question, rate) for question in questions]
             outputs = reader.generate(
                 [prompt.segments for prompt in prompts],
+                likely=[prompt.likely for prompt in prompts],
                 max_new_tokens=questions[0].max_new_tokens,
                 batch_size=_BATCH,
                 **variant.arguments,
@@ -262,14 +282,23 @@ class _Answers:
     def _prompt(self, variant: Variant, question: Question, rate: float) -> Prompt:
         z = self._read(variant, question, rate)
         segments = [s for s in (question.before, z, question.after) if s]
-        looks = [segments]
-        if variant.look is not None:
+        reader = self.compressor.reader
+        if variant.look is None:
+            reading = read_once(reader.model, segments)
+        else:
             scorer = self.compressed.focus.scorer if variant.scores_sentences else None
-            looks = variant.look.looks(self.compressor.reader, segments, scorer=scorer)
-        positions = sum(len(z) for look in looks for z in sequences_of(look))
+            reading = variant.look.read(reader, segments, scorer=scorer)
         assert question.gold is not None
         (text,) = self.compressed.texts([question.gold])
-        return Prompt(looks[-1], positions, len(text), len(text.to_bytes()), False, positions)
+        return Prompt(
+            segments=reading.last,
+            context_tokens=reading.z_tokens,
+            source_tokens=len(text),
+            stored_bytes=len(text.to_bytes()),
+            truncated=False,
+            z_tokens=reading.z_tokens,
+            likely=reading.likely,
+        )
 
     def _read(self, variant: Variant, question: Question, rate: float) -> ZSequence:
         assert question.gold is not None

@@ -43,6 +43,7 @@ class StandInReader:
     """Answers with the last word before the question, and records what it was asked."""
 
     max_positions = 400
+    model = SimpleNamespace(selector=None)
 
     def __init__(self) -> None:
         self.calls: list[tuple[str | None, list[Any]]] = []
@@ -58,6 +59,7 @@ class StandInReader:
         self,
         prompts: Sequence[Any],
         *,
+        likely: Sequence[Any],
         max_new_tokens: int,
         adapter: str | None,
         batch_size: int,
@@ -66,6 +68,7 @@ class StandInReader:
     ) -> list[str]:
         if len(self.calls) >= self.fail_after:
             raise KeyboardInterrupt
+        assert len(likely) == len(prompts)
         assert all(self.count_tokens(p) + max_new_tokens <= self.max_positions for p in prompts)
         self.calls.append((adapter, list(prompts)))
         self.asked.append((ask_first, min_new_tokens))

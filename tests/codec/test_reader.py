@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from transformers import NoRepeatNGramLogitsProcessor
 
 from tests.conftest import BAKERY, PASSAGE
 from ztok_rag import ZCompressor, ZReader, ZtokError
-from ztok_rag.codec.copying import CopyFromCodes, CopySource
+from ztok_rag.codec.copying import CopyFromCodes
 
 ASKED = "\n\nQuestion: Who was the last keeper?\nAnswer:"
 
@@ -61,31 +60,6 @@ def test_the_question_is_read_first_too(compressor: ZCompressor, reader: ZReader
     assert reader.count_tokens(PASSAGE + ASKED) == reader.count_tokens(
         PASSAGE + ASKED, ask_first=False
     )
-
-
-def test_copying_goes_on_from_what_was_written() -> None:
-    source = CopySource([np.array([5, 6, 7, 8]), np.array([9, 6, 3])])
-    assert source.following([6]) == [7, 3]
-    assert source.following([5, 6]) == [7]
-    assert source.following([8]) == []
-    scores = torch.zeros(1, 12)
-    scores[0, 1] = 4.0
-    copying = CopyFromCodes([source], end=2)
-    first = copying(torch.zeros(1, 0, dtype=torch.long), scores)
-    assert first[0, 5] == 0 and first[0, 2] == 0 and first[0, 1] < 0
-    then = copying(torch.tensor([[5, 6]]), scores)
-    assert int(then[0].argmax()) in (2, 7)
-    free = copying(torch.tensor([[1]]), scores)
-    assert torch.equal(free, scores)
-
-
-def test_what_is_copied_stands_in_the_codes(compressor: ZCompressor, reader: ZReader) -> None:
-    text = "The winner of the Grobnik cup was Oyvhild Tarkwarzny from Ulmskoog."
-    (z,) = compressor.compress([text], 6)
-    prompt = [z, "\n\nQuestion: Who won the Grobnik cup?\nAnswer:"]
-    (answer,) = reader.generate([prompt], max_new_tokens=16)
-    written = compressor.tokenizer(answer, add_special_tokens=False)["input_ids"]
-    assert set(written) <= set(z.ids.tolist())
 
 
 def test_a_long_answer_does_not_go_in_circles(compressor: ZCompressor, reader: ZReader) -> None:

@@ -85,7 +85,7 @@ def test_positions_of_both_looks_are_counted(
         asked, store.secret, compressor.fingerprint, compressor.model.token_code
     )
     llm = make(compressor, store, look_twice=look)
-    looks = look.looks(reader, segments, scorer=llm.scorer)
+    looks = look.read(reader, segments, scorer=llm.scorer).looks
     assert len(looks) == 2
     llm.complete(asked)
     assert recorder.splices[0].prompt_tokens == sum(map(reader.count_tokens, looks))

@@ -29,7 +29,7 @@ def test_both_looks_have_no_more_positions_than_were_given(
     compressor: ZCompressor, reader: ZReader, rate: float
 ) -> None:
     zs = compressor.compress(TEXTS, rate)
-    first, second = LookTwice().looks(reader, [*zs, QUESTION])
+    first, second = LookTwice().read(reader, [*zs, QUESTION]).looks
     positions = sum(map(len, z_tokens(first))), sum(map(len, z_tokens(second)))
     assert sum(positions) <= sum(map(len, zs)) + 2
     assert min(positions) > len(zs)
@@ -42,7 +42,7 @@ def test_a_share_bounds_both_looks(compressor: ZCompressor, reader: ZReader) -> 
     zs = compressor.compress(TEXTS, 2)
     held = sum(len(z.places) for z in zs)
     look = LookTwice(share=0.3, first_rate=12)
-    first, second = look.looks(reader, [*zs, QUESTION])
+    first, second = look.read(reader, [*zs, QUESTION]).looks
     assert [z.codes.shape[0] for z in z_tokens(first)] == [len(z.at(12)) for z in zs]
     assert sum(len(z) for own in (first, second) for z in z_tokens(own)) <= 0.3 * held + 2
 
@@ -52,7 +52,7 @@ def test_without_room_for_a_first_look_the_relevance_model_chooses(
 ) -> None:
     for rate, look in ((16, LookTwice()), (4, LookTwice(first_rate=math.inf))):
         zs = compressor.compress(TEXTS, rate)
-        (only,) = look.looks(reader, [*zs, QUESTION])
+        (only,) = look.read(reader, [*zs, QUESTION]).looks
         assert sum(map(len, z_tokens(only))) <= sum(map(len, zs)) + 2
         assert not all(z.holds_all for z in z_tokens(only))
 
@@ -76,19 +76,19 @@ def test_half_a_character_in_the_question_is_replaced(
     zs = compressor.compress(TEXTS, 4)
     asked = QUESTION.replace("last", "last\ud83d")
     with pytest.warns(UserWarning, match="the question"):
-        looks = LookTwice().looks(reader, [*zs, asked])
+        looks = LookTwice().read(reader, [*zs, asked]).looks
     assert len(looks) == 2
 
 
 def test_pieces_are_parts_of_the_text(compressor: ZCompressor, reader: ZReader) -> None:
     (z,) = compressor.compress([f"{PASSAGE}\n\n{BAKERY}"], 4)
-    (again,) = z_tokens(LookTwice().looks(reader, [z, QUESTION])[-1])
+    (again,) = z_tokens(LookTwice().read(reader, [z, QUESTION]).last)
     ids = z.ids[again.places]
     assert again.ids.tolist() == ids.tolist()
     assert (np.diff(again.places) > 0).all()
     assert again.source_tokens == z.source_tokens
     part = z.slice(40, 400)  # its tokens are not those of its text alone
-    (first, second) = LookTwice().looks(reader, [part, QUESTION])
+    (first, second) = LookTwice().read(reader, [part, QUESTION]).looks
     assert first != second
 
 
@@ -105,7 +105,7 @@ def test_what_is_read_once(
     compressor: ZCompressor, reader: ZReader, texts: list[str], rate: float, question: str
 ) -> None:
     segments = [*compressor.compress(texts, rate), question]
-    assert LookTwice().looks(reader, segments) == [segments]
+    assert LookTwice().read(reader, segments).looks == [segments]
 
 
 def test_what_the_question_has_chosen_already_is_read_once(
@@ -113,7 +113,7 @@ def test_what_the_question_has_chosen_already_is_read_once(
 ) -> None:
     (text,) = compressor.compress_all_rates([f"{PASSAGE}\n\n{BAKERY}"])
     segments: list[Segment] = [text.view(np.arange(100), 2, compressor.slots), QUESTION]
-    assert LookTwice().looks(reader, segments) == [segments]
+    assert LookTwice().read(reader, segments).looks == [segments]
 
 
 @pytest.mark.parametrize(

@@ -328,10 +328,14 @@ class BaseLM:
         return self.embeddings(ids)  # type: ignore[no-any-return]
 
     @contextmanager
-    def captured_states(self) -> Iterator[list[Tensor]]:
-        """Gather the states that the output embedding reads while the body runs the model.
+    def captured_states(self, after: int | None = None) -> Iterator[list[Tensor]]:
+        """Gather states `[rows, positions, hidden]` while the body runs the model.
 
         Other threads may use it meanwhile; what they read is not gathered.
+
+        Args:
+            after: number of layers after which states are gathered; `None` gathers those that the
+                output embedding reads.
         """
         found: list[Tensor] = []
         here = threading.get_ident()
@@ -340,7 +344,13 @@ class BaseLM:
             if threading.get_ident() == here:
                 found.append(inputs[0])
 
-        hook = self.head.register_forward_pre_hook(gather)
+        def gather_output(module: nn.Module, _: Any, output: Any) -> None:
+            gather(module, output if isinstance(output, tuple) else (output,))
+
+        if after is None:
+            hook = self.head.register_forward_pre_hook(gather)
+        else:
+            hook = self.decoder.layers[after - 1].register_forward_hook(gather_output)
         try:
             yield found
         finally:

@@ -1,9 +1,15 @@
-"""Copying: answers are drawn towards the tokens that the Z-tokens of the prompt hold."""
+"""Copying: answers are drawn towards the tokens that the Z-tokens of the prompt hold.
+
+Where it is known how likely each of them is part of the answer, the likely ones draw more, as in a
+pointer network (See et al. 2017, arXiv 1704.04368).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,54 +18,125 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 _LONGEST_RUN = 4
+_LEAST = 1e-9  # share of the likeliest below which all are alike
+_SUREST_END = 0.01  # chance below which all ends are alike
 
 
 @dataclass(frozen=True)
 class CopyCosts:
     """What it costs a token, in nats, not to go on from the codes.
 
+    The last two count where it is known how likely each token of the codes is part of the answer.
+
     Attributes:
-        first: an answer's first token that stands nowhere in the codes.
+        first: an answer's first token that stands nowhere in the codes; and the most that unlikely
+            places cost.
         after: a later token that stands in the codes, but not after what was written.
         other: a later token that stands nowhere in the codes.
+        place: a token whose places are less likely than the likeliest, for each nat of difference.
+        end: an end where the places that go on are likely, for each nat by which its chance falls.
     """
 
     first: float = 5.0
     after: float = 6.0
     other: float = 10.0
+    place: float = 0.7
+    end: float = 0.5
 
 
 class CopySource:
     """The tokens that the Z-tokens of one prompt hold, by the tokens before them."""
 
-    def __init__(self, sequences: Sequence[NDArray[np.int64]]) -> None:
+    def __init__(
+        self,
+        sequences: Sequence[NDArray[np.int64]],
+        likely: Sequence[NDArray[np.floating[Any]]] | None = None,
+    ) -> None:
         """Index the tokens.
 
         Args:
             sequences: `[n]` token ids of each sequence in the prompt.
+            likely: `[n]` of each sequence, how likely each token is part of the answer; `None`
+                where that is not known.
         """
         self.ids: list[int] = []
         for ids in sequences:
             self.ids += [*ids.tolist(), -1]  # no run goes on from one sequence into the next
+        self.likely = None if likely is None else _joined(likely)
+        self.begins = self.likely
         self.places: dict[int, list[int]] = {}
         for place, token in enumerate(self.ids):
             self.places.setdefault(token, []).append(place)
         self.places.pop(-1, None)
         self.every = torch.tensor(sorted(self.places), dtype=torch.long)
 
+    def point(self, shares: Sequence[NDArray[np.floating[Any]]]) -> None:
+        """Take in where a pointer says that the answer begins.
+
+        Args:
+            shares: `[n]` of each sequence, how likely that is at each token.
+        """
+        pointed = _joined(shares)
+        likely = self.likely or [1.0] * len(pointed)
+        self.begins = [a * b for a, b in zip(likely, pointed, strict=True)]
+
     def following(self, written: Sequence[int]) -> list[int]:
-        """Tokens that stand after the longest end of `written`, of up to four, that is here."""
+        """Places after the longest end of `written`, of up to four tokens, that is here."""
         for length in range(min(_LONGEST_RUN, len(written)), 0, -1):
             last = list(written[-length:])
             found = [
-                self.ids[at + length]
+                at + length
                 for at in self.places.get(last[0], ())
                 if self.ids[at : at + length] == last
             ]
-            found = [token for token in found if token >= 0]
+            found = [place for place in found if self.ids[place] >= 0]
             if found:
                 return found
         return []
+
+    def first_costs(self, costs: CopyCosts) -> Tensor:
+        """What each token of `every` costs as an answer's first."""
+        begins = self.begins
+        if begins is None:
+            return torch.zeros(len(self.every))
+        mass = [sum(begins[p] for p in self.places[token]) for token in self.every.tolist()]
+        return _place_costs(mass, costs)
+
+    def next_costs(self, places: Sequence[int], costs: CopyCosts) -> tuple[list[int], Tensor]:
+        """Tokens that stand at places of `following`, and what each costs.
+
+        A place is as likely as the token before it, which is written.
+        """
+        mass: dict[int, float] = {}
+        for place in places:
+            own = 0.0 if self.likely is None else self.likely[place - 1]
+            mass[self.ids[place]] = mass.get(self.ids[place], 0.0) + own
+        if self.likely is None:
+            return list(mass), torch.zeros(len(mass))
+        return list(mass), _place_costs(list(mass.values()), costs)
+
+    def end_cost(self, places: Sequence[int], costs: CopyCosts) -> float:
+        """What it costs to end the answer before places of `following`.
+
+        It costs nothing where these are unlikely, and the tokens before them are not.
+        """
+        if self.likely is None:
+            return 0.0
+        before = sum(self.likely[place - 1] for place in places)
+        lost = sum(max(0.0, self.likely[place - 1] - self.likely[place]) for place in places)
+        return -costs.end * math.log(max(_SUREST_END, lost / before if before else 1.0))
+
+
+def _joined(values: Sequence[NDArray[np.floating[Any]]]) -> list[float]:
+    """Values of the tokens of several sequences, with a zero after each."""
+    return [value for own in values for value in (*own.tolist(), 0.0)]
+
+
+def _place_costs(mass: Sequence[float], costs: CopyCosts) -> Tensor:
+    """Costs of tokens whose places are so likely together; the likeliest costs nothing."""
+    most = max(mass) or 1.0
+    nats = torch.tensor([own / most for own in mass]).clamp(min=_LEAST).log()
+    return (-costs.place * nats).clamp(max=costs.first)
 
 
 class CopyFromCodes(LogitsProcessor):  # type: ignore[misc]
@@ -96,16 +173,19 @@ class CopyFromCodes(LogitsProcessor):  # type: ignore[misc]
         return scores
 
     def _cost(self, source: CopySource, written: list[int], scores: Tensor) -> Tensor | None:
-        costs, every = self.costs, source.every.to(scores.device)
+        costs, device = self.costs, scores.device
+        every = source.every.to(device)
         if not written:
             cost = torch.full_like(scores, costs.first)
-            cost[every] = 0.0
-        else:
-            following = source.following(written)
-            if not following:
-                return None
-            cost = torch.full_like(scores, costs.other)
-            cost[every] = costs.after
-            cost[torch.tensor(following, device=scores.device)] = 0.0
-        cost[self.end] = 0.0
+            cost[every] = source.first_costs(costs).to(scores)
+            cost[self.end] = 0.0
+            return cost
+        places = source.following(written)
+        if not places:
+            return None
+        cost = torch.full_like(scores, costs.other)
+        cost[every] = costs.after
+        tokens, own = source.next_costs(places, costs)
+        cost[torch.tensor(tokens, device=device)] = own.to(scores)
+        cost[self.end] = source.end_cost(places, costs)
         return cost

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -27,6 +28,8 @@ class Answer:
         processor: changes the scores of the next token; `None` leaves them.
         drafter: looks up what comes next; `None` does not.
         guesses: whether a write head may guess what comes next where nothing is looked up.
+        on_read: is given the states `[positions, hidden]` of the prompt in the middle of the LLM,
+            before the first token is written.
         tokens: the ids written so far; an end token comes last.
         done: whether it is whole. A caller that wants no more may set it.
         ended: whether an end token was written.
@@ -39,6 +42,7 @@ class Answer:
     processor: LogitsProcessor | None = None
     drafter: Drafter | None = None
     guesses: bool = False
+    on_read: Callable[[Tensor], None] | None = None
     tokens: list[int] = field(default_factory=list)
     done: bool = False
     ended: bool = False
@@ -109,6 +113,7 @@ class GreedyDecoder:
         answers: Sequence[Answer],
         adapter: str | None,
         chains: Chains | None = None,
+        middle: int | None = None,
     ) -> None:
         """Set up; nothing is read yet.
 
@@ -117,12 +122,15 @@ class GreedyDecoder:
             answers: each is added to while it is written.
             adapter: of the base.
             chains: what guesses, for answers that want it.
+            middle: number of layers after which states are what `Answer.on_read` is given; `None`
+                gives none.
         """
         self.base = base
         self.adapter = adapter
         self.rows = list(answers)
         self.passes = 0
         self.guessed: list[tuple[int, int]] = []
+        self._middle = middle
         self._alone = len(self.rows) == 1  # its mask then says nothing
         self._ends = base.end_tokens
         self._cache = DynamicCache(config=base.model.config)
@@ -173,6 +181,7 @@ class GreedyDecoder:
     @torch.inference_mode()
     def advance(self) -> None:
         """Add at least one token to every answer that is not done, in one pass."""
+        middle = None if self.passes else self._middle
         if self.passes:
             self._drop_done()
             drafts = self._propose()
@@ -184,7 +193,12 @@ class GreedyDecoder:
         width = 1 + max(map(len, drafts))
         self._mask = torch.cat([self._mask, mask], dim=1)
         places = (self._mask.cumsum(1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
-        with self.base.adapter(self.adapter), self.base.captured_states() as states:
+        inner: list[Tensor] = []
+        with (
+            self.base.adapter(self.adapter),
+            self.base.captured_states() as states,
+            nullcontext(inner) if middle is None else self.base.captured_states(middle) as inner,
+        ):
             logits = self.base.model(
                 inputs_embeds=inputs,
                 attention_mask=None if self._alone else self._mask,
@@ -194,6 +208,10 @@ class GreedyDecoder:
                 logits_to_keep=width,
             ).logits
         self.passes += 1
+        for read in inner:
+            for row, own in zip(self.rows, read, strict=True):
+                if row.on_read is not None:
+                    row.on_read(own[-len(row.inputs) :])
         kept = [
             row.verify(logits[number], draft, self._ends)
             for number, (row, draft) in enumerate(zip(self.rows, drafts, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -25,6 +25,7 @@ from ztok_rag.codec.copying import CopyCosts, CopyFromCodes, CopySource
 from ztok_rag.codec.filling import fill_gaps
 from ztok_rag.codec.generation import Answer, GreedyDecoder
 from ztok_rag.codec.model import READ, ZModel
+from ztok_rag.codec.packer import Pointer
 from ztok_rag.codec.pieces import Pieces, before
 from ztok_rag.codec.prompts import REPEAT_PROMPT
 from ztok_rag.codec.sequence import ZSequence, sequences_of
@@ -34,6 +35,8 @@ from ztok_rag.inputs import as_list, repair_surrogates
 
 Segment = str | ZSequence
 Prompt = str | Sequence[Segment]
+Likely = Sequence[NDArray[np.floating[Any]]]
+"""Of each sequence of a prompt `[n]`, how likely each token that it holds is part of the answer."""
 
 _NO_REPEAT = 8  # tokens
 _LONGEST_ASKED_FIRST = 256  # tokens
@@ -66,6 +69,8 @@ class _Read:
         known: token ids of the prompt's Z-tokens and texts, which an answer may quote.
         costs: of not copying; `None` is the default.
         is_packed: whether it has Z-tokens that hold more than one token.
+        places: of each sequence, the positions of its Z-tokens.
+        sizes: of each sequence, how many tokens each Z-token holds.
     """
 
     inputs: Tensor
@@ -73,6 +78,8 @@ class _Read:
     known: list[list[int]]
     costs: CopyCosts | None
     is_packed: bool
+    places: list[Tensor]
+    sizes: list[NDArray[np.int64]]
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -174,6 +181,7 @@ class ZReader:
         self,
         prompts: Sequence[Prompt],
         *,
+        likely: Sequence[Likely | None] | None = None,
         stop: Sequence[str] = (),
         batch_size: int = 8,
         adapter: str | None = READ,
@@ -183,6 +191,7 @@ class ZReader:
 
         Args:
             prompts: each a string, or strings and `ZSequence`s in reading order.
+            likely: of each prompt, see `begin`; `None` where that is not known.
             stop: an answer ends before the first of these.
             batch_size: prompts per forward pass; prompts of like length are read together.
             adapter: reader or plain base.
@@ -194,8 +203,10 @@ class ZReader:
             ZtokError: a prompt is empty or too long for the base, the adapter is unknown, or
                 `min_new_tokens` is above `max_new_tokens`.
         """
+        prompts = as_list(prompts, "prompts")
         answers = [
-            self.begin(prompt, adapter=adapter, **options) for prompt in as_list(prompts, "prompts")
+            self.begin(prompt, likely=own, adapter=adapter, **options)
+            for prompt, own in zip(prompts, likely or [None] * len(prompts), strict=True)
         ]
         return self._generate(answers, adapter, stop, batch_size)
 
@@ -203,17 +214,20 @@ class ZReader:
         self,
         prompt: Prompt,
         *,
+        likely: Likely | None = None,
         stop: Sequence[str] = (),
         adapter: str | None = READ,
         **options: Unpack[AnswerOptions],
     ) -> Iterator[str]:
         """Answer one prompt piece by piece; the pieces join to what `generate` returns."""
-        return self._stream(self.begin(prompt, adapter=adapter, **options), adapter, stop)
+        answer = self.begin(prompt, likely=likely, adapter=adapter, **options)
+        return self._stream(answer, adapter, stop)
 
     def begin(
         self,
         prompt: Prompt,
         *,
+        likely: Likely | None = None,
         adapter: str | None = READ,
         max_new_tokens: int = 64,
         min_new_tokens: int = 1,
@@ -222,13 +236,22 @@ class ZReader:
         speculate: Speculate = None,
         no_repeat_ngram_size: int | None = None,
     ) -> Answer:
-        """An answer of which nothing is written, for a `GreedyDecoder`; errors as `generate`."""
+        """An answer of which nothing is written, for a `GreedyDecoder`; errors as `generate`.
+
+        Args:
+            prompt: a string, or strings and `ZSequence`s in reading order.
+            likely: of each sequence `[n]`, how likely each token that it holds is part of the
+                answer. Where the answer is drawn to the codes, it is drawn to these the most.
+                `ztok_rag.selection.reading` tells; `None` where that is not known.
+            adapter: reader or plain base.
+            max_new_tokens: the others are those of `AnswerOptions`.
+        """
         if not 1 <= min_new_tokens <= max_new_tokens:
             raise ZtokError(
                 f"an answer of {min_new_tokens} to {max_new_tokens} tokens cannot be written; "
                 "min_new_tokens is at least 1 and at most max_new_tokens."
             )
-        read = self._embed(prompt, max_new_tokens, adapter, copy, ask_first)
+        read = self._embed(prompt, max_new_tokens, adapter, copy, ask_first, likely)
         return self._answer(read, max_new_tokens, speculate, min_new_tokens, no_repeat_ngram_size)
 
     def to_embeds(
@@ -300,20 +323,12 @@ class ZReader:
             raise ZtokError("this checkpoint has no pointer; train one with `ztok train`.")
         arranged = self._arrange(prompt, READ, ask_first)
         parts = [self._embed_segment(segment, READ) for segment in arranged]
+        places = _places_of(arranged, parts)
         inputs = torch.cat(parts).unsqueeze(0)
         mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         with self.model.base.adapter(READ):
             states = self.model.first_layers(inputs, mask)[0]
-        at, places = 0, []
-        for segment, part in zip(arranged, parts, strict=True):
-            if isinstance(segment, ZSequence):
-                places.append(torch.arange(at, at + len(part)))
-            at += len(part)
-        if not places:
-            return []
-        scores = pointer(states[-1], states[torch.cat(places).to(states.device)]).softmax(-1)
-        sizes = np.cumsum([len(own) for own in places])[:-1]
-        return np.split(scores.float().cpu().numpy(), sizes)
+        return _shares(pointer, states, places) if places else []
 
     def fill(self, z: ZSequence) -> str:
         """The text of a sequence that left tokens out; the plain base writes these, greedily.
@@ -399,22 +414,30 @@ class ZReader:
         adapter: str | None,
         copy: bool | CopyCosts | None = None,
         ask_first: bool = True,
+        likely: Likely | None = None,
     ) -> _Read:
         """Reader inputs of a prompt, and what its answer copies."""
         arranged = self._arrange(prompt, adapter, ask_first)
         self.check_room(len(arranged), max_new_tokens)
-        inputs = torch.cat([self._embed_segment(segment, adapter) for segment in arranged])
+        parts = [self._embed_segment(segment, adapter) for segment in arranged]
+        inputs = torch.cat(parts)
         self.check_room(len(inputs), max_new_tokens)
         sequences = sequences_of(arranged)
         is_packed = any(z.codes.shape[1] > 1 and len(z.ids) > len(z) for z in sequences)
         if copy is None:
             copy = adapter == READ and is_packed
-        source = CopySource([z.ids for z in sequences]) if copy and sequences else None
+        if likely is not None and list(map(len, likely)) != [len(z.ids) for z in sequences]:
+            raise ZtokError(
+                "how likely tokens are part of the answer must be told of each that each sequence "
+                "of the prompt holds."
+            )
+        source = CopySource([z.ids for z in sequences], likely) if copy and sequences else None
         known = [z.ids.tolist() for z in sequences]
         texts = dict.fromkeys(s for s in arranged if isinstance(s, str))
         known += [self._ids(text, adapter) for text in texts]
         costs = copy if isinstance(copy, CopyCosts) else None
-        return _Read(inputs, source, known, costs, is_packed)
+        places, sizes = _places_of(arranged, parts), [z.sizes for z in sequences]
+        return _Read(inputs, source, known, costs, is_packed, places, sizes)
 
     def _answer(
         self,
@@ -445,7 +468,22 @@ class ZReader:
             processor=processors if processors else None,
             drafter=Drafter(read.known) if chosen in (LOOKUP, BOTH) else None,
             guesses=chosen in (HEAD, BOTH),
+            on_read=self._pointing(read),
         )
+
+    def _pointing(self, read: _Read) -> Callable[[Tensor], None] | None:
+        """What tells the source where the pointer has an answer begin, from states of the prompt.
+
+        Alone, the pointer is no better than none.
+        """
+        source, pointer = read.source, self.model.pointer
+        if source is None or source.likely is None or pointer is None:
+            return None
+
+        def point(states: Tensor) -> None:
+            source.point(spread(_shares(pointer, states, read.places), read.sizes))
+
+        return point
 
     def _drafts(self, speculate: Speculate) -> str:
         """Where drafts come from; empty without.
@@ -465,7 +503,9 @@ class ZReader:
         """What writes answers of `begin`, all of one adapter, together."""
         guesses = any(answer.guesses for answer in answers)
         chains = self.model.chains if guesses else None
-        return GreedyDecoder(self.model.base, answers, adapter, chains)
+        points = adapter == READ and any(answer.on_read for answer in answers)
+        middle = self.model.config.pointer_layer if points else None
+        return GreedyDecoder(self.model.base, answers, adapter, chains, middle)
 
     def _generate(
         self, answers: Sequence[Answer], adapter: str | None, stop: Sequence[str], batch_size: int
@@ -500,3 +540,46 @@ class ZReader:
     def text(self, answer: Answer) -> str:
         """What is written of an answer."""
         return self.tokenizer.decode(answer.tokens, skip_special_tokens=True)  # type: ignore[no-any-return]
+
+
+def _places_of(arranged: Sequence[Segment | None], parts: Sequence[Tensor]) -> list[Tensor]:
+    """Of each sequence in a prompt, the positions of its Z-tokens."""
+    at, places = 0, []
+    for segment, part in zip(arranged, parts, strict=True):
+        if isinstance(segment, ZSequence):
+            places.append(torch.arange(at, at + len(part)))
+        at += len(part)
+    return places
+
+
+def _shares(
+    pointer: Pointer, states: Tensor, places: Sequence[Tensor]
+) -> list[NDArray[np.float32]]:
+    """How likely the answer's first token stands in each Z-token at `places`, in each sequence.
+
+    Args:
+        pointer: that tells.
+        states: `[positions, hidden]` of a prompt, after the pointer's layer.
+        places: positions of the Z-tokens of each sequence.
+    """
+    scores = pointer(states[-1], states[torch.cat(list(places)).to(states.device)]).softmax(-1)
+    edges = np.cumsum([len(own) for own in places])[:-1]
+    return np.split(scores.float().cpu().numpy(), edges)
+
+
+def spread(
+    shares: Sequence[NDArray[np.float32]], sizes: Sequence[NDArray[np.int64]]
+) -> list[NDArray[np.float64]]:
+    """What Z-tokens have, shared out evenly among the tokens that each holds.
+
+    Args:
+        shares: of each sequence `[n_z]`.
+        sizes: of each sequence `[n_z]`, how many tokens a Z-token holds.
+
+    Returns:
+        Of each sequence `[n]`.
+    """
+    return [
+        np.repeat(own.astype(np.float64) / size, size)
+        for own, size in zip(shares, sizes, strict=True)
+    ]

@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ztok_rag.codec.compressed_text import CompressedText
-from ztok_rag.codec.sequence import ZSequence, sequences_of
+from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.evaluation.arms import Arm, utf8_bytes
 from ztok_rag.evaluation.questions import Question
 from ztok_rag.selection.look_twice import LookTwice
 from ztok_rag.selection.query_aware import QueryAwareSelector, resolve_in_memory
+from ztok_rag.selection.reading import read_once
 from ztok_rag.selection.sentences import SentenceScorer
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
+    from ztok_rag.codec.reader import Likely
 
 JOIN = "\n\n"
 """The separator between two retrieved chunks, be they text or Z-tokens."""
@@ -37,6 +39,8 @@ class Prompt:
         truncated: whether the prompt was cut.
         z_tokens: those of `context_tokens` that are Z-tokens of a compressed text.
         times: milliseconds of each step that made the context, by name.
+        likely: of its sequences, how likely each token is part of the answer; `None` where nothing
+            tells.
     """
 
     segments: Segments
@@ -46,6 +50,7 @@ class Prompt:
     truncated: bool
     z_tokens: int = 0
     times: Mapping[str, float] = field(default_factory=dict)
+    likely: Likely | None = None
 
 
 class Compressed:
@@ -168,20 +173,22 @@ def _build_spliced(
     for _, z in kept:
         context += [JOIN, z] if context else [z]
     segments: Segments = [around[0], *context, around[1]]
-    looks = [segments]
+    reader, scorer = compressor.reader, compressed.focus.scorer
+    started = time.perf_counter()
     if arm.name == "ztok-twice":
-        started = time.perf_counter()
-        looks = LookTwice().looks(compressor.reader, segments, scorer=compressed.focus.scorer)
-        times["look_ms"] = 1e3 * (time.perf_counter() - started)
-    z_tokens = sum(len(z) for look in looks for z in sequences_of(look))
+        reading = LookTwice().read(reader, segments, scorer=scorer)
+    else:
+        reading = read_once(reader.model, segments)
+    times["look_ms"] = 1e3 * (time.perf_counter() - started)
     return Prompt(
-        looks[-1],
-        z_tokens + joint * len(looks) * max(0, len(kept) - 1),
+        reading.last,
+        reading.z_tokens + joint * len(reading.looks) * max(0, len(kept) - 1),
         sum(z.source_tokens for _, z in kept),
         compressed.stored_bytes([chunk for chunk, _ in kept], arm),
         cut,
-        z_tokens,
+        reading.z_tokens,
         times,
+        reading.likely,
     )
 
 

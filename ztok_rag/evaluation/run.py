@@ -86,6 +86,7 @@ def evaluate(
             for batch in _batches(group, prompts, arm, reader, batch_size):
                 outputs = reader.generate(
                     [prompts[q.id].segments for q in batch],
+                    likely=[prompts[q.id].likely for q in batch],
                     max_new_tokens=batch[0].max_new_tokens,
                     adapter=arm.adapter,
                     batch_size=batch_size,

@@ -364,7 +364,7 @@ class ZTokenLLM(MadeAgain, CustomLLM):
             asked = self._formatted(prompt, formatted)
             return _of_server(self._server.complete(asked, self._sent(kwargs)))
         read, arguments = self._prepare(prompt, formatted, kwargs)
-        (answer,) = self.reader.generate([read.segments], **arguments)
+        (answer,) = self.reader.generate([read.segments], likely=[read.likely], **arguments)
         return self._whole(read, answer)
 
     async def _acomplete(
@@ -374,7 +374,7 @@ class ZTokenLLM(MadeAgain, CustomLLM):
             asked = self._formatted(prompt, formatted)
             return _of_server(await self._server.acomplete(asked, self._sent(kwargs)))
         read, arguments = await in_thread(self._prepare, prompt, formatted, kwargs)
-        written = await self.reader.batcher.generate(read.segments, **arguments)
+        written = await self.reader.batcher.generate(read.segments, likely=read.likely, **arguments)
         return await in_thread(self._whole, read, written.text, written.ended)
 
     def _stream(
@@ -392,7 +392,7 @@ class ZTokenLLM(MadeAgain, CustomLLM):
 
             return respond_from_server()
         read, arguments = self._prepare(prompt, formatted, kwargs)
-        pieces = self.reader.stream(read.segments, **arguments)
+        pieces = self.reader.stream(read.segments, likely=read.likely, **arguments)
 
         def respond() -> CompletionResponseGen:
             text, cleaner = "", Cleaner()
@@ -426,7 +426,8 @@ class ZTokenLLM(MadeAgain, CustomLLM):
 
         async def respond() -> CompletionResponseAsyncGen:
             text, cleaner, ended = "", Cleaner(), True
-            async with aclosing(self.reader.batcher.stream(read.segments, **arguments)) as pieces:
+            stream = self.reader.batcher.stream(read.segments, likely=read.likely, **arguments)
+            async with aclosing(stream) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, Written):
                         ended = piece.ended

@@ -10,10 +10,11 @@ from ztok_rag.codec.model import READ
 from ztok_rag.codec.sequence import ZSequence, sequences_of
 from ztok_rag.llamaindex.events import ZTokenSpliceEvent, dispatcher
 from ztok_rag.selection.look_twice import LookTwice
+from ztok_rag.selection.reading import Reading, read_once
 from ztok_rag.storage.handle import split_prompt
 
 if TYPE_CHECKING:
-    from ztok_rag.codec.reader import Segment, ZReader
+    from ztok_rag.codec.reader import Likely, Segment, ZReader
     from ztok_rag.selection.sentences import SentenceScorer
 
 
@@ -23,12 +24,15 @@ class Looks:
 
     Attributes:
         segments: what the answer is read from, in reading order.
+        likely: of its sequences, how likely each token is part of the answer; `None` where nothing
+            tells.
         sequences: of the handles, as they were before a second look.
         positions: input positions of all looks.
         last: input positions of the look that the answer is read from.
     """
 
     segments: list[Segment]
+    likely: Likely | None
     sequences: list[ZSequence]
     positions: int
     last: int
@@ -44,7 +48,8 @@ def look(
     look_twice: bool | LookTwice,
     scorer: SentenceScorer | None = None,
 ) -> Looks:
-    """Cut a prompt at its handles, and take the first look where it is looked at twice.
+    """Cut a prompt at its handles, take the first look where it is looked at twice, and tell where
+    its answer may stand.
 
     Args:
         prompt: text and handles.
@@ -63,18 +68,20 @@ def look(
     segments = split_prompt(prompt, secret, reader.fingerprint, reader.model.token_code)
     sequences = sequences_of(segments)
     ms = 1000 * (time.perf_counter() - started)
-    looks = [segments]
+    reading = Reading([segments])
     if adapter == READ and look_twice:
         how = LookTwice() if isinstance(look_twice, bool) else look_twice
-        looks = how.looks(reader, segments, ask_first=ask_first, scorer=scorer)
-    counts = [reader.count_tokens(s, adapter=adapter, ask_first=ask_first) for s in looks]
+        reading = how.read(reader, segments, ask_first=ask_first, scorer=scorer)
+    elif adapter == READ:
+        reading = read_once(reader.model, segments)
+    counts = [reader.count_tokens(s, adapter=adapter, ask_first=ask_first) for s in reading.looks]
     if sequences:
         dispatcher.event(
             ZTokenSpliceEvent(
                 handles=len(sequences),
-                z_tokens=sum(len(z) for own in looks for z in sequences_of(own)),
+                z_tokens=reading.z_tokens,
                 prompt_tokens=sum(counts),
                 ms=ms,
             )
         )
-    return Looks(looks[-1], sequences, sum(counts), counts[-1])
+    return Looks(reading.last, reading.likely, sequences, sum(counts), counts[-1])

@@ -23,7 +23,7 @@ def find_likely(
     question: str,
     texts: Sequence[str],
     tokens: Sequence[CompressedText],
-    scorer: SentenceScorer | None,
+    scorer: SentenceScorer | None = None,
 ) -> list[FloatArray]:
     """Probability that each token of each text is part of the answer.
 

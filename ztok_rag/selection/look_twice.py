@@ -11,18 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from ztok_rag.codec.base import decode_exactly, tokenize_exactly
-from ztok_rag.codec.compressed_text import CompressedText
-from ztok_rag.codec.reader import Segment, ZReader
+from ztok_rag.codec.reader import Segment, ZReader, spread
 from ztok_rag.codec.sequence import ZSequence, sequences_of
 from ztok_rag.errors import ZtokError
-from ztok_rag.inputs import repair_surrogates
-from ztok_rag.selection.asked import find_question
 from ztok_rag.selection.evidence import find_likely
+from ztok_rag.selection.reading import Reading, asked_by, read_once, unpack
 from ztok_rag.selection.sentences import FloatArray, SentenceScorer
 from ztok_rag.selection.text_pieces import TextPieces, choose_pieces
 
@@ -56,15 +50,15 @@ class LookTwice:
                 "1."
             )
 
-    def looks(
+    def read(
         self,
         reader: ZReader,
         segments: Sequence[Segment],
         *,
         ask_first: bool = True,
         scorer: SentenceScorer | None = None,
-    ) -> list[list[Segment]]:
-        """A prompt as it is read in each look; the answer is read from the last.
+    ) -> Reading:
+        """How a prompt is read, in one look or in two.
 
         In the second look, texts in which nothing is likely are one Z-token each.
 
@@ -75,19 +69,18 @@ class LookTwice:
             scorer: tells which sentences are about the question; `None` leaves that out.
 
         Returns:
-            For each look the same segments, with other Z-tokens of the same texts.
+            Each look has the same segments, with other Z-tokens of the same texts.
         """
-        sequences = sequences_of(segments)
-        question = _question(segments) if self._may_choose(sequences) else None
+        sequences, model = sequences_of(segments), reader.model
+        question = asked_by(segments) if self._may_choose(sequences) else None
         if question is None:
-            return [list(segments)]
-        model = reader.model
+            return read_once(model, segments)
         budget, rate = self._plan(sequences, can_point=model.pointer is not None)
         if model.selector is None and scorer is None and math.isinf(rate):
-            return [list(segments)]
-        texts, tokens = _unpacked(sequences, reader.tokenizer)
+            return read_once(model, segments)
+        texts, tokens = unpack([(z, slice(0, len(z.places))) for z in sequences], reader.tokenizer)
         likely = find_likely(model, question, texts, tokens, scorer)
-        looks = []
+        looks: list[list[Segment]] = []
         if math.isfinite(rate):
             first = [s.at(rate) if isinstance(s, ZSequence) else s for s in segments]
             looks.append(first)
@@ -96,9 +89,10 @@ class LookTwice:
             likely = [a * b for a, b in zip(likely, pointed, strict=True)]
         parts = [TextPieces(text, own) for text, own in zip(texts, tokens, strict=True)]
         scores = [part.scores(own) for part, own in zip(parts, likely, strict=True)]
-        chosen = iter(choose_pieces(parts, scores, budget, model.config.slots))
-        looks.append([next(chosen) if isinstance(s, ZSequence) else s for s in segments])
-        return looks
+        chosen = choose_pieces(parts, scores, budget, model.config.slots)
+        pieces = iter(chosen)
+        looks.append([next(pieces) if isinstance(s, ZSequence) else s for s in segments])
+        return Reading(looks, [own[z.places] for own, z in zip(likely, chosen, strict=True)])
 
     def _may_choose(self, sequences: Sequence[ZSequence]) -> bool:
         """Whether texts are long enough, and not read as text or chosen from already."""
@@ -121,45 +115,7 @@ class LookTwice:
         return budget, self.first_rate if left >= _FEWEST + len(sequences) else math.inf
 
 
-def _question(segments: Sequence[Segment]) -> str | None:
-    """What the text around the Z-tokens of a prompt asks."""
-    at = [i for i, s in enumerate(segments) if isinstance(s, ZSequence)]
-    before, after = (
-        "".join(s for s in own if isinstance(s, str))
-        for own in (segments[: at[0]], segments[at[-1] + 1 :])
-    )
-    question = find_question(before, after)
-    return None if question is None else repair_surrogates(question, "the question")
-
-
 def _pointed(reader: ZReader, first: Sequence[Segment], ask_first: bool) -> list[FloatArray]:
     """Of each token of a first look, how likely the answer begins there, by the pointer."""
     shares = reader.point(first, ask_first=ask_first)
-    return [
-        np.repeat(share.astype(np.float64) / z.sizes, z.sizes)
-        for share, z in zip(shares, sequences_of(first), strict=True)
-    ]
-
-
-def _unpacked(
-    sequences: Sequence[ZSequence], tokenizer: Any
-) -> tuple[list[str], list[CompressedText]]:
-    """The texts of sequences that hold all of them, and their tokens, which all weigh alike."""
-    texts = [decode_exactly(tokenizer, z.ids) for z in sequences]
-    compressed = []
-    alone = tokenize_exactly(tokenizer, texts)
-    for z, text, tokens in zip(sequences, texts, alone, strict=True):
-        # A part of a text may begin or end amid what is one token of it alone.
-        is_same = np.array_equal(tokens.ids, z.ids)
-        compressed.append(
-            CompressedText(
-                ids=z.ids,
-                levels=np.zeros(len(z.ids), np.uint8),
-                starts=tokens.starts if is_same else z.token_starts - z.spans[0, 0],
-                characters=len(text),
-                fingerprint=z.fingerprint,
-                digest=z.digest,
-                code=z.code,
-            )
-        )
-    return texts, compressed
+    return spread(shares, [z.sizes for z in sequences_of(first)])

@@ -1,0 +1,120 @@
+"""How a prompt of text and Z-tokens is read, and which of its tokens its answer is drawn to."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ztok_rag.codec.base import decode_exactly, tokenize_exactly
+from ztok_rag.codec.compressed_text import CompressedText
+from ztok_rag.codec.sequence import IntArray, ZSequence, sequences_of
+from ztok_rag.inputs import repair_surrogates
+from ztok_rag.selection.asked import find_question
+from ztok_rag.selection.evidence import find_likely
+from ztok_rag.selection.sentences import FloatArray
+
+if TYPE_CHECKING:
+    from ztok_rag.codec.model import ZModel
+    from ztok_rag.codec.reader import Segment
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a prompt is read.
+
+    Attributes:
+        looks: the prompt as it is read in each look; the answer is read from the last.
+        likely: of each sequence in the last look `[n]`, how likely each token that it holds is
+            part of the answer; `None` where nothing tells.
+    """
+
+    looks: list[list[Segment]]
+    likely: list[FloatArray] | None = None
+
+    @property
+    def last(self) -> list[Segment]:
+        """The prompt from which the answer is read."""
+        return self.looks[-1]
+
+    @property
+    def z_tokens(self) -> int:
+        """Z-tokens of all looks together."""
+        return sum(len(z) for look in self.looks for z in sequences_of(look))
+
+
+def read_once(model: ZModel, segments: Sequence[Segment]) -> Reading:
+    """A prompt as it is, and where its answer may stand if it asks a question.
+
+    Args:
+        model: whose relevance model tells.
+        segments: text and sequences in reading order.
+    """
+    segments, sequences = list(segments), sequences_of(segments)
+    is_packed = sum(len(z.places) for z in sequences) > sum(map(len, sequences))
+    question = asked_by(segments) if is_packed else None
+    if question is None or model.selector is None:
+        return Reading([segments])
+    runs = [_runs(z) for z in sequences]
+    parts = [(z, run) for z, own in zip(sequences, runs, strict=True) for run in own]
+    texts, tokens = unpack(parts, model.base.tokenizer)
+    found = iter(find_likely(model, question, texts, tokens))
+    return Reading([segments], [np.concatenate([next(found) for _ in own]) for own in runs])
+
+
+def asked_by(segments: Sequence[Segment]) -> str | None:
+    """What the text around the Z-tokens of a prompt asks."""
+    at = [i for i, s in enumerate(segments) if isinstance(s, ZSequence)]
+    before, after = (
+        "".join(s for s in own if isinstance(s, str))
+        for own in (segments[: at[0]], segments[at[-1] + 1 :])
+    )
+    question = find_question(before, after)
+    return None if question is None else repair_surrogates(question, "the question")
+
+
+def unpack(
+    parts: Sequence[tuple[ZSequence, slice]], tokenizer: Any
+) -> tuple[list[str], list[CompressedText]]:
+    """Texts of tokens that sequences hold, and these tokens, which all weigh alike.
+
+    Args:
+        parts: sequences, and which of the tokens that each holds, without gaps.
+        tokenizer: of the base LLM.
+    """
+    ids = [z.ids[run] for z, run in parts]
+    texts = [decode_exactly(tokenizer, own) for own in ids]
+    compressed = []
+    alone = tokenize_exactly(tokenizer, texts)
+    for (z, run), own, text, tokens in zip(parts, ids, texts, alone, strict=True):
+        # A part of a text may begin or end amid what is one token of it alone.
+        is_same = np.array_equal(tokens.ids, own)
+        compressed.append(
+            CompressedText(
+                ids=own,
+                levels=np.zeros(len(own), np.uint8),
+                starts=tokens.starts if is_same else _starts(z, run),
+                characters=len(text),
+                fingerprint=z.fingerprint,
+                digest=z.digest,
+                code=z.code,
+            )
+        )
+    return texts, compressed
+
+
+def _runs(z: ZSequence) -> list[slice]:
+    """The tokens that a sequence holds, without the gaps between."""
+    cuts = np.flatnonzero(np.diff(z.places) != 1) + 1
+    edges = [0, *cuts.tolist(), len(z.places)]
+    return list(itertools.starmap(slice, itertools.pairwise(edges)))
+
+
+def _starts(z: ZSequence, run: slice) -> IntArray:
+    """About where tokens begin in the text of a run."""
+    starts = z.token_starts[run]
+    first: np.int64 = z.spans[0, 0] if run.start == 0 else starts[0]
+    return starts - first
