@@ -172,10 +172,15 @@ def decode_exactly(tokenizer: Any, ids: NDArray[np.int64]) -> str:
 
 
 class Tokens(NamedTuple):
-    """Token ids `[n]` of a text, and the first character `[n]` of each."""
+    """Token ids `[n]` of a text, and the characters `[start, end)` of each, `[n, 2]`."""
 
     ids: NDArray[np.int64]
-    starts: NDArray[np.int64]
+    spans: NDArray[np.int64]
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """`[n]` first character of each token."""
+        return self.spans[:, 0]
 
 
 def tokenize_exactly(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
@@ -193,7 +198,7 @@ def tokenize_exactly(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
         verbose=False,
     )
     return [
-        Tokens(np.array(ids, np.int64), np.array([start for start, _ in offsets], np.int64))
+        Tokens(np.array(ids, np.int64), np.array(offsets, np.int64).reshape(-1, 2))
         for ids, offsets in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
     ]
 

@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -38,9 +40,25 @@ READ = "read"
 """The reader's LoRA adapter, for text and Z-tokens alike."""
 
 
-_alive: WeakValueDictionary[tuple[str, str, str], ZModel] = WeakValueDictionary()
+_alive: WeakValueDictionary[str, ZModel] = WeakValueDictionary()  # by the mark of each
 _received: list[ZModel] = []  # loaded for another process's objects, and kept for the next
 _loading = ForkSafeLock()
+
+
+class Origin(NamedTuple):
+    """What a model was loaded from.
+
+    Attributes:
+        checkpoint: absolute folder of it.
+        base: id or absolute folder of the base LLM.
+        device: that it was put on.
+        mark: of this model alone.
+    """
+
+    checkpoint: str
+    base: str
+    device: str
+    mark: str
 
 
 class ZModel(nn.Module):
@@ -74,7 +92,7 @@ class ZModel(nn.Module):
         self.to(base.dtype if base.device.type != "cpu" else torch.float32)
         self._short: nn.Module | None = None
         self._chains: Chains | None = None
-        self._origin: tuple[str, str, str] | None = None  # checkpoint, base and device
+        self._origin: Origin | None = None
 
     @classmethod
     def create(cls, base: BaseLM, **settings: object) -> ZModel:
@@ -116,7 +134,7 @@ class ZModel(nn.Module):
             base = BaseLM.load(base or config.base, device=device)
             # A hub id is no folder; a folder is the same one from every working directory.
             lies = str(absolute_path(base.name)) if Path(base.name).is_dir() else base.name
-            origin = str(folder), lies, str(base.device)
+            origin = Origin(str(folder), lies, str(base.device), uuid.uuid4().hex)
         if base.fingerprint() != config.base_fingerprint:
             raise CheckpointError(
                 f"the checkpoint {folder} was trained on {config.base} and does not fit "
@@ -133,10 +151,10 @@ class ZModel(nn.Module):
             model.set_writer(WriteHead.load(folder, base.hidden_size, base.vocab_size))
         if origin is not None:
             model._origin = origin
-            _alive[origin] = model
+            _alive[origin.mark] = model
         return model.eval()
 
-    def __reduce__(self) -> tuple[Callable[..., ZModel], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[Callable[..., ZModel], tuple[str, ...]]:
         """A copy is the same model; in another process, the same checkpoint loaded there.
 
         Raises:
@@ -147,7 +165,7 @@ class ZModel(nn.Module):
                 "a model that was not loaded from a checkpoint cannot be copied or sent to another "
                 "process; write it with save_pretrained() and load that."
             )
-        return _load_shared, self._origin
+        return _load_shared, tuple(self._origin)
 
     def train(self, mode: bool = True) -> ZModel:
         """As of `torch.nn.Module`; what is trained is no longer what the checkpoint holds."""
@@ -287,16 +305,18 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Toke
     return reader, parts, read_token_code(folder)
 
 
-def _load_shared(checkpoint: str, base: str, device: str) -> ZModel:
-    """A model of this process that was loaded so, else one loaded now and kept."""
+def _load_shared(checkpoint: str, base: str, device: str, mark: str) -> ZModel:
+    """The model itself, or else one of this process that was loaded so, or one loaded now."""
     with _loading:
-        model = _alive.get((checkpoint, base, device))
-        if model is None:
-            # Another machine may lack the device that the model was on.
-            wanted = device if device == "cpu" or torch.cuda.is_available() else None
-            model = ZModel.from_pretrained(checkpoint, base=base, device=wanted)
-            _alive[checkpoint, base, device] = model
-            _received.append(model)
+        if same := _alive.get(mark):
+            return same
+        if not torch.cuda.is_available():  # this machine may lack the device that it was on
+            device = "cpu"
+        for other in list(_alive.values()):
+            if other._origin is not None and other._origin[:3] == (checkpoint, base, device):
+                return other
+        model = ZModel.from_pretrained(checkpoint, base=base, device=device)
+        _received.append(model)
         return model
 
 

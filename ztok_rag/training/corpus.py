@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ztok_rag.codec.base import tokenize_exactly
 from ztok_rag.errors import DataError
 from ztok_rag.files import is_pipe, show
 from ztok_rag.training.passages import DataFile
@@ -43,10 +44,7 @@ def read_documents(file: Path) -> list[str]:
 
 def cut_passages(document: str, tokenizer: Any, tokens: int) -> Iterator[str]:
     """Pieces of at most about `tokens` tokens that end at a line or a sentence where they can."""
-    encoding = tokenizer(
-        document, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-    )
-    starts = [start for start, _ in encoding["offset_mapping"]]
+    starts = tokenize_exactly(tokenizer, [document])[0].starts.tolist()
     first = 0
     while first < len(starts):
         begin = starts[first]

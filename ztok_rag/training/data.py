@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
+from ztok_rag.codec.base import tokenize_exactly
 from ztok_rag.errors import DataError
 from ztok_rag.training.corpus import cut_passages
 from ztok_rag.training.labels import first_place
@@ -56,7 +57,7 @@ class Ragged:
         return np.asarray(self.ids[self.edges[row] : self.edges[row + 1]])
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
+    def of(cls, rows: Sequence[ArrayLike]) -> Ragged:
         """Rows end to end."""
         parts = [np.asarray(row, np.int32) for row in rows]
         ids = np.concatenate(parts) if parts else np.zeros(0, np.int32)
@@ -156,7 +157,7 @@ def _digest(files: Sequence[DataFile], tokenizer: Any, longest: int) -> str:
 class _Rows:
     """What `_build` gathers."""
 
-    passages: list[list[int]] = field(default_factory=list)
+    passages: list[IntArray] = field(default_factory=list)
     passage_set: list[int] = field(default_factory=list)
     questions: list[list[int]] = field(default_factory=list)
     answers: list[list[int]] = field(default_factory=list)
@@ -170,7 +171,7 @@ def _build(
     files: Sequence[DataFile], tokenizer: Any, target: Path, longest: int, progress: bool
 ) -> None:
     rows = _Rows()
-    seen: dict[str, tuple[int, list[tuple[int, int]]] | None] = {}
+    seen: dict[str, tuple[int, IntArray] | None] = {}
     bar = tqdm(desc="Tokenizing", unit="passage", disable=not progress)
     for number, file in enumerate(files):
         passages = list(_passages(file, tokenizer, longest))
@@ -203,38 +204,29 @@ def _add(
     tokenizer: Any,
     longest: int,
     rows: _Rows,
-    seen: dict[str, tuple[int, list[tuple[int, int]]] | None],
+    seen: dict[str, tuple[int, IntArray] | None],
 ) -> None:
     """Tokenize passages of file `number` with their questions; a text is kept once."""
     new = list(dict.fromkeys(p.text for p in passages if p.text not in seen))
-    encoding = tokenizer(
-        new or [""],
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        split_special_tokens=True,
-        verbose=False,
-    )
-    for text, ids, offsets in zip(
-        new, encoding["input_ids"], encoding["offset_mapping"], strict=bool(new)
-    ):
+    for text, tokens in zip(new, tokenize_exactly(tokenizer, new), strict=True):
         seen[text] = None
-        if SHORTEST <= len(ids) <= longest:
-            seen[text] = (len(rows.passages), offsets)
-            rows.passages.append(ids)
+        if SHORTEST <= len(tokens.ids) <= longest:
+            seen[text] = (len(rows.passages), tokens.spans)
+            rows.passages.append(tokens.ids)
             rows.passage_set.append(number)
     asked: list[str] = []
     answered: list[str] = []
     for passage in passages:
         if (found := seen[passage.text]) is None:
             continue
-        place, offsets = found
+        place, spans = found
         for question, answers in passage.questions:
             if answer := answers[0].strip():
                 asked.append(" " + question.strip())
                 answered.append(answer)
                 rows.question_passage.append(place)
                 rows.question_set.append(number)
-                rows.question_span.append(first_place(passage.text, answer, offsets))
+                rows.question_span.append(first_place(passage.text, answer, spans))
     if asked:
         spaced = [" " + answer for answer in answered]
         rows.questions += _ids(tokenizer, asked)

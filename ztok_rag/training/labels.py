@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ztok_rag.selection.words import find_words
 
 _SAID = 0.6  # least F1, and least share of an answer's words
@@ -24,19 +27,19 @@ def find_matches(text: str, answers: Sequence[str]) -> Iterator[tuple[int, int]]
                 yield match.span()
 
 
-def first_place(text: str, answer: str, offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
+def first_place(text: str, answer: str, spans: NDArray[np.int64]) -> tuple[int, int]:
     """Tokens `[start, end)` of the first place where an answer stands; `(-1, -1)` without one.
 
     Args:
         text: the passage.
         answer: one character alone is looked for nowhere: it is found everywhere.
-        offsets: characters `[start, end)` of each token.
+        spans: characters `[start, end)` of each token, `[n, 2]`.
     """
     at = text.find(answer) if len(answer) > 1 else -1
     if at < 0:
         return -1, -1
-    inside = [i for i, (a, b) in enumerate(offsets) if b > at and a < at + len(answer)]
-    return (inside[0], inside[-1] + 1) if inside else (-1, -1)
+    inside = np.flatnonzero((spans[:, 1] > at) & (spans[:, 0] < at + len(answer)))
+    return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (-1, -1)
 
 
 def find_paraphrase(text: str, answers: Sequence[str]) -> tuple[int, int] | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ztok_rag.codec.base import tokenize_exactly
 from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.errors import SequenceError, ZtokError
 from ztok_rag.evaluation.metrics import bleu4, characters_lost
@@ -128,23 +129,17 @@ def render(
 
 def _spans(text: str, z: ZSequence, tokenizer: Any) -> list[_Span]:
     """The Z-tokens, each with its source tokens."""
-    encoding = tokenizer(
-        text,
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        split_special_tokens=True,
-        verbose=False,
-    )
-    if len(encoding["input_ids"]) != z.source_tokens:
+    (found,) = tokenize_exactly(tokenizer, [text])
+    if len(found.ids) != z.source_tokens:
         raise SequenceError(
             f"these Z-tokens are of a text of {z.source_tokens} tokens, and this text has "
-            f"{len(encoding['input_ids'])}; compress this text and show the result."
+            f"{len(found.ids)}; compress this text and show the result."
         )
     held = set(z.places.tolist())
     tokens = [
         _Token(id_, start, end, place in held)
         for place, (id_, (start, end)) in enumerate(
-            zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
+            zip(found.ids.tolist(), found.spans.tolist(), strict=True)
         )
     ]
     edges = [*_firsts(z), z.source_tokens]
