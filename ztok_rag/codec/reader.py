@@ -25,8 +25,8 @@ from ztok_rag.codec.copying import CopyCosts, CopyFromCodes, CopySource
 from ztok_rag.codec.filling import fill_gaps
 from ztok_rag.codec.generation import Answer, GreedyDecoder
 from ztok_rag.codec.model import READ, ZModel
-from ztok_rag.codec.packer import Pointer
 from ztok_rag.codec.pieces import Pieces, before
+from ztok_rag.codec.pointing import ZPlaces, spread
 from ztok_rag.codec.prompts import REPEAT_PROMPT
 from ztok_rag.codec.sequence import ZSequence, sequences_of
 from ztok_rag.codec.speculation import BOTH, HEAD, LOOKUP, Drafter, Speculate, drafts_by
@@ -69,8 +69,7 @@ class _Read:
         known: token ids of the prompt's Z-tokens and texts, which an answer may quote.
         costs: of not copying; `None` is the default.
         is_packed: whether it has Z-tokens that hold more than one token.
-        places: of each sequence, the positions of its Z-tokens.
-        sizes: of each sequence, how many tokens each Z-token holds.
+        places: where its Z-tokens stand.
     """
 
     inputs: Tensor
@@ -78,8 +77,7 @@ class _Read:
     known: list[list[int]]
     costs: CopyCosts | None
     is_packed: bool
-    places: list[Tensor]
-    sizes: list[NDArray[np.int64]]
+    places: ZPlaces
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -323,12 +321,11 @@ class ZReader:
             raise ZtokError("this checkpoint has no pointer; train one with `ztok train`.")
         arranged = self._arrange(prompt, READ, ask_first)
         parts = [self._embed_segment(segment, READ) for segment in arranged]
-        places = _places_of(arranged, parts)
         inputs = torch.cat(parts).unsqueeze(0)
         mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         with self.model.base.adapter(READ):
             states = self.model.first_layers(inputs, mask)[0]
-        return _shares(pointer, states, places) if places else []
+        return ZPlaces.of(arranged, parts).point(pointer, states)
 
     def fill(self, z: ZSequence) -> str:
         """The text of a sequence that left tokens out; the plain base writes these, greedily.
@@ -436,8 +433,7 @@ class ZReader:
         texts = dict.fromkeys(s for s in arranged if isinstance(s, str))
         known += [self._ids(text, adapter) for text in texts]
         costs = copy if isinstance(copy, CopyCosts) else None
-        places, sizes = _places_of(arranged, parts), [z.sizes for z in sequences]
-        return _Read(inputs, source, known, costs, is_packed, places, sizes)
+        return _Read(inputs, source, known, costs, is_packed, ZPlaces.of(arranged, parts))
 
     def _answer(
         self,
@@ -481,7 +477,7 @@ class ZReader:
             return None
 
         def point(states: Tensor) -> None:
-            source.point(spread(_shares(pointer, states, read.places), read.sizes))
+            source.point(spread(read.places.point(pointer, states), read.places.sizes))
 
         return point
 
@@ -540,46 +536,3 @@ class ZReader:
     def text(self, answer: Answer) -> str:
         """What is written of an answer."""
         return self.tokenizer.decode(answer.tokens, skip_special_tokens=True)  # type: ignore[no-any-return]
-
-
-def _places_of(arranged: Sequence[Segment | None], parts: Sequence[Tensor]) -> list[Tensor]:
-    """Of each sequence in a prompt, the positions of its Z-tokens."""
-    at, places = 0, []
-    for segment, part in zip(arranged, parts, strict=True):
-        if isinstance(segment, ZSequence):
-            places.append(torch.arange(at, at + len(part)))
-        at += len(part)
-    return places
-
-
-def _shares(
-    pointer: Pointer, states: Tensor, places: Sequence[Tensor]
-) -> list[NDArray[np.float32]]:
-    """How likely the answer's first token stands in each Z-token at `places`, in each sequence.
-
-    Args:
-        pointer: that tells.
-        states: `[positions, hidden]` of a prompt, after the pointer's layer.
-        places: positions of the Z-tokens of each sequence.
-    """
-    scores = pointer(states[-1], states[torch.cat(list(places)).to(states.device)]).softmax(-1)
-    edges = np.cumsum([len(own) for own in places])[:-1]
-    return np.split(scores.float().cpu().numpy(), edges)
-
-
-def spread(
-    shares: Sequence[NDArray[np.float32]], sizes: Sequence[NDArray[np.int64]]
-) -> list[NDArray[np.float64]]:
-    """What Z-tokens have, shared out evenly among the tokens that each holds.
-
-    Args:
-        shares: of each sequence `[n_z]`.
-        sizes: of each sequence `[n_z]`, how many tokens a Z-token holds.
-
-    Returns:
-        Of each sequence `[n]`.
-    """
-    return [
-        np.repeat(own.astype(np.float64) / size, size)
-        for own, size in zip(shares, sizes, strict=True)
-    ]

@@ -12,7 +12,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ztok_rag.codec.reader import Segment, ZReader, spread
+from ztok_rag.codec.pointing import spread
+from ztok_rag.codec.reader import Segment, ZReader
 from ztok_rag.codec.sequence import ZSequence, sequences_of
 from ztok_rag.errors import ZtokError
 from ztok_rag.selection.evidence import find_likely
