@@ -24,7 +24,7 @@ def z_tokens(segments: list[Segment]) -> list[ZSequence]:
     return [s for s in segments if isinstance(s, ZSequence)]
 
 
-@pytest.mark.parametrize("rate", [2, 4, 8])
+@pytest.mark.parametrize("rate", [2, 4])
 def test_both_looks_have_no_more_positions_than_were_given(
     compressor: ZCompressor, reader: ZReader, rate: float
 ) -> None:
@@ -47,10 +47,12 @@ def test_a_share_bounds_both_looks(compressor: ZCompressor, reader: ZReader) -> 
     assert sum(len(z) for own in (first, second) for z in z_tokens(own)) <= 0.3 * held + 2
 
 
-def test_without_room_for_a_first_look_the_relevance_model_chooses(
+def test_where_a_first_look_takes_too_much_the_relevance_model_chooses(
     compressor: ZCompressor, reader: ZReader
 ) -> None:
-    for rate, look in ((16, LookTwice()), (4, LookTwice(first_rate=math.inf))):
+    for rate, look in (
+        (16, LookTwice()), (8, LookTwice()), (4, LookTwice(first_rate=math.inf)),
+    ):  # fmt: skip
         zs = compressor.compress(TEXTS, rate)
         (only,) = look.read(reader, [*zs, QUESTION]).looks
         assert sum(map(len, z_tokens(only))) <= sum(map(len, zs)) + 2

@@ -22,6 +22,7 @@ from ztok_rag.selection.sentences import FloatArray, SentenceScorer
 from ztok_rag.selection.text_pieces import TextPieces, choose_pieces
 
 _FEWEST = 8  # Z-tokens that are worth a second look
+_FIRST = 1 / 3  # of the positions, the most that a first look is worth
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class LookTwice:
     Attributes:
         share: positions of both looks together, as a share of the tokens that are held; `None` is
             as many as there are Z-tokens in the prompt.
-        first_rate: source tokens per Z-token of the first look. Where that leaves too few
-            positions for the second, and at `math.inf`, the first is left out, and places are
-            named without the LLM.
+        first_rate: source tokens per Z-token of the first look. Where that takes more than a third
+            of the positions, and at `math.inf`, the first is left out, and places are named
+            without the LLM.
         from_tokens: prompts whose Z-tokens hold fewer tokens are read once.
     """
 
@@ -112,8 +113,9 @@ class LookTwice:
             budget = min(budget, round(self.share * held))
         if not can_point or math.isinf(self.first_rate):
             return budget, math.inf
-        left = budget - sum(len(z.at(self.first_rate)) for z in sequences)
-        return budget, self.first_rate if left >= _FEWEST + len(sequences) else math.inf
+        first = sum(len(z.at(self.first_rate)) for z in sequences)
+        is_worth = first <= _FIRST * budget and budget - first >= _FEWEST + len(sequences)
+        return budget, self.first_rate if is_worth else math.inf
 
 
 def _pointed(reader: ZReader, first: Sequence[Segment], ask_first: bool) -> list[FloatArray]:
