@@ -13,6 +13,7 @@ import pytest
 from conftest import PASSAGE, ztok
 
 from ztok_rag import ZCompressor, ZSequence
+from ztok_rag.codec.base import tokenize_exactly
 from ztok_rag.codec.sequence import pack_codes
 from ztok_rag.codec.token_code import TokenCode
 from ztok_rag.errors import SequenceError
@@ -34,11 +35,11 @@ class WordTokenizer:
             self.words.append(word)
         return self.words.index(word)
 
-    def __call__(self, text: str, **_: Any) -> dict[str, list[Any]]:
-        found = list(re.finditer(r"\s*\S+|\s+$", text))
+    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[Any]]:
+        found = [list(re.finditer(r"\s*\S+|\s+$", text)) for text in texts]
         return {
-            "input_ids": [self.id_of(match[0]) for match in found],
-            "offset_mapping": [match.span() for match in found],
+            "input_ids": [[self.id_of(match[0]) for match in own] for own in found],
+            "offset_mapping": [[match.span() for match in own] for own in found],
         }
 
     def decode(self, ids: list[int]) -> str:
@@ -49,8 +50,8 @@ def sequence(
     text: str, tokenizer: WordTokenizer, sizes: tuple[int, ...], left_out: tuple[int, ...] = ()
 ) -> ZSequence:
     """Spans of `sizes` tokens; the tokens `left_out` are held by none."""
-    encoding = tokenizer(text)
-    ids, starts = np.array(encoding["input_ids"]), [a for a, _ in encoding["offset_mapping"]]
+    (tokens,) = tokenize_exactly(tokenizer, [text])
+    ids, starts = tokens.ids, tokens.starts
     held = np.setdiff1d(np.arange(len(ids)), left_out)
     owner = np.repeat(np.arange(len(sizes)), sizes)
     begins = [starts[held[owner[held] == i][0]] if i else 0 for i in range(len(sizes))]
@@ -150,7 +151,7 @@ def test_differences_are_marked_as_elements() -> None:
 def test_a_page_runs_no_text() -> None:
     evil = "<script>alert(1)</script> \"'><img src=x onerror=alert(2)> </div> $script &amp; \r x"
     tokenizer = WordTokenizer()
-    count = len(tokenizer(evil)["input_ids"])
+    count = len(tokenize_exactly(tokenizer, [evil])[0].ids)
     z = sequence(evil, tokenizer, (1,) * count)
     page = render(evil, z, [evil[::-1] + evil], tokenizer, title=evil)
     assert page.count("<script") == 1 and "<img" not in page
@@ -173,8 +174,9 @@ def test_spans_without_characters_keep_their_place_and_tokens() -> None:
     class BytesTokenizer(WordTokenizer):
         """Like a byte-level tokenizer: the second character is two tokens."""
 
-        def __call__(self, text: str, **_: Any) -> dict[str, list[Any]]:
-            return {"input_ids": [0, 1, 2, 3], "offset_mapping": [(0, 1), (1, 2), (1, 2), (2, 3)]}
+        def __call__(self, texts: list[str], **_: Any) -> dict[str, list[Any]]:
+            spans = [(0, 1), (1, 2), (1, 2), (2, 3)]
+            return {"input_ids": [[0, 1, 2, 3]], "offset_mapping": [spans]}
 
     tokenizer = BytesTokenizer()
     tokenizer.words = ["a", "\ufffd", "\ufffd", "b"]
