@@ -470,7 +470,7 @@ class ZReader:
     def _pointing(self, read: _Read) -> Callable[[Tensor], None] | None:
         """What tells the source where the pointer has an answer begin, from states of the prompt.
 
-        Alone, the pointer is no better than none.
+        Alone, without what else is known, the pointer misleads as often as it helps.
         """
         source, pointer = read.source, self.model.pointer
         if source is None or source.likely is None or pointer is None:
