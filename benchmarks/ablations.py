@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,26 +119,18 @@ def _without_mlp(compressor: ZCompressor) -> Iterator[None]:
 
 
 @contextmanager
-def _without_pointer(compressor: ZCompressor) -> Iterator[None]:
-    """The reader does not say where an answer begins."""
+def _without(part: str, compressor: ZCompressor) -> Iterator[None]:
+    """The model has no such part."""
     model = compressor.model
-    pointer, model.pointer = model.pointer, None
+    kept = getattr(model, part)
+    setattr(model, part, None)
     try:
         yield
     finally:
-        model.pointer = pointer
+        setattr(model, part, kept)
 
 
-@contextmanager
-def _without_selector(compressor: ZCompressor) -> Iterator[None]:
-    """No relevance model helps to choose what is read."""
-    model = compressor.model
-    selector, model.selector = model.selector, None
-    try:
-        yield
-    finally:
-        model.selector = selector
-
+_WITHOUT_POINTER, _WITHOUT_SELECTOR = (partial(_without, part) for part in ("pointer", "selector"))
 
 _TWICE = LookTwice(from_tokens=1)
 
@@ -162,7 +155,7 @@ VARIANTS = {
         arguments={"copy": CopyCosts(place=0.0, end=0.0)},
     ),
     "copying-relevance": Variant(
-        "the relevance model alone tells copying which places are likely", around=_without_pointer
+        "the relevance model alone tells copying which places are likely", around=_WITHOUT_POINTER
     ),
     "two-looks": Variant(
         "two looks: pointer, relevance model and sentences choose what is read",
@@ -173,7 +166,7 @@ VARIANTS = {
         "two looks: the pointer and the relevance model choose", look=_TWICE
     ),
     "two-looks-pointer": Variant(
-        "two looks: the pointer alone chooses", look=_TWICE, around=_without_selector
+        "two looks: the pointer alone chooses", look=_TWICE, around=_WITHOUT_SELECTOR
     ),
     "relevance": Variant(
         "the relevance model alone chooses, without a first look",

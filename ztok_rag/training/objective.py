@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +92,13 @@ class Objective(nn.Module):
         kind = base.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=base.dtype == torch.bfloat16):
             inputs = self.model.embed_codes(batch.codes).view(-1, batch.length, base.hidden_size)
-            with base.adapter(None), self._kept() as kept:
+            kept: list[Tensor] = []
+            with (
+                base.adapter(None),
+                nullcontext(kept)
+                if self.pointer is None
+                else base.captured_states(self.model.config.pointer_layer) as kept,
+            ):
                 out = functional_call(
                     base.decoder,
                     self.merged(),
@@ -104,24 +109,6 @@ class Objective(nn.Module):
             nats, right = target_nats(self.model, states, batch.target)
             pointer, found, counted = self._point(batch, kept)
         return Losses(nats, right, pointer, found, counted)
-
-    @contextmanager
-    def _kept(self) -> Iterator[list[Tensor]]:
-        """Collects the states that the pointer reads while the body runs the decoder."""
-        kept: list[Tensor] = []
-        if self.pointer is None:
-            yield kept
-            return
-        layer = self.model.base.decoder.layers[self.model.config.pointer_layer - 1]
-
-        def keep(_: nn.Module, __: Any, out: Any) -> None:
-            kept.append(out[0] if isinstance(out, tuple) else out)
-
-        handle = layer.register_forward_hook(keep)
-        try:
-            yield kept
-        finally:
-            handle.remove()
 
     def _point(self, batch: Batch, kept: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Loss of each query, whether its likeliest place is right, and whether it counts."""
