@@ -39,7 +39,7 @@ bench: $(STAMP)
 	$(BIN)/ztok eval $(DATA)/fairytaleqa/val.jsonl --tasks qa --limit 100 --rates 4,8,16 \
 		--arms none,text-reader,ztok,ztok-twice,ztok-focus --output $(RESULTS)/eval_fairytaleqa
 	$(BIN)/ztok eval $(DATA)/squad/dev.jsonl --tasks reconstruction --limit 32 \
-		--rates 2,4,8,16 --output $(RESULTS)/repeat
+		--rates 2,4,8,16,20,24,32 --output $(RESULTS)/repeat
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 5 --rates 4,8 \
 		--arms $(ARMS) --limit 100 --measure 1 --output $(RESULTS)/squad_dev_chunks
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/covidqa/questions.jsonl \

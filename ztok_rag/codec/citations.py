@@ -77,9 +77,8 @@ def _held_runs(z: ZSequence, tokenizer: Any) -> Iterator[tuple[str, int]]:
     """Text of each run of tokens without a gap, and the character of the source it begins at."""
     owner = np.repeat(np.arange(len(z)), z.sizes)
     first = np.cumsum(z.sizes) - z.sizes  # of each Z-token, among those that are held
-    cuts = np.flatnonzero(np.diff(z.places) != 1) + 1
-    for run in np.split(np.arange(len(z.places)), cuts):
-        ids = z.ids[run]
+    for held in z.runs:
+        run, ids = range(len(z.places))[held], z.ids[held]
         text = decode_exactly(tokenizer, ids)
         begins = [place for place in run if first[owner[place]] == place]
         # A sequence's first span begins with the text, and its first token may come later.

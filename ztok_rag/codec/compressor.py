@@ -148,9 +148,8 @@ class ZCompressor:
 
     def held_text(self, z: ZSequence) -> str:
         """The tokens that a sequence holds as text, with an ellipsis where some are left out."""
-        cuts = np.flatnonzero(np.diff(z.places) > 1) + 1
-        runs = np.split(z.ids, cuts)
-        return " … ".join(decode_exactly(self.tokenizer, run).strip() for run in runs)
+        runs = [decode_exactly(self.tokenizer, z.ids[run]) for run in z.runs]
+        return " … ".join(run.strip() for run in runs)
 
     def _join_codes(self, z: ZSequence) -> str:
         self.reader.check(z)

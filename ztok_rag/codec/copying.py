@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from ztok_rag.codec.line_breaks import JoinedLines
+
 _LONGEST_RUN = 4
 _LEAST = 1e-9  # share of the likeliest below which all are alike
 _SUREST_END = 0.01  # chance below which all ends are alike
@@ -51,6 +53,7 @@ class CopySource:
         self,
         sequences: Sequence[NDArray[np.int64]],
         likely: Sequence[NDArray[np.floating[Any]]] | None = None,
+        lines: Sequence[Sequence[JoinedLines]] = (),
     ) -> None:
         """Index the tokens.
 
@@ -58,11 +61,14 @@ class CopySource:
             sequences: `[n]` token ids of each sequence in the prompt.
             likely: `[n]` of each sequence, how likely each token is part of the answer; `None`
                 where that is not known.
+            lines: of each sequence, what may be copied in its place where lines end; none by
+                default.
         """
+        self._lines = [(number, own) for number, each in enumerate(lines) for own in each]
         self.ids: list[int] = []
-        for ids in sequences:
+        for ids in (*sequences, *(own.ids for _, own in self._lines)):
             self.ids += [*ids.tolist(), -1]  # no run goes on from one sequence into the next
-        self.likely = None if likely is None else _joined(likely)
+        self.likely = None if likely is None else self._of_all(likely)
         self.begins = self.likely
         self.places: dict[int, list[int]] = {}
         for place, token in enumerate(self.ids):
@@ -76,9 +82,14 @@ class CopySource:
         Args:
             shares: `[n]` of each sequence, how likely that is at each token.
         """
-        pointed = _joined(shares)
+        pointed = self._of_all(shares)
         likely = self.likely or [1.0] * len(pointed)
         self.begins = [a * b for a, b in zip(likely, pointed, strict=True)]
+
+    def _of_all(self, values: Sequence[NDArray[np.floating[Any]]]) -> list[float]:
+        """Values of the sequences' tokens for each of `ids`."""
+        every = [*values, *(values[number][own.owners] for number, own in self._lines)]
+        return [value for own in every for value in (*own.tolist(), 0.0)]
 
     def following(self, written: Sequence[int]) -> list[int]:
         """Places after the longest end of `written`, of up to four tokens, that is here."""
@@ -125,11 +136,6 @@ class CopySource:
         before = sum(self.likely[place - 1] for place in places)
         lost = sum(max(0.0, self.likely[place - 1] - self.likely[place]) for place in places)
         return -costs.end * math.log(max(_SUREST_END, lost / before if before else 1.0))
-
-
-def _joined(values: Sequence[NDArray[np.floating[Any]]]) -> list[float]:
-    """Values of the tokens of several sequences, with a zero after each."""
-    return [value for own in values for value in (*own.tolist(), 0.0)]
 
 
 def _place_costs(mass: Sequence[float], costs: CopyCosts) -> Tensor:

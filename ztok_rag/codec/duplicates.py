@@ -84,7 +84,7 @@ def _joined(sequences: Sequence[ZSequence]) -> tuple[IntArray, IntArray, IntArra
     """All tokens in a row, a separator of its own at each gap and end, and where each stands."""
     ids, owners, offsets = [], [], []
     for number, z in enumerate(sequences):
-        cuts = np.append(np.flatnonzero(np.diff(z.places) != 1) + 1, len(z.ids))
+        cuts = [run.stop for run in z.runs]
         ids.append(np.insert(z.ids, cuts, -1))
         offsets.append(np.insert(np.arange(len(z.ids)), cuts, -1))
         owners.append(np.full(len(ids[-1]), number))

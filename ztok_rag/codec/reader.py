@@ -24,6 +24,7 @@ from ztok_rag.codec.batcher import Batcher
 from ztok_rag.codec.copying import CopyCosts, CopyFromCodes, CopySource
 from ztok_rag.codec.filling import fill_gaps
 from ztok_rag.codec.generation import Answer, GreedyDecoder
+from ztok_rag.codec.line_breaks import join_lines
 from ztok_rag.codec.model import READ, ZModel
 from ztok_rag.codec.pieces import Pieces, before
 from ztok_rag.codec.pointing import ZPlaces, spread
@@ -428,7 +429,10 @@ class ZReader:
                 "how likely tokens are part of the answer must be told of each that each sequence "
                 "of the prompt holds."
             )
-        source = CopySource([z.ids for z in sequences], likely) if copy and sequences else None
+        source = None
+        if copy and sequences:
+            lines = [join_lines(z, self.tokenizer) for z in sequences]
+            source = CopySource([z.ids for z in sequences], likely, lines)
         known = [z.ids.tolist() for z in sequences]
         texts = dict.fromkeys(s for s in arranged if isinstance(s, str))
         known += [self._ids(text, adapter) for text in texts]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +112,13 @@ class ZSequence:
         """`[n]` about where the tokens that are held begin in the source text."""
         owner = np.repeat(np.arange(len(self)), self.sizes)
         return self._starts(owner, np.arange(len(owner)))
+
+    @property
+    def runs(self) -> list[slice]:
+        """Which of the tokens that are held stand side by side in the source, in order."""
+        cuts = np.flatnonzero(np.diff(self.places) != 1) + 1
+        edges = [0, *cuts.tolist(), len(self.places)]
+        return list(itertools.starmap(slice, itertools.pairwise(edges)))
 
     @property
     def rate(self) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -58,7 +57,7 @@ def read_once(model: ZModel, segments: Sequence[Segment]) -> Reading:
     question = asked_by(segments) if is_packed else None
     if question is None or model.selector is None:
         return Reading([segments])
-    runs = [_runs(z) for z in sequences]
+    runs = [z.runs for z in sequences]
     parts = [(z, run) for z, own in zip(sequences, runs, strict=True) for run in own]
     texts, tokens = unpack(parts, model.base.tokenizer)
     found = iter(find_likely(model, question, texts, tokens))
@@ -104,13 +103,6 @@ def unpack(
             )
         )
     return texts, compressed
-
-
-def _runs(z: ZSequence) -> list[slice]:
-    """The tokens that a sequence holds, without the gaps between."""
-    cuts = np.flatnonzero(np.diff(z.places) != 1) + 1
-    edges = [0, *cuts.tolist(), len(z.places)]
-    return list(itertools.starmap(slice, itertools.pairwise(edges)))
 
 
 def _starts(z: ZSequence, run: slice) -> IntArray:

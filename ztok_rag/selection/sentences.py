@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ztok_rag.forks import ForkSafeLock
 from ztok_rag.selection.embedding import Embedder, default_embedder
 from ztok_rag.selection.words import find_words, question_words
+from ztok_rag.selection.wrapped_lines import find_wraps
 
 if TYPE_CHECKING:
     from ztok_rag.storage.store import ZStore
@@ -49,13 +50,15 @@ _NLTK_DATA = "llama_index/core/_static/nltk_cache"
 def split_sentences(text: str) -> tuple[Span, ...]:
     """Cut a text at the ends of its sentences and lines, in any script that marks them.
 
+    Lines of text that was wrapped to a width do not end a sentence.
+
     Returns:
         Character ranges `[start, end)`, in order and without gaps.
     """
-    starts = [0]
+    starts, wraps = [0], find_wraps(text)
     for a, b in _punkt().span_tokenize(text):
         starts.append(a)
-        starts += [match.end() for match in _ENDS.finditer(text, a, b)]
+        starts += [m.end() for m in _ENDS.finditer(text, a, b) if m.start() not in wraps]
     starts = sorted(set(starts))
     return tuple((a, b) for a, b in zip(starts, [*starts[1:], len(text)], strict=True) if a < b)
 

@@ -1,0 +1,62 @@
+"""Texts with their lines joined: an answer goes on over the end of a line as over a space."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ztok_rag.codec.base import decode_exactly, tokenize_exactly
+from ztok_rag.codec.sequence import IntArray, ZSequence
+
+_BREAK = re.compile(r"(?<=\S)[^\S\n]*\n[^\S\n]*(?=\S)")
+
+
+class JoinedLines(NamedTuple):
+    """Tokens of a text that has spaces in place of its line breaks.
+
+    Attributes:
+        ids: `[n]` the tokens.
+        owners: `[n]` of each, the token that holds its last character in the text as it was.
+    """
+
+    ids: IntArray
+    owners: IntArray
+
+
+def join_lines(z: ZSequence, tokenizer: Any) -> list[JoinedLines]:
+    """What a sequence holds, with its lines joined; empty lines stay.
+
+    Args:
+        z: the sequence.
+        tokenizer: of the base LLM.
+
+    Returns:
+        One for each run of tokens without a gap that has a line break. `owners` count among all
+        tokens that are held.
+    """
+    texts = [(run, decode_exactly(tokenizer, z.ids[run])) for run in z.runs]
+    found = [(run, text) for run, text in texts if _BREAK.search(text)]
+    alone = tokenize_exactly(tokenizer, [text for _, text in found])
+    joined, kept = [], []
+    for _, text in found:
+        breaks = [match.span() for match in _BREAK.finditer(text)]
+        joined.append(_BREAK.sub(" ", text))
+        kept.append(np.delete(np.arange(len(text)), _after_first(breaks)))
+    lines = []
+    for (run, _), own, tokens, characters in zip(
+        found, alone, tokenize_exactly(tokenizer, joined), kept, strict=True
+    ):
+        starts = own.starts
+        if not np.array_equal(own.ids, z.ids[run]):  # the run begins or ends amid a token
+            starts = z.token_starts[run] - z.token_starts[run][0]
+        last = characters[np.maximum(tokens.spans[:, 1], 1) - 1]
+        owners = np.searchsorted(starts, last, side="right") - 1
+        lines.append(JoinedLines(tokens.ids, run.start + owners))
+    return lines
+
+
+def _after_first(spans: list[tuple[int, int]]) -> IntArray:
+    """All places in half-open ranges but the first of each."""
+    return np.concatenate([np.arange(start + 1, end) for start, end in spans])
