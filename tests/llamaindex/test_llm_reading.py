@@ -132,7 +132,7 @@ def test_how_to_answer_reaches_the_reader(compressor: ZCompressor, store: ZStore
         {"ask_first": False}, {"copying": False}, {"copying": True}, {"min_new_tokens": 8},
         {"min_new_tokens": 8, "no_repeat_ngram_size": 1},
     ):  # fmt: skip
-        llm = make(compressor, store, **arguments)
+        llm = make(compressor, store, look_twice=False, **arguments)
         given = {
             ("copy" if name == "copying" else name): value for name, value in arguments.items()
         }
@@ -140,7 +140,9 @@ def test_how_to_answer_reaches_the_reader(compressor: ZCompressor, store: ZStore
         response = llm.complete(asked)
         assert response.text == wanted.strip()
         if least := arguments.get("min_new_tokens"):
-            plain = make(compressor, store, no_repeat_ngram_size=llm.no_repeat_ngram_size)
+            plain = make(
+                compressor, store, look_twice=False, no_repeat_ngram_size=llm.no_repeat_ngram_size
+            )
             assert plain.complete(asked, min_new_tokens=least).text == response.text
         positions = reader.count_tokens([z, ASKED], ask_first=llm.ask_first)
         assert response.raw["usage"]["prompt_tokens"] == positions

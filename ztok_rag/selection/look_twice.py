@@ -43,7 +43,7 @@ class LookTwice:
 
     share: float | None = None
     first_rate: float = 16.0
-    from_tokens: int = 100
+    from_tokens: int = 30
 
     def __post_init__(self) -> None:
         if not 0 < (1.0 if self.share is None else self.share) <= 1 or not self.first_rate >= 1:
