@@ -5,8 +5,11 @@ STAMP := .venv/.installed
 
 # Folder of evaluation data, with squad/dev.jsonl in it.
 DATA ?= data
-# What questions over several chunks compare.
+# What questions on the paragraph that answers them compare, and those over several chunks.
+GOLD_ARMS := none,text-reader,text-reader+copying,ztok,ztok-twice,ztok-focus
 ARMS := none,text-reader,ztok,ztok-twice,ztok-focus,truncate,fewer-chunks,sentences,pieces,trimwise
+# The same knowledge of where an answer may stand, given to text.
+COPYING := text-reader+copying,pieces+copying
 LONGBENCH_ARMS := text-reader,ztok,ztok-twice,ztok-focus,truncate,sentences,pieces
 # Where results go.
 RESULTS := benchmarks/results
@@ -35,16 +38,19 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/ztok eval $(DATA)/squad/dev.jsonl --tasks qa --limit 100 --rates 4,8,16 \
-		--arms none,text-reader,ztok,ztok-twice,ztok-focus --output $(RESULTS)/eval_squad
+		--arms $(GOLD_ARMS) --output $(RESULTS)/eval_squad
 	$(BIN)/ztok eval $(DATA)/fairytaleqa/val.jsonl --tasks qa --limit 100 --rates 4,8,16 \
-		--arms none,text-reader,ztok,ztok-twice,ztok-focus --output $(RESULTS)/eval_fairytaleqa
+		--arms $(GOLD_ARMS) --output $(RESULTS)/eval_fairytaleqa
 	$(BIN)/ztok eval $(DATA)/squad/dev.jsonl --tasks reconstruction --limit 32 \
 		--rates 2,4,8,16,20,24,32 --output $(RESULTS)/repeat
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 5 --rates 4,8 \
 		--arms $(ARMS) --limit 100 --measure 1 --output $(RESULTS)/squad_dev_chunks
+	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/squad/dev.jsonl --k 5 --rates 4,8 \
+		--arms ztok-twice,ztok-focus,$(COPYING) --limit 100 --measure 1 \
+		--output $(RESULTS)/squad_dev_chunks_copying
 	$(BIN)/python benchmarks/rag_qa.py --data $(DATA)/covidqa/questions.jsonl \
 		--documents $(DATA)/covidqa/documents.jsonl --k 5 --rates 4,8 \
-		--arms $(ARMS) --limit 40 --measure 1 --output $(RESULTS)/covidqa
+		--arms $(ARMS),$(COPYING) --limit 40 --measure 1 --output $(RESULTS)/covidqa
 	$(BIN)/python benchmarks/longbench.py --data $(DATA)/longbench --k 4 --rates 4 \
 		--arms $(LONGBENCH_ARMS) --limit 6 --measure 1 --output $(RESULTS)/longbench
 	$(BIN)/python benchmarks/latency.py --data $(DATA)/fairytaleqa/val.jsonl \

@@ -31,12 +31,14 @@ ARMS = {
     "trimwise": Style("trimwise", "#009E73", "P"),
     "sentences": Style("best sentences", "#999933", "X"),
     "pieces": Style("our choice, read as text", "#44AA99", "d"),
+    "pieces+copying": Style("our choice, read as text, copying", "#44AA99", "H"),
     "ztok": Style("Z-tokens", "#D55E00"),
     "ztok-focus": Style("Z-tokens, focused", "#0072B2", "*"),
     "ztok-twice": Style("Z-tokens, two looks", "#117733", "p"),
     "repeat": Style("repeated by the reader", "0.3", "o"),
     "text": Style("raw text, plain base", "0.4", "p"),
     "text-reader": Style("raw text, text reader", "black", "h"),
+    "text-reader+copying": Style("raw text, text reader, copying", "black", "H"),
 }
 
 STORED = {
@@ -173,7 +175,7 @@ def pick(rows: Iterable[Json], **wanted: Any) -> Json | None:
 def name_of(arm: str, rate: float | None) -> str:
     """The name of an arm in tables, with the rate if the arm has several."""
     label = ARMS[arm].label if arm in ARMS else arm
-    no_choice = rate is None or arm in ("none", "text", "text-reader")
+    no_choice = rate is None or arm in ("none", "text", "text-reader", "text-reader+copying")
     return label if no_choice else f"{label}, rate {rate:g}"
 
 

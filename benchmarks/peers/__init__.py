@@ -20,6 +20,7 @@ from peers.trimwise import Trimwise
 from peers.truncate import Truncate
 from ztok_rag.errors import DataError
 from ztok_rag.evaluation import Shorten
+from ztok_rag.evaluation.arms import COPYING
 
 if TYPE_CHECKING:
     from ztok_rag.codec.compressor import ZCompressor
@@ -68,7 +69,7 @@ def check_packages(arms: Sequence[str]) -> None:
         DataError: a package is missing. The message names it.
     """
     for arm in arms:
-        name = _PACKAGES.get(arm)
+        name = _PACKAGES.get(arm.removesuffix(COPYING))
         if name is None:
             continue
         try:

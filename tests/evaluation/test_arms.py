@@ -17,6 +17,13 @@ def test_arms() -> None:
     short = {"peer": lambda question, chunks, budget: ""}
     arms = make_arms(["peer"], [4, 8, 4.0], short)
     assert [(arm.label, arm.adapter) for arm in arms] == [("peer 4x", "read"), ("peer 8x", "read")]
+    arms = make_arms(["text-reader+copying", "peer+copying", "text-reader"], [4, 8], short)
+    labels = ["text-reader+copying", "peer+copying 4x", "peer+copying 8x", "text-reader"]
+    assert [arm.label for arm in arms] == labels
+    assert [arm.copies_text for arm in arms] == [True] * 3 + [False]
+    for name in ("none+copying", "text+copying", "ztok+copying"):
+        with pytest.raises(DataError, match="unknown arm"):
+            make_arms([name], [4], short)
     with pytest.raises(DataError, match=r"'zip'; the arms are none, .*, ztok-twice, peer"):
         make_arms(["zip"], [4], short)
     with pytest.raises(DataError, match=r"at least 1 .* not 0\.5"):

@@ -54,7 +54,10 @@ def prompts(compressor: ZCompressor, names: str, chunks: list[str]) -> dict[str,
 
 
 def test_the_text_reader_reads_the_tokens_of_the_text(compressor: ZCompressor) -> None:
-    made = prompts(compressor, "text,text-reader,none", [PASSAGE, MILL])
+    made = prompts(compressor, "text,text-reader,text-reader+copying,none", [PASSAGE, MILL])
+    copying = made["text-reader+copying"]
+    assert copying.segments == made["text-reader"].segments and copying.likely is not None
+    assert made["text-reader"].likely is None
     before, z, after = made["text-reader"].segments
     assert isinstance(z, ZSequence) and (z.codes[:, 1:] == EMPTY).all()
     assert compressor.decompress([z]) == [f"{PASSAGE}\n\n{MILL}"]
@@ -79,7 +82,7 @@ def test_both_looks_are_counted(compressor: ZCompressor) -> None:
 
 
 def test_short_contexts_are_read_once(compressor: ZCompressor) -> None:
-    made = prompts(compressor, "ztok,ztok-twice", [PASSAGE])
+    made = prompts(compressor, "ztok,ztok-twice", [PASSAGE[:100]])
     assert made["ztok-twice"].segments == made["ztok"].segments
     assert made["ztok-twice"].context_tokens == made["ztok"].context_tokens
 

@@ -14,7 +14,11 @@ def test_results_hold_the_command_without_folders_of_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ZTOK_DTYPE", raising=False)
-    for program, written in (("/opt/bin/ztok", "ztok"), ("benchmarks/a.py", "benchmarks/a.py")):
+    for program, written in (
+        ("/opt/bin/ztok", "ztok"),
+        ("/opt/ztok_rag/cli/__main__.py", "ztok"),
+        ("benchmarks/a.py", "benchmarks/a.py"),
+    ):
         monkeypatch.setattr(sys, "argv", [program, "eval", "a file"])
         results = write_results(tmp_path, [], seed=0, checkpoint="default", device="cpu")
         assert results["command"] == f"{written} eval 'a file'"

@@ -57,6 +57,15 @@ def test_text_is_not_copied(compressor: ZCompressor, segments: list[Segment]) ->
     assert read_once(compressor.model, segments) == Reading([segments])
 
 
+def test_text_is_told_of_where_it_is_to_be_copied(compressor: ZCompressor) -> None:
+    (z,) = compressor.compress([PASSAGE], 1)
+    reading = read_once(compressor.model, [z, QUESTION], copies_text=True)
+    assert reading.likely is not None
+    best = int(z.ids[reading.likely[0].argmax()])
+    assert compressor.tokenizer.decode([best]).strip() in "Tomas Berg"
+    assert read_once(compressor.model, [QUESTION], copies_text=True).likely is None
+
+
 def test_nothing_tells_without_a_question_or_a_relevance_model(compressor: ZCompressor) -> None:
     (packed,), (plain,) = (compressor.compress([PASSAGE], rate) for rate in (4, 1))
     asked: list[list[Segment]] = [

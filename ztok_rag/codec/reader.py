@@ -102,8 +102,8 @@ class AnswerOptions(TypedDict, total=False):
             In float32 none of them changes an answer, and `None` is `True` there; bf16 rounds
             passes of several tokens otherwise, and some tokens are others, and `None` is `False`.
         no_repeat_ngram_size: no run of so many tokens is written twice, as answers drawn towards
-            Z-tokens go in circles where they are long; 0 allows it. `None` is 8 where the prompt
-            has Z-tokens that hold more than one token, else 0.
+            what is read go in circles where they are long; 0 allows it. `None` is 8 where the
+            prompt has Z-tokens that hold more than one token or the answer copies, else 0.
     """
 
     max_new_tokens: int
@@ -448,7 +448,7 @@ class ZReader:
         no_repeat: int | None = 0,
     ) -> Answer:
         if no_repeat is None:
-            no_repeat = _NO_REPEAT if read.is_packed else 0
+            no_repeat = _NO_REPEAT if read.is_packed or read.source is not None else 0
         chosen = self._drafts(speculate)
         processors = LogitsProcessorList()
         if read.source is not None:

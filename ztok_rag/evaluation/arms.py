@@ -14,6 +14,9 @@ ARM_NAMES = ("none", "text", "text-reader", "ztok", "ztok-focus", "ztok-twice")
 Z_TOKEN_ARMS = ("ztok", "ztok-focus", "ztok-twice")
 """Those that read Z-tokens: by content alone, by the question, and in two looks."""
 
+COPYING = "+copying"
+"""End of the name of an arm that reads text, and whose answers are drawn to it."""
+
 _WITHOUT_RATE = ("none", "text", "text-reader")
 
 
@@ -37,7 +40,7 @@ class Arm:
     """One way of giving a model its context.
 
     Attributes:
-        name: one of `ARM_NAMES`, or the name of a method that shortens text.
+        name: one of `ARM_NAMES`, or of a method that shortens text, whose end may be `COPYING`.
         rate: source tokens per context position; 1 for raw text, `None` without context.
         adapter: `"read"` is the trained reader; `None` the plain base LLM.
         shorten: the method that shortens the chunks to the token budget of the rate, if any.
@@ -54,9 +57,14 @@ class Arm:
         return self.name in Z_TOKEN_ARMS
 
     @property
+    def copies_text(self) -> bool:
+        """Whether answers are drawn to the text that is read, as otherwise to Z-tokens."""
+        return self.name.endswith(COPYING)
+
+    @property
     def label(self) -> str:
         """The name, with the rate where an arm may have several."""
-        if self.rate is None or self.name in _WITHOUT_RATE:
+        if self.rate is None or self.name.removesuffix(COPYING) in _WITHOUT_RATE:
             return self.name
         return f"{self.name} {self.rate:g}x"
 
@@ -69,7 +77,7 @@ def make_arms(
     """Make the arms of the given names; Z-tokens and shortened text once per rate.
 
     Args:
-        names: of the arms.
+        names: of the arms. Those that give the trained reader text may end in `COPYING`.
         rates: source tokens per context position.
         shorteners: methods that shorten text, by name. The trained reader reads their output.
 
@@ -81,16 +89,17 @@ def make_arms(
     distinct = list(dict.fromkeys(map(float, rates)))
     arms = []
     for name in dict.fromkeys(names):
+        method = name.removesuffix(COPYING)
         if name == "none":
             arms.append(Arm(name, None, "read"))
         elif name == "text":
             arms.append(Arm(name, 1.0, None))
-        elif name == "text-reader":
+        elif method == "text-reader":
             arms.append(Arm(name, 1.0, "read"))
         elif name in Z_TOKEN_ARMS:
             arms += [Arm(name, rate, "read") for rate in distinct]
-        elif name in shorteners:
-            arms += [Arm(name, rate, "read", shorteners[name]) for rate in distinct]
+        elif method in shorteners:
+            arms += [Arm(name, rate, "read", shorteners[method]) for rate in distinct]
         else:
             raise DataError(f"unknown arm {name!r}; the arms are {known}.")
     if bad := [rate for rate in rates if not rate >= 1]:

@@ -118,12 +118,14 @@ def build_prompt(
         return _build_shortened(question, arm, chunks, (before, after), room, cut, compressor)
     text, text_cut = cut_middle(JOIN.join(chunks), room, compressor.tokenizer)
     tokens = compressor.count_tokens(text)
+    segments = _around(text, (before, after), arm, compressor)
     return Prompt(
-        _around(text, (before, after), arm, compressor),
+        segments,
         tokens,
         tokens,
         utf8_bytes(text),
         cut or text_cut,
+        likely=_likely(segments, arm, compressor),
     )
 
 
@@ -210,14 +212,23 @@ def _build_shortened(
         text = arm.shorten(question.text, chunks, math.ceil(source / arm.rate))
     took = 1e3 * (time.perf_counter() - started)
     text, text_cut = cut_middle(text, room, compressor.tokenizer)
+    segments = _around(text, around, arm, compressor)
     return Prompt(
-        _around(text, around, arm, compressor),
+        segments,
         compressor.count_tokens(text),
         source,
         arm.shorten.stored_bytes(chunks),
         cut or text_cut,
         times={"shorten_ms": took},
+        likely=_likely(segments, arm, compressor),
     )
+
+
+def _likely(segments: Segments, arm: Arm, compressor: ZCompressor) -> Likely | None:
+    """Where the answer to a prompt of text may stand, for an arm that draws it there."""
+    if not arm.copies_text:
+        return None
+    return read_once(compressor.model, segments, copies_text=True).likely
 
 
 def chat_frame(tokenizer: Any) -> tuple[str, str]:

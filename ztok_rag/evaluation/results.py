@@ -103,6 +103,8 @@ def write_results(
 def _own_command() -> list[str]:
     """The arguments of this process. A program with an absolute path is given by name only."""
     program, *arguments = map(repair, sys.argv)
+    if Path(program).name == "__main__.py":  # of `python -m ztok_rag.cli`
+        program = "ztok"
     dtype = os.environ.get("ZTOK_DTYPE")
     setting = [f"ZTOK_DTYPE={dtype}"] if dtype else []
     name = Path(program).name if Path(program).is_absolute() else program

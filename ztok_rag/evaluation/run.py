@@ -92,6 +92,7 @@ def evaluate(
                     batch_size=batch_size,
                     ask_first=not batch[0].summary,
                     min_new_tokens=batch[0].min_new_tokens,
+                    copy=True if arm.copies_text else None,
                 )
                 records = []
                 for question, output in zip(batch, outputs, strict=True):

@@ -487,6 +487,7 @@ class ZTokenLLM(MadeAgain, CustomLLM):
             adapter=self.adapter,
             ask_first=self.ask_first,
             look_twice=self.look_twice,
+            copying=self.copying,
             scorer=self.scorer,
         )
         self.reader.check_room(read.last, arguments["max_new_tokens"])

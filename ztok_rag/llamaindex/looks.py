@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ztok_rag.codec.copying import CopyCosts
 from ztok_rag.codec.model import READ
 from ztok_rag.codec.sequence import ZSequence, sequences_of
 from ztok_rag.llamaindex.events import ZTokenSpliceEvent, dispatcher
@@ -46,6 +47,7 @@ def look(
     adapter: str | None,
     ask_first: bool,
     look_twice: bool | LookTwice,
+    copying: bool | CopyCosts | None = None,
     scorer: SentenceScorer | None = None,
 ) -> Looks:
     """Cut a prompt at its handles, take the first look where it is looked at twice, and tell where
@@ -58,6 +60,7 @@ def look(
         adapter: of the reader.
         ask_first: read what follows the last handle before everything, too.
         look_twice: whether, or how, to look twice.
+        copying: whether, or how, the answer is drawn to what is read; `None` as `AnswerOptions`.
         scorer: tells which sentences are about the question, for the second look.
 
     Raises:
@@ -72,8 +75,9 @@ def look(
     if adapter == READ and look_twice:
         how = LookTwice() if isinstance(look_twice, bool) else look_twice
         reading = how.read(reader, segments, ask_first=ask_first, scorer=scorer)
-    elif adapter == READ:
-        reading = read_once(reader.model, segments)
+    if adapter == READ and reading.likely is None and copying is not False:
+        once = read_once(reader.model, reading.last, copies_text=copying is not None)
+        reading = Reading(reading.looks, once.likely)
     counts = [reader.count_tokens(s, adapter=adapter, ask_first=ask_first) for s in reading.looks]
     if sequences:
         dispatcher.event(

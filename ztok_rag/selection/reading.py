@@ -45,16 +45,18 @@ class Reading:
         return sum(len(z) for look in self.looks for z in sequences_of(look))
 
 
-def read_once(model: ZModel, segments: Sequence[Segment]) -> Reading:
+def read_once(model: ZModel, segments: Sequence[Segment], *, copies_text: bool = False) -> Reading:
     """A prompt as it is, and where its answer may stand if it asks a question.
 
     Args:
         model: whose relevance model tells.
         segments: text and sequences in reading order.
+        copies_text: tell it of sequences at rate 1, too, to which answers are not drawn unless
+            that is asked for.
     """
     segments, sequences = list(segments), sequences_of(segments)
     is_packed = sum(len(z.places) for z in sequences) > sum(map(len, sequences))
-    question = asked_by(segments) if is_packed else None
+    question = asked_by(segments) if is_packed or (sequences and copies_text) else None
     if question is None or model.selector is None:
         return Reading([segments])
     runs = [z.runs for z in sequences]
