@@ -37,26 +37,18 @@ def join_lines(z: ZSequence, tokenizer: Any) -> list[JoinedLines]:
         tokens that are held.
     """
     texts = [(run, decode_exactly(tokenizer, z.ids[run])) for run in z.runs]
-    found = [(run, text) for run, text in texts if _BREAK.search(text)]
-    alone = tokenize_exactly(tokenizer, [text for _, text in found])
-    joined, kept = [], []
-    for _, text in found:
-        breaks = [match.span() for match in _BREAK.finditer(text)]
-        joined.append(_BREAK.sub(" ", text))
-        kept.append(np.delete(np.arange(len(text)), _after_first(breaks)))
-    lines = []
-    for (run, _), own, tokens, characters in zip(
-        found, alone, tokenize_exactly(tokenizer, joined), kept, strict=True
-    ):
-        starts = own.starts
-        if not np.array_equal(own.ids, z.ids[run]):  # the run begins or ends amid a token
-            starts = z.token_starts[run] - z.token_starts[run][0]
-        last = characters[np.maximum(tokens.spans[:, 1], 1) - 1]
-        owners = np.searchsorted(starts, last, side="right") - 1
-        lines.append(JoinedLines(tokens.ids, run.start + owners))
-    return lines
+    return [_joined(z, run, text, tokenizer) for run, text in texts if _BREAK.search(text)]
 
 
-def _after_first(spans: list[tuple[int, int]]) -> IntArray:
-    """All places in half-open ranges but the first of each."""
-    return np.concatenate([np.arange(start + 1, end) for start, end in spans])
+def _joined(z: ZSequence, run: slice, text: str, tokenizer: Any) -> JoinedLines:
+    """A run of tokens that a sequence holds, whose text has line breaks, without these."""
+    own, tokens = tokenize_exactly(tokenizer, [text, _BREAK.sub(" ", text)])
+    starts = own.starts
+    if not np.array_equal(own.ids, z.ids[run]):  # the run begins or ends amid a token
+        starts = z.token_starts[run] - z.token_starts[run.start]
+    breaks = [match.span() for match in _BREAK.finditer(text)]
+    dropped = np.concatenate([np.arange(start + 1, end) for start, end in breaks])
+    characters = np.delete(np.arange(len(text)), dropped)  # of `text`, for each that is left
+    last = characters[np.maximum(tokens.spans[:, 1], 1) - 1]
+    owners = np.searchsorted(starts, last, side="right") - 1
+    return JoinedLines(tokens.ids, run.start + owners)
