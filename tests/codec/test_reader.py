@@ -62,6 +62,21 @@ def test_the_question_is_read_first_too(compressor: ZCompressor, reader: ZReader
     )
 
 
+@pytest.mark.parametrize("end", [" ", "  \t", ["", " "]])
+def test_spaces_at_the_end_of_a_prompt_are_not_read(
+    compressor: ZCompressor, reader: ZReader, end: str | list[str]
+) -> None:
+    (z,) = compressor.compress([PASSAGE], 4)
+    with_end = [z, ASKED + end] if isinstance(end, str) else [z, ASKED, *end]
+    assert torch.equal(reader.to_embeds(with_end), reader.to_embeds([z, ASKED]))
+    assert reader.count_tokens(with_end) == reader.count_tokens([z, ASKED])
+    assert reader.generate([PASSAGE + ASKED + " "]) == reader.generate([PASSAGE + ASKED])
+    assert reader.count_tokens([z, ASKED + "\n"]) > reader.count_tokens([z, ASKED])
+    assert reader.count_tokens(ASKED + " ", adapter=None) > reader.count_tokens(ASKED, adapter=None)
+    with pytest.raises(ZtokError, match="the prompt is empty"):
+        reader.generate(["  "])
+
+
 def test_a_long_answer_does_not_go_in_circles(compressor: ZCompressor, reader: ZReader) -> None:
     (z,) = compressor.compress([PASSAGE], 8)
     prompts = [[z, "\n\nSummarize the text.\n\nSummary:"]]

@@ -189,7 +189,8 @@ class ZReader:
         """Answer prompts, each with at least one token.
 
         Args:
-            prompts: each a string, or strings and `ZSequence`s in reading order.
+            prompts: each a string, or strings and `ZSequence`s in reading order. Spaces at the end
+                of a prompt are not read by the trained reader, as answers begin with their own.
             likely: of each prompt, see `begin`; `None` where that is not known.
             stop: an answer ends before the first of these.
             batch_size: prompts per forward pass; prompts of like length are read together.
@@ -364,9 +365,11 @@ class ZReader:
                 f"there is no adapter {adapter!r}; {READ!r} is the trained reader, and None is "
                 "the plain base LLM."
             )
-        segments: list[Segment] = [
-            s for s in ([prompt] if isinstance(prompt, str) else prompt) if s
-        ]
+        segments: list[Segment] = [prompt] if isinstance(prompt, str) else list(prompt)
+        if adapter is not None and segments and isinstance(segments[-1], str):
+            # Tokens begin with their space: after one that stands alone, other answers follow.
+            segments[-1] = segments[-1].rstrip(" \t")
+        segments = [segment for segment in segments if segment]
         if not segments:
             return []
         has_codes = any(isinstance(s, ZSequence) for s in segments)
