@@ -88,6 +88,7 @@ class _EchoCompressor(TableCompressor):
             embeddings=lambda ids: torch.zeros(*ids.shape, 1),
         )
         self.model.selector = _WordWeights()
+        self.model.pointer = None
 
     @property
     def reader(self) -> ZReader:

@@ -65,10 +65,11 @@ class StandInReader:
         batch_size: int,
         ask_first: bool,
         min_new_tokens: int,
+        copy: bool | None,
     ) -> list[str]:
         if len(self.calls) >= self.fail_after:
             raise KeyboardInterrupt
-        assert len(likely) == len(prompts)
+        assert len(likely) == len(prompts) and copy is None
         assert all(self.count_tokens(p) + max_new_tokens <= self.max_positions for p in prompts)
         self.calls.append((adapter, list(prompts)))
         self.asked.append((ask_first, min_new_tokens))

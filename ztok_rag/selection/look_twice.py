@@ -12,9 +12,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ztok_rag.codec.pointing import spread
 from ztok_rag.codec.reader import Segment, ZReader
-from ztok_rag.codec.sequence import ZSequence, sequences_of
+from ztok_rag.codec.sequence import IntArray, ZSequence, sequences_of
 from ztok_rag.errors import ZtokError
 from ztok_rag.selection.evidence import find_likely
 from ztok_rag.selection.reading import Reading, asked_by, read_once, unpack
@@ -23,6 +25,7 @@ from ztok_rag.selection.text_pieces import TextPieces, choose_pieces
 
 _FEWEST = 8  # Z-tokens that are worth a second look
 _FIRST = 1 / 3  # of the positions, the most that a first look is worth
+_LEAST_LOOKED_AT = 100  # tokens; of fewer, a first look reads little beside its question
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ class LookTwice:
         share: positions of both looks together, as a share of the tokens that are held; `None` is
             as many as there are Z-tokens in the prompt.
         first_rate: source tokens per Z-token of the first look. Where that takes more than a third
-            of the positions, and at `math.inf`, the first is left out, and places are named
-            without the LLM.
+            of the positions or reads fewer than 100 tokens, and at `math.inf`, the first is left
+            out, and places are named without the LLM.
         from_tokens: prompts whose Z-tokens hold fewer tokens are read once.
     """
 
@@ -115,10 +118,17 @@ class LookTwice:
             return budget, math.inf
         first = sum(len(z.at(self.first_rate)) for z in sequences)
         is_worth = first <= _FIRST * budget and budget - first >= _FEWEST + len(sequences)
+        is_worth = is_worth and held >= _LEAST_LOOKED_AT
         return budget, self.first_rate if is_worth else math.inf
 
 
 def _pointed(reader: ZReader, first: Sequence[Segment], ask_first: bool) -> list[FloatArray]:
     """Of each token of a first look, how likely the answer begins there, by the pointer."""
     shares = reader.point(first, ask_first=ask_first)
-    return spread(shares, [z.sizes for z in sequences_of(first)])
+    return spread(shares, [_spanned(z) for z in sequences_of(first)])
+
+
+def _spanned(z: ZSequence) -> IntArray:
+    """`[n_z]` source tokens of each Z-token, with those that were left out after its own."""
+    firsts = z.places[np.cumsum(z.sizes) - z.sizes]
+    return np.diff(np.concatenate([[0], firsts[1:], [z.source_tokens]]))
