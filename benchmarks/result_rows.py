@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ztok_rag.errors import DataError
+from ztok_rag.evaluation.arms import COPYING
 
 Json = dict[str, Any]
 
@@ -175,7 +176,7 @@ def pick(rows: Iterable[Json], **wanted: Any) -> Json | None:
 def name_of(arm: str, rate: float | None) -> str:
     """The name of an arm in tables, with the rate if the arm has several."""
     label = ARMS[arm].label if arm in ARMS else arm
-    no_choice = rate is None or arm in ("none", "text", "text-reader", "text-reader+copying")
+    no_choice = rate is None or arm.removesuffix(COPYING) in ("none", "text", "text-reader")
     return label if no_choice else f"{label}, rate {rate:g}"
 
 

@@ -38,6 +38,14 @@ def test_both_looks_have_no_more_positions_than_were_given(
     assert any("Tomas Berg" in text or "TOMAS BERG" in text for text in held)
 
 
+def test_a_first_look_may_leave_tokens_out(compressor: ZCompressor, reader: ZReader) -> None:
+    rate = 2.0 * compressor.slots
+    zs = compressor.compress(TEXTS, 4)
+    first, second = LookTwice(first_rate=rate).read(reader, [*zs, QUESTION]).looks
+    assert not all(z.holds_all for z in z_tokens(first))
+    assert sum(map(len, [*z_tokens(first), *z_tokens(second)])) <= sum(map(len, zs))
+
+
 def test_a_share_bounds_both_looks(compressor: ZCompressor, reader: ZReader) -> None:
     zs = compressor.compress(TEXTS, 2)
     held = sum(len(z.places) for z in zs)

@@ -43,12 +43,9 @@ def join_lines(z: ZSequence, tokenizer: Any) -> list[JoinedLines]:
 def _joined(z: ZSequence, run: slice, text: str, tokenizer: Any) -> JoinedLines:
     """A run of tokens that a sequence holds, whose text has line breaks, without these."""
     own, tokens = tokenize_exactly(tokenizer, [text, _BREAK.sub(" ", text)])
-    starts = own.starts
-    if not np.array_equal(own.ids, z.ids[run]):  # the run begins or ends amid a token
-        starts = z.token_starts[run] - z.token_starts[run.start]
     breaks = [match.span() for match in _BREAK.finditer(text)]
     dropped = np.concatenate([np.arange(start + 1, end) for start, end in breaks])
     characters = np.delete(np.arange(len(text)), dropped)  # of `text`, for each that is left
     last = characters[np.maximum(tokens.spans[:, 1], 1) - 1]
-    owners = np.searchsorted(starts, last, side="right") - 1
+    owners = np.searchsorted(z.run_starts(run, own), last, side="right") - 1
     return JoinedLines(tokens.ids, run.start + owners)

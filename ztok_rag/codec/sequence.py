@@ -33,6 +33,7 @@ from ztok_rag.errors import SequenceError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ztok_rag.codec.base import Tokens
     from ztok_rag.codec.reader import ZReader
 
 T = TypeVar("T")
@@ -121,6 +122,26 @@ class ZSequence:
         return list(itertools.starmap(slice, itertools.pairwise(edges)))
 
     @property
+    def token_spans(self) -> IntArray:
+        """`[n_z, 2]` source tokens of each Z-token, with those that were left out after its own."""
+        firsts = self.places[np.cumsum(self.sizes) - self.sizes]
+        edges = np.concatenate([[0], firsts[1:], [self.source_tokens]])
+        return np.stack([edges[:-1], edges[1:]], axis=1)
+
+    def run_starts(self, run: slice, alone: Tokens) -> IntArray:
+        """Where tokens that are held begin in their own text, `[n]`.
+
+        Args:
+            run: which of them, without gaps.
+            alone: the tokens of that text. Where they are others, as a part of a text may begin or
+                end amid what is one token of it alone, places are about right.
+        """
+        if np.array_equal(alone.ids, self.ids[run]):
+            return alone.starts
+        starts: IntArray = self.token_starts[run] - self.token_starts[run.start]
+        return starts
+
+    @property
     def rate(self) -> float:
         """Source tokens per Z-token."""
         return self.source_tokens / len(self)
@@ -160,11 +181,7 @@ class ZSequence:
         Raises:
             SequenceError: no Z-token holds any of it.
         """
-        if unit == "tokens":
-            firsts = self.places[np.cumsum(self.sizes) - self.sizes]
-            begins, ends = np.append(0, firsts[1:]), np.append(firsts[1:], self.source_tokens)
-        else:
-            begins, ends = self.spans.T
+        begins, ends = (self.token_spans if unit == "tokens" else self.spans).T
         # The first tokens of a character that takes several have a span of no characters.
         touched = np.flatnonzero((begins < end) & (np.maximum(ends, begins + 1) > start))
         if start >= end or not len(touched):

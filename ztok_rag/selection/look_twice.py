@@ -16,7 +16,7 @@ import numpy as np
 
 from ztok_rag.codec.pointing import spread
 from ztok_rag.codec.reader import Segment, ZReader
-from ztok_rag.codec.sequence import IntArray, ZSequence, sequences_of
+from ztok_rag.codec.sequence import ZSequence, sequences_of
 from ztok_rag.errors import ZtokError
 from ztok_rag.selection.evidence import find_likely
 from ztok_rag.selection.reading import Reading, asked_by, read_once, unpack
@@ -117,18 +117,15 @@ class LookTwice:
         if not can_point or math.isinf(self.first_rate):
             return budget, math.inf
         first = sum(len(z.at(self.first_rate)) for z in sequences)
-        is_worth = first <= _FIRST * budget and budget - first >= _FEWEST + len(sequences)
-        is_worth = is_worth and held >= _LEAST_LOOKED_AT
+        is_worth = (
+            held >= _LEAST_LOOKED_AT
+            and first <= _FIRST * budget
+            and budget - first >= _FEWEST + len(sequences)
+        )
         return budget, self.first_rate if is_worth else math.inf
 
 
 def _pointed(reader: ZReader, first: Sequence[Segment], ask_first: bool) -> list[FloatArray]:
     """Of each token of a first look, how likely the answer begins there, by the pointer."""
     shares = reader.point(first, ask_first=ask_first)
-    return spread(shares, [_spanned(z) for z in sequences_of(first)])
-
-
-def _spanned(z: ZSequence) -> IntArray:
-    """`[n_z]` source tokens of each Z-token, with those that were left out after its own."""
-    firsts = z.places[np.cumsum(z.sizes) - z.sizes]
-    return np.diff(np.concatenate([[0], firsts[1:], [z.source_tokens]]))
+    return spread(shares, [np.diff(z.token_spans)[:, 0] for z in sequences_of(first)])

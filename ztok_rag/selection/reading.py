@@ -10,7 +10,7 @@ import numpy as np
 
 from ztok_rag.codec.base import decode_exactly, tokenize_exactly
 from ztok_rag.codec.compressed_text import CompressedText
-from ztok_rag.codec.sequence import IntArray, ZSequence, sequences_of
+from ztok_rag.codec.sequence import ZSequence, sequences_of
 from ztok_rag.inputs import repair_surrogates
 from ztok_rag.selection.asked import find_question
 from ztok_rag.selection.evidence import find_likely
@@ -91,13 +91,11 @@ def unpack(
     compressed = []
     alone = tokenize_exactly(tokenizer, texts)
     for (z, run), own, text, tokens in zip(parts, ids, texts, alone, strict=True):
-        # A part of a text may begin or end amid what is one token of it alone.
-        is_same = np.array_equal(tokens.ids, own)
         compressed.append(
             CompressedText(
                 ids=own,
                 levels=np.zeros(len(own), np.uint8),
-                starts=tokens.starts if is_same else _starts(z, run),
+                starts=z.run_starts(run, tokens),
                 characters=len(text),
                 fingerprint=z.fingerprint,
                 digest=z.digest,
@@ -105,10 +103,3 @@ def unpack(
             )
         )
     return texts, compressed
-
-
-def _starts(z: ZSequence, run: slice) -> IntArray:
-    """About where tokens begin in the text of a run."""
-    starts = z.token_starts[run]
-    first: np.int64 = z.spans[0, 0] if run.start == 0 else starts[0]
-    return starts - first
