@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,6 +67,18 @@ def test_a_pointer_names_where_the_answer_begins() -> None:
         assert costs(source, [6]) == then
 
 
+def test_a_text_is_copied_for_nothing() -> None:
+    source = CopySource(IDS, LIKELY, texts=[[11, 5, 10]])
+    first, alone = costs(source, []), costs(CopySource(IDS, LIKELY), [])
+    assert first[11] == first[5] == first[10] == 0 < alone[5]
+    assert first[6:10] == alone[6:10]
+    then = costs(source, [5])
+    assert then[10] == then[6] == then[END] == 0
+    assert then[8] == CopyCosts().after
+    own, of_codes = costs(source, [6]), costs(CopySource(IDS, LIKELY), [6])
+    assert own[:10] == of_codes[:10] and own[11] == CopyCosts().after
+
+
 def test_costs_of_nothing_leave_likely_places_alone() -> None:
     copying = CopyFromCodes([CopySource(IDS, LIKELY)], END, CopyCosts(place=0.0, end=0.0))
     plain = CopyFromCodes([CopySource(IDS)], END)
@@ -100,3 +113,23 @@ def test_an_answer_is_drawn_to_what_is_likely(compressor: ZCompressor, reader: Z
         assert "".join(reader.stream(prompt, likely=likely, max_new_tokens=8)) == answers[0]
     with pytest.raises(ZtokError, match="each that each sequence"):
         reader.generate([prompt], likely=[likely[:1]])
+
+
+def test_an_answer_may_copy_a_long_text_that_is_asked_about(
+    compressor: ZCompressor, reader: ZReader
+) -> None:
+    (z,) = compressor.compress([BAKERY], rate=4)
+    question = "\n\nQuestion: Who wrote it?\nAnswer:"
+
+    def copied(text: str, *, is_asked: bool = True) -> list[int]:
+        likely = [np.ones(len(z.ids))] if is_asked else None
+        processors: Any = reader.begin([z, text], likely=likely).processor
+        (copying,) = (p for p in processors if isinstance(p, CopyFromCodes))
+        (source,) = copying.sources
+        assert source is not None
+        return source.ids
+
+    told = "\n\n" + PASSAGE * 2 + question
+    ids = reader.tokenizer(told, add_special_tokens=False)["input_ids"]
+    assert copied(told) == [*copied(question), *ids, -1]
+    assert copied(told, is_asked=False) == copied(question)  # as of a task without a question

@@ -136,6 +136,9 @@ def test_what_the_question_has_chosen_already_is_read_once(
         ("", "\n塔は何年に建てられましたか\uff1f\n", "塔は何年に建てられましたか\uff1f"),
         ("If you cannot answer the question: say so.", "\nuser: Who?\n", "user: Who?"),
         ("What is this?", "\nQuestion: first\nQuestion: second\n", "second"),
+        ("", "\nuser: Who?\nassistant: Ana?\nuser: Why?\nassistant: ", "user: Why?"),
+        ("", "\nAna: Are you coming?\nBo: Yes.\nSummary:", None),  # what is said to another
+        ("", "\nQ: Which?\nOptions: this, that\nA:", "Q: Which?"),
         ("Text: ", "\n\nSummarize the text.\nSummary:", None),
         ("", "", None),
     ],

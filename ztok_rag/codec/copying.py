@@ -47,13 +47,14 @@ class CopyCosts:
 
 
 class CopySource:
-    """The tokens that the Z-tokens of one prompt hold, by the tokens before them."""
+    """The tokens that an answer to one prompt may copy, by the tokens before them."""
 
     def __init__(
         self,
         sequences: Sequence[NDArray[np.int64]],
         likely: Sequence[NDArray[np.floating[Any]]] | None = None,
         lines: Sequence[Sequence[JoinedLines]] = (),
+        texts: Sequence[Sequence[int]] = (),
     ) -> None:
         """Index the tokens.
 
@@ -63,11 +64,15 @@ class CopySource:
                 where that is not known.
             lines: of each sequence, what may be copied in its place where lines end; none by
                 default.
+            texts: `[m]` token ids of texts that may be copied, too, all of it for nothing.
         """
         self._lines = [(number, own) for number, each in enumerate(lines) for own in each]
         self.ids: list[int] = []
         for ids in (*sequences, *(own.ids for _, own in self._lines)):
             self.ids += [*ids.tolist(), -1]  # no run goes on from one sequence into the next
+        self._held = len(self.ids)  # places from here on are in texts
+        for text in texts:
+            self.ids += [*text, -1]
         self.likely = None if likely is None else self._of_all(likely)
         self.begins = self.likely
         self.places: dict[int, list[int]] = {}
@@ -75,6 +80,9 @@ class CopySource:
             self.places.setdefault(token, []).append(place)
         self.places.pop(-1, None)
         self.every = torch.tensor(sorted(self.places), dtype=torch.long)
+        self._is_free = torch.tensor(
+            [self.places[token][-1] >= self._held for token in self.every.tolist()]
+        )
 
     def point(self, shares: Sequence[NDArray[np.floating[Any]]]) -> None:
         """Take in where a pointer says that the answer begins.
@@ -87,9 +95,10 @@ class CopySource:
         self.begins = [a * b for a, b in zip(likely, pointed, strict=True)]
 
     def _of_all(self, values: Sequence[NDArray[np.floating[Any]]]) -> list[float]:
-        """Values of the sequences' tokens for each of `ids`."""
+        """Values of the sequences' tokens for each of `ids`; 0 in texts."""
         every = [*values, *(values[number][own.owners] for number, own in self._lines)]
-        return [value for own in every for value in (*own.tolist(), 0.0)]
+        held = [value for own in every for value in (*own.tolist(), 0.0)]
+        return held + [0.0] * (len(self.ids) - self._held)
 
     def following(self, written: Sequence[int]) -> list[int]:
         """Places after the longest end of `written`, of up to four tokens, that is here."""
@@ -111,7 +120,7 @@ class CopySource:
         if begins is None:
             return torch.zeros(len(self.every))
         mass = [sum(begins[p] for p in self.places[token]) for token in self.every.tolist()]
-        return _place_costs(mass, costs)
+        return _place_costs(mass, costs).masked_fill(self._is_free, 0.0)
 
     def next_costs(self, places: Sequence[int], costs: CopyCosts) -> tuple[list[int], Tensor]:
         """Tokens that stand at places of `following`, and what each costs.
@@ -124,14 +133,17 @@ class CopySource:
             mass[self.ids[place]] = mass.get(self.ids[place], 0.0) + own
         if self.likely is None:
             return list(mass), torch.zeros(len(mass))
-        return list(mass), _place_costs(list(mass.values()), costs)
+        told = {self.ids[place] for place in places if place >= self._held}
+        is_free = torch.tensor([token in told for token in mass])
+        return list(mass), _place_costs(list(mass.values()), costs).masked_fill(is_free, 0.0)
 
     def end_cost(self, places: Sequence[int], costs: CopyCosts) -> float:
         """What it costs to end the answer before places of `following`.
 
-        It costs nothing where these are unlikely, and the tokens before them are not.
+        It costs nothing where these are unlikely, and the tokens before them are not; nor where
+        one of them is in a text.
         """
-        if self.likely is None:
+        if self.likely is None or any(place >= self._held for place in places):
             return 0.0
         before = sum(self.likely[place - 1] for place in places)
         lost = sum(max(0.0, self.likely[place - 1] - self.likely[place]) for place in places)

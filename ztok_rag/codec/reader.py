@@ -41,6 +41,7 @@ Likely = Sequence[NDArray[np.floating[Any]]]
 
 _NO_REPEAT = 8  # tokens
 _LONGEST_ASKED_FIRST = 256  # tokens
+_LONGEST_QUESTION = 64  # tokens; a longer text after the Z-tokens may hold the answer
 
 
 @dataclass(frozen=True)
@@ -435,12 +436,26 @@ class ZReader:
         source = None
         if copy and sequences:
             lines = [join_lines(z, self.tokenizer) for z in sequences]
-            source = CopySource([z.ids for z in sequences], likely, lines)
+            ids = [z.ids for z in sequences]
+            told = [] if likely is None else self._told_after(arranged, adapter)
+            source = CopySource(ids, likely, lines, told)
         known = [z.ids.tolist() for z in sequences]
         texts = dict.fromkeys(s for s in arranged if isinstance(s, str))
         known += [self._ids(text, adapter) for text in texts]
         costs = copy if isinstance(copy, CopyCosts) else None
         return _Read(inputs, source, known, costs, is_packed, ZPlaces.of(arranged, parts))
+
+    def _told_after(
+        self, arranged: Sequence[Segment | None], adapter: str | None
+    ) -> list[list[int]]:
+        """Token ids of texts after the Z-tokens that are too long to be a mere question.
+
+        What is asked may be about them: the Z-tokens may be examples, or a chat came before.
+        """
+        at = [n for n, segment in enumerate(arranged) if isinstance(segment, ZSequence)]
+        after = arranged[at[-1] + 1 :] if at else []
+        texts = [self._ids(text, adapter) for text in after if isinstance(text, str)]
+        return [ids for ids in texts if len(ids) > _LONGEST_QUESTION]
 
     def _answer(
         self,
