@@ -52,7 +52,7 @@ bench: $(STAMP)
 		--documents $(DATA)/covidqa/documents.jsonl --k 5 --rates 4,8 \
 		--arms $(ARMS),$(COPYING) --limit 40 --measure 1 --output $(RESULTS)/covidqa
 	$(BIN)/python benchmarks/longbench.py --data $(DATA)/longbench --k 4 --rates 4 \
-		--arms $(LONGBENCH_ARMS) --limit 6 --measure 1 --output $(RESULTS)/longbench
+		--arms $(LONGBENCH_ARMS) --limit 12 --measure 1 --output $(RESULTS)/longbench
 	$(BIN)/python benchmarks/latency.py --data $(DATA)/fairytaleqa/val.jsonl \
 		--parts context --lengths 1k,2k,4k,8k --repeats 1 --answers 1 \
 		--output $(RESULTS)/latency_context

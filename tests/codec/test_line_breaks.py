@@ -9,7 +9,7 @@ import torch
 from ztok_rag import ZCompressor, ZReader
 from ztok_rag.codec.base import decode_exactly
 from ztok_rag.codec.copying import CopyFromCodes, CopySource
-from ztok_rag.codec.line_breaks import join_lines
+from ztok_rag.codec.line_breaks import join_lines, runs_with_joined_lines
 
 TEXT = """Hamlin swept the floor,
 drew water from the well, and fetched
@@ -51,6 +51,8 @@ def test_runs_are_joined_one_by_one(compressor: ZCompressor) -> None:
     (joined,) = join_lines(part, tokenizer)
     assert decode_exactly(tokenizer, joined.ids) == " the floor, drew water"
     assert joined.owners.tolist() == [0, 1, 2, 4, 5]
+    runs = runs_with_joined_lines(part, [joined])
+    assert [decode_exactly(tokenizer, run) for run in runs] == [" the floor, drew water", "ill."]
     assert join_lines(compressor.compress([JOINED], 1)[0], tokenizer) == []
 
 

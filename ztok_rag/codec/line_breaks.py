@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +39,20 @@ def join_lines(z: ZSequence, tokenizer: Any) -> list[JoinedLines]:
     """
     texts = [(run, decode_exactly(tokenizer, z.ids[run])) for run in z.runs]
     return [_joined(z, run, text, tokenizer) for run, text in texts if _BREAK.search(text)]
+
+
+def runs_with_joined_lines(z: ZSequence, lines: Sequence[JoinedLines]) -> list[IntArray]:
+    """Token ids of each run of tokens without a gap, with its lines joined.
+
+    Args:
+        z: the sequence.
+        lines: `join_lines` of it.
+    """
+    joined = {own.owners[0]: own.ids for own in lines}
+    return [
+        next((joined[at] for at in joined if run.start <= at < run.stop), z.ids[run])
+        for run in z.runs
+    ]
 
 
 def _joined(z: ZSequence, run: slice, text: str, tokenizer: Any) -> JoinedLines:

@@ -24,7 +24,7 @@ from ztok_rag.codec.batcher import Batcher
 from ztok_rag.codec.copying import CopyCosts, CopyFromCodes, CopySource
 from ztok_rag.codec.filling import fill_gaps
 from ztok_rag.codec.generation import Answer, GreedyDecoder
-from ztok_rag.codec.line_breaks import join_lines
+from ztok_rag.codec.line_breaks import join_lines, runs_with_joined_lines
 from ztok_rag.codec.model import READ, ZModel
 from ztok_rag.codec.pieces import Pieces, before
 from ztok_rag.codec.pointing import ZPlaces, spread
@@ -434,12 +434,17 @@ class ZReader:
                 "of the prompt holds."
             )
         source = None
+        known = [z.ids.tolist() for z in sequences]
         if copy and sequences:
             lines = [join_lines(z, self.tokenizer) for z in sequences]
             ids = [z.ids for z in sequences]
             told = [] if likely is None else self._told_after(arranged, adapter)
             source = CopySource(ids, likely, lines, told)
-        known = [z.ids.tolist() for z in sequences]
+            known = [
+                run.tolist()
+                for z, own in zip(sequences, lines, strict=True)
+                for run in runs_with_joined_lines(z, own)
+            ]
         texts = dict.fromkeys(s for s in arranged if isinstance(s, str))
         known += [self._ids(text, adapter) for text in texts]
         costs = copy if isinstance(copy, CopyCosts) else None
