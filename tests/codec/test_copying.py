@@ -129,7 +129,10 @@ def test_an_answer_may_copy_a_long_text_that_is_asked_about(
         assert source is not None
         return source.ids
 
-    told = "\n\n" + PASSAGE * 2 + question
-    ids = reader.tokenizer(told, add_special_tokens=False)["input_ids"]
+    text = "\n\n" + PASSAGE * 2
+    told = text + question
+    ids = reader.tokenizer(text + "\n\n", add_special_tokens=False)["input_ids"]
     assert copied(told) == [*copied(question), *ids, -1]
+    chat = "\n\nQuestion: When?\nAnswer: " + PASSAGE * 2 + question
+    assert copied(chat) == copied(question)
     assert copied(told, is_asked=False) == copied(question)  # as of a task without a question

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,7 @@ Likely = Sequence[NDArray[np.floating[Any]]]
 
 _NO_REPEAT = 8  # tokens
 _LONGEST_ASKED_FIRST = 256  # tokens
+_TURN = re.compile(r"^(?:question|answer|user|assistant):.*\n?", re.I | re.M)
 _LONGEST_QUESTION = 64  # tokens; a longer text after the Z-tokens may hold the answer
 
 
@@ -455,12 +457,14 @@ class ZReader:
     ) -> list[list[int]]:
         """Token ids of texts after the Z-tokens that are too long to be a mere question.
 
-        What is asked may be about them: the Z-tokens may be examples, or a chat came before.
+        What is asked may be about them, as where the Z-tokens are examples. Turns of a chat are
+        left out: former answers are seldom the next one.
         """
         at = [n for n, segment in enumerate(arranged) if isinstance(segment, ZSequence)]
         after = arranged[at[-1] + 1 :] if at else []
-        texts = [self._ids(text, adapter) for text in after if isinstance(text, str)]
-        return [ids for ids in texts if len(ids) > _LONGEST_QUESTION]
+        texts = [_TURN.sub("", text) for text in after if isinstance(text, str)]
+        ids = [self._ids(text, adapter) for text in texts]
+        return [own for own in ids if len(own) > _LONGEST_QUESTION]
 
     def _answer(
         self,

@@ -31,6 +31,7 @@ from ztok_rag.codec.model import READ
 from ztok_rag.codec.speculation import Speculate
 from ztok_rag.errors import ZtokError
 from ztok_rag.llamaindex.arguments import refuse_unknown_fields
+from ztok_rag.llamaindex.chats import messages_to_prompt
 from ztok_rag.llamaindex.cleaning import Cleaner
 from ztok_rag.llamaindex.looks import Looks, look
 from ztok_rag.llamaindex.remote import RemoteLLM, Reply
@@ -188,6 +189,8 @@ class ZTokenLLM(MadeAgain, CustomLLM):
                 shortest answer is longer than the longest.
         """
         refuse_unknown_fields(type(self), kwargs)
+        if adapter == READ:
+            kwargs.setdefault("messages_to_prompt", messages_to_prompt)
         super().__init__(
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
