@@ -436,7 +436,6 @@ class ZReader:
                 "of the prompt holds."
             )
         source = None
-        known = [z.ids.tolist() for z in sequences]
         if copy and sequences:
             lines = [join_lines(z, self.tokenizer) for z in sequences]
             ids = [z.ids for z in sequences]
@@ -447,6 +446,8 @@ class ZReader:
                 for z, own in zip(sequences, lines, strict=True)
                 for run in runs_with_joined_lines(z, own)
             ]
+        else:
+            known = [z.ids.tolist() for z in sequences]
         texts = dict.fromkeys(s for s in arranged if isinstance(s, str))
         known += [self._ids(text, adapter) for text in texts]
         costs = copy if isinstance(copy, CopyCosts) else None

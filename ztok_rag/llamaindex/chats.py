@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
-
-_LAST_QUESTION = re.compile(r"\s*\n([^:\n]*\?)$")
 
 
 def messages_to_prompt(messages: Sequence[ChatMessage]) -> str:
@@ -17,7 +14,7 @@ def messages_to_prompt(messages: Sequence[ChatMessage]) -> str:
     after "user:" and "assistant:".
     """
     parts = [_labelled(message.role, (message.content or "").strip()) for message in messages]
-    asks_itself = parts and "\n" in parts[-1].strip() and parts[-1].endswith(":")
+    asks_itself = parts and "\n" in parts[-1] and parts[-1].endswith(":")
     return "\n".join(parts if asks_itself else [*parts, "Answer:"])
 
 
@@ -27,7 +24,9 @@ def _labelled(role: MessageRole, content: str) -> str:
         return f"Answer: {content}"
     if role != MessageRole.USER:
         return f"{content}\n"
-    if "\n" not in content:
+    rest, _, last = content.rpartition("\n")
+    if not rest:
         return f"Question: {content}"
     # A prompt of its own, which may end in a question.
-    return _LAST_QUESTION.sub(r"\n\nQuestion: \1", content)
+    is_question = last.endswith("?") and ":" not in last
+    return f"{rest.rstrip()}\n\nQuestion: {last}" if is_question else content
