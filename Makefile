@@ -64,6 +64,8 @@ bench: $(STAMP)
 		--output $(RESULTS)/ablations_squad
 	$(BIN)/python benchmarks/ablations.py --data $(DATA)/fairytaleqa/val.jsonl --limit 40 \
 		--output $(RESULTS)/ablations_fairytaleqa
+	$(BIN)/python benchmarks/follow_ups.py --data $(DATA)/doqa/train.jsonl --limit 150 \
+		--output $(RESULTS)/follow_ups
 	$(BIN)/python benchmarks/speculation.py --data $(DATA)/squad/dev.jsonl \
 		--summaries $(DATA)/sum_scitldr/train.jsonl --limit 4 --output $(RESULTS)/speculation
 	$(BIN)/python benchmarks/serving.py --data $(DATA)/squad/dev.jsonl \

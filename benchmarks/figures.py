@@ -36,6 +36,7 @@ from tables.paper import paper_section
 from tables.reading import (
     ablations_section,
     determinism_section,
+    follow_ups_section,
     lossless_section,
     speculation_section,
     writing_section,
@@ -91,6 +92,7 @@ SECTIONS = {
     "store_size": Section("A store of a million texts", store_section),
     "determinism": Section("Codes and the batch", determinism_section),
     "ablations": Section("What each part of reading gives", ablations_section),
+    "follow_ups": Section("Follow-up questions of a chat", follow_ups_section),
     "speculation": Section("Passes and time with drafts", speculation_section),
     "writing": Section("Writing in Z-space", writing_section, "writing.png"),
     "lossless": Section("Lossless files", lossless_section),

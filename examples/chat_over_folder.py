@@ -22,7 +22,7 @@ def main() -> None:
     documents = SimpleDirectoryReader(options.folder, recursive=True).load_data()
     index = VectorStoreIndex.from_documents(documents, embed_model=default_embedding())
     engine = index.as_chat_engine(
-        chat_mode="context",
+        chat_mode="condense_plus_context",  # retrieves for "And when?" by the turn before it, too
         llm=ZTokenLLM(),
         # The budget is spent on pieces of the chunks that are likely to contain the answer.
         node_postprocessors=[ZTokenPostprocessor(token_budget=options.budget)],

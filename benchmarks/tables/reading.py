@@ -11,6 +11,11 @@ _DRAFTS = ("speculate", "lookup", "head", "both")
 _WRITING = {
     "passes": 1, "seconds": 1, "tokens": 1, "tokens_per_pass": 2, "perplexity": 2, "rouge_l": 1,
 }  # fmt: skip
+_FOLLOW_UPS = {
+    "question": "the question as it is",
+    "reader": "what the reader writes, asked to rewrite it",
+    "follow-up": "what `ZTokenLLM` makes of it",
+}
 _BATCHES = {
     "batches": "together",
     "batches, 2 threads": "together, by two threads",
@@ -46,6 +51,23 @@ def ablations_section(results: Results, place: Place) -> str:
         made = table(header, lines)
         out.append(f"### {task}, {rows[0]['n']} questions\n\n{made}\n\n{results.source(rows)}")
     return "\n\n".join(out)
+
+
+def follow_ups_section(results: Results, place: Place) -> str:
+    """A table of how often each way of asking a follow-up question finds its context."""
+    rows = results.where(benchmark="follow_ups")
+    if not rows:
+        return ""
+    columns = list(dict.fromkeys((row["task"], row["k"]) for row in rows))
+    lines = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        found = (pick(rows, arm=arm, task=task, k=k) for task, k in columns)
+        cells = ["" if row is None else score(row) for row in found]
+        lines.append(bold([_FOLLOW_UPS.get(arm, arm), *cells], arm == "follow-up"))
+    header = ["retrieved by", *(f"{task}, best {k}" for task, k in columns)]
+    made = table(header, lines)
+    note = results.note("follow_ups")
+    return f"{made}\n\n{note} The rule was chosen on such dialogues. {results.source(rows)}"
 
 
 def speculation_section(results: Results, place: Place) -> str:

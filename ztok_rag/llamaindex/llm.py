@@ -33,6 +33,7 @@ from ztok_rag.errors import ZtokError
 from ztok_rag.llamaindex.arguments import refuse_unknown_fields
 from ztok_rag.llamaindex.chats import messages_to_prompt
 from ztok_rag.llamaindex.cleaning import Cleaner
+from ztok_rag.llamaindex.follow_ups import FollowUp
 from ztok_rag.llamaindex.looks import Looks, look
 from ztok_rag.llamaindex.remote import RemoteLLM, Reply
 from ztok_rag.llamaindex.sending import MadeAgain
@@ -366,6 +367,8 @@ class ZTokenLLM(MadeAgain, CustomLLM):
         if self._server is not None:
             asked = self._formatted(prompt, formatted)
             return _of_server(self._server.complete(asked, self._sent(kwargs)))
+        if (standalone := self._standalone(prompt, formatted, kwargs)) is not None:
+            return standalone
         read, arguments = self._prepare(prompt, formatted, kwargs)
         (answer,) = self.reader.generate([read.segments], likely=[read.likely], **arguments)
         return self._whole(read, answer)
@@ -376,6 +379,9 @@ class ZTokenLLM(MadeAgain, CustomLLM):
         if self._server is not None:
             asked = self._formatted(prompt, formatted)
             return _of_server(await self._server.acomplete(asked, self._sent(kwargs)))
+        standalone = await in_thread(self._standalone, prompt, formatted, kwargs)
+        if standalone is not None:
+            return standalone
         read, arguments = await in_thread(self._prepare, prompt, formatted, kwargs)
         written = await self.reader.batcher.generate(read.segments, likely=read.likely, **arguments)
         return await in_thread(self._whole, read, written.text, written.ended)
@@ -394,6 +400,8 @@ class ZTokenLLM(MadeAgain, CustomLLM):
                     yield _of_server(reply, text)
 
             return respond_from_server()
+        if (standalone := self._standalone(prompt, formatted, kwargs)) is not None:
+            return _in_pieces(standalone)
         read, arguments = self._prepare(prompt, formatted, kwargs)
         pieces = self.reader.stream(read.segments, likely=read.likely, **arguments)
 
@@ -425,6 +433,9 @@ class ZTokenLLM(MadeAgain, CustomLLM):
                         yield _of_server(reply, text)
 
             return respond_from_server()
+        standalone = await in_thread(self._standalone, prompt, formatted, kwargs)
+        if standalone is not None:
+            return _in_async_pieces(standalone)
         read, arguments = await in_thread(self._prepare, prompt, formatted, kwargs)
 
         async def respond() -> CompletionResponseAsyncGen:
@@ -443,6 +454,25 @@ class ZTokenLLM(MadeAgain, CustomLLM):
             yield await in_thread(self._response, read, text, delta="", final=True, ended=ended)
 
         return respond()
+
+    def _standalone(
+        self, prompt: str, formatted: bool, kwargs: dict[str, Any]
+    ) -> CompletionResponse | None:
+        """A follow-up question that stands alone, where a chat engine asks for it.
+
+        The trained reader cannot write one, so no LLM runs. `None` for other prompts.
+        """
+        follow_up = FollowUp.of(self._formatted(prompt, formatted))
+        if follow_up is None or self.adapter != READ:
+            return None
+        self._arguments(kwargs)  # says so if one is not known
+        reader = self.reader
+        question = follow_up.standalone(
+            self.scorer.embed_model, reader.tokenizer, reader.model.token_code.rarity
+        )
+        usage = {"prompt_tokens": 0, "completion_tokens": 0}
+        raw = {"usage": usage, "finish_reason": _STOP}
+        return CompletionResponse(text=question, additional_kwargs={"sources": []}, raw=raw)
 
     def _whole(self, read: Looks, answer: str, ended: bool | None = None) -> CompletionResponse:
         return self._response(read, escape_handles(answer.strip()), final=True, ended=ended)
@@ -540,6 +570,17 @@ class ZTokenLLM(MadeAgain, CustomLLM):
                 f"with api_base, a server answers, and {changed[0]!r} is its own to choose; leave "
                 "it out."
             )
+
+
+def _in_pieces(response: CompletionResponse) -> CompletionResponseGen:
+    """A whole response as a stream has it."""
+    yield response.model_copy(update={"delta": response.text})
+    yield response.model_copy(update={"delta": ""})
+
+
+async def _in_async_pieces(response: CompletionResponse) -> CompletionResponseAsyncGen:
+    for piece in _in_pieces(response):
+        yield piece
 
 
 def _of_server(reply: Reply, text: str | None = None) -> CompletionResponse:
