@@ -12,6 +12,7 @@ import torch
 from tests.conftest import BAKERY, PASSAGE
 from ztok_rag import ZCompressor, ZReader, ZtokError
 from ztok_rag.codec.copying import CopyCosts, CopyFromCodes, CopySource
+from ztok_rag.codec.told import told_after
 
 END = 2
 IDS = [np.array([5, 6, 7, 8]), np.array([9, 6, 3])]
@@ -67,16 +68,13 @@ def test_a_pointer_names_where_the_answer_begins() -> None:
         assert costs(source, [6]) == then
 
 
-def test_a_text_is_copied_for_nothing() -> None:
-    source = CopySource(IDS, LIKELY, texts=[[11, 5, 10]])
-    first, alone = costs(source, []), costs(CopySource(IDS, LIKELY), [])
-    assert first[11] == first[5] == first[10] == 0 < alone[5]
-    assert first[6:10] == alone[6:10]
-    then = costs(source, [5])
-    assert then[10] == then[6] == then[END] == 0
-    assert then[8] == CopyCosts().after
-    own, of_codes = costs(source, [6]), costs(CopySource(IDS, LIKELY), [6])
-    assert own[:10] == of_codes[:10] and own[11] == CopyCosts().after
+def test_a_pointer_leaves_alone_what_it_knows_nothing_of() -> None:
+    source = CopySource([*IDS, np.array([11, 10])], [*LIKELY, np.array([0.4, 0.1])])
+    source.point([np.array([0.1, 0.1, 0.1, 0.1]), np.array([0.1, 0.4, 0.1])])
+    first = costs(source, [])
+    assert first[6] == 0  # 0.4 x 0.4, and where it stands besides
+    assert first[11] == pytest.approx(CopyCosts().place * math.log((0.16 + 0.02) / 0.16))
+    assert first[11] < first[10] < first[5]
 
 
 def test_costs_of_nothing_leave_likely_places_alone() -> None:
@@ -121,8 +119,11 @@ def test_an_answer_may_copy_a_long_text_that_is_asked_about(
     (z,) = compressor.compress([BAKERY], rate=4)
     question = "\n\nQuestion: Who wrote it?\nAnswer:"
 
-    def copied(text: str, *, is_asked: bool = True) -> list[int]:
-        likely = [np.ones(len(z.ids))] if is_asked else None
+    def copied(text: str, *, is_told: bool = True) -> list[int]:
+        told = told_after([z, text], reader.tokenizer)
+        likely = [np.ones(len(z.ids))]
+        if is_told and told is not None:
+            likely.append(np.ones(len(told)))
         processors: Any = reader.begin([z, text], likely=likely).processor
         (copying,) = (p for p in processors if isinstance(p, CopyFromCodes))
         (source,) = copying.sources
@@ -131,8 +132,18 @@ def test_an_answer_may_copy_a_long_text_that_is_asked_about(
 
     text = "\n\n" + PASSAGE * 2
     told = text + question
-    ids = reader.tokenizer(text + "\n\n", add_special_tokens=False)["input_ids"]
+    ids = reader.tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
     assert copied(told) == [*copied(question), *ids, -1]
     chat = "\n\nQuestion: When?\nAnswer: " + PASSAGE * 2 + question
     assert copied(chat) == copied(question)
-    assert copied(told, is_asked=False) == copied(question)  # as of a task without a question
+    assert copied(told, is_told=False) == copied(question)
+    with pytest.raises(ZtokError, match="each that each sequence"):
+        reader.begin([z, told], likely=[np.ones(len(z.ids)), np.ones(len(ids) - 1)])
+
+
+@pytest.mark.parametrize("text", ["", "\n\nQuestion: Who wrote it?\nAnswer:", "\n\nToo short."])
+def test_a_mere_question_tells_nothing(text: str, compressor: ZCompressor) -> None:
+    (z,) = compressor.compress([BAKERY], rate=4)
+    assert told_after([z, text], compressor.tokenizer) is None
+    assert told_after([PASSAGE * 3, text], compressor.tokenizer) is None
+    assert told_after([], compressor.tokenizer) is None

@@ -9,6 +9,7 @@ from tests.conftest import BAKERY, PASSAGE
 from ztok_rag import ZCompressor
 from ztok_rag.codec.reader import Segment
 from ztok_rag.codec.sequence import ZSequence
+from ztok_rag.codec.told import told_after
 from ztok_rag.selection.look_twice import LookTwice
 from ztok_rag.selection.reading import Reading, read_once
 
@@ -64,6 +65,28 @@ def test_text_is_told_of_where_it_is_to_be_copied(compressor: ZCompressor) -> No
     best = int(z.ids[reading.likely[0].argmax()])
     assert compressor.tokenizer.decode([best]).strip() in "Tomas Berg"
     assert read_once(compressor.model, [QUESTION], copies_text=True).likely is None
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+def test_a_long_text_after_the_z_tokens_is_told_of_too(compressor: ZCompressor, looks: int) -> None:
+    zs = compressor.compress([BAKERY, BAKERY[::-1], BAKERY[::-2]], 4)
+    instructions = "Be brief. Take the words of the text, and write no more than is asked for. "
+    for text, is_likely in ((PASSAGE, True), (instructions * 5, False)):
+        segments: list[Segment] = [*zs, f"\n\n{text}{QUESTION}"]
+        reading = (
+            read_once(compressor.model, segments)
+            if looks == 1
+            else LookTwice().read(compressor.reader, segments)
+        )
+        assert len(reading.looks) == looks and reading.likely is not None
+        told = told_after(reading.last, compressor.tokenizer)
+        assert told is not None and told.text == text.strip()
+        *held, own = reading.likely
+        assert len(own) == len(told)
+        assert (float(own.max()) > max(float(each.max()) for each in held)) == is_likely
+        if is_likely:
+            (a, b) = told.tokens.spans[own.argmax()]
+            assert text[a:b].strip() in "Tomas Berg"
 
 
 def test_nothing_tells_without_a_question_or_a_relevance_model(compressor: ZCompressor) -> None:

@@ -54,7 +54,6 @@ class CopySource:
         sequences: Sequence[NDArray[np.int64]],
         likely: Sequence[NDArray[np.floating[Any]]] | None = None,
         lines: Sequence[Sequence[JoinedLines]] = (),
-        texts: Sequence[Sequence[int]] = (),
     ) -> None:
         """Index the tokens.
 
@@ -64,15 +63,12 @@ class CopySource:
                 where that is not known.
             lines: of each sequence, what may be copied in its place where lines end; none by
                 default.
-            texts: `[m]` token ids of texts that may be copied, too, all of it for nothing.
         """
         self._lines = [(number, own) for number, each in enumerate(lines) for own in each]
+        self._sequences = sequences
         self.ids: list[int] = []
         for ids in (*sequences, *(own.ids for _, own in self._lines)):
             self.ids += [*ids.tolist(), -1]  # no run goes on from one sequence into the next
-        self._held = len(self.ids)  # places from here on are in texts
-        for text in texts:
-            self.ids += [*text, -1]
         self.likely = None if likely is None else self._of_all(likely)
         self.begins = self.likely
         self.places: dict[int, list[int]] = {}
@@ -80,25 +76,24 @@ class CopySource:
             self.places.setdefault(token, []).append(place)
         self.places.pop(-1, None)
         self.every = torch.tensor(sorted(self.places), dtype=torch.long)
-        self._is_free = torch.tensor(
-            [self.places[token][-1] >= self._held for token in self.every.tolist()]
-        )
 
     def point(self, shares: Sequence[NDArray[np.floating[Any]]]) -> None:
         """Take in where a pointer says that the answer begins.
 
         Args:
-            shares: `[n]` of each sequence, how likely that is at each token.
+            shares: `[n]` of each of the first sequences, how likely that is at each token. In
+                others, of which the pointer knows nothing, all are as likely as the likeliest.
         """
-        pointed = self._of_all(shares)
+        top = max(float(own.max()) for own in shares)
+        others = [np.full(len(ids), top) for ids in self._sequences[len(shares) :]]
+        pointed = self._of_all([*shares, *others])
         likely = self.likely or [1.0] * len(pointed)
         self.begins = [a * b for a, b in zip(likely, pointed, strict=True)]
 
     def _of_all(self, values: Sequence[NDArray[np.floating[Any]]]) -> list[float]:
-        """Values of the sequences' tokens for each of `ids`; 0 in texts."""
+        """Values of the sequences' tokens for each of `ids`."""
         every = [*values, *(values[number][own.owners] for number, own in self._lines)]
-        held = [value for own in every for value in (*own.tolist(), 0.0)]
-        return held + [0.0] * (len(self.ids) - self._held)
+        return [value for own in every for value in (*own.tolist(), 0.0)]
 
     def following(self, written: Sequence[int]) -> list[int]:
         """Places after the longest end of `written`, of up to four tokens, that is here."""
@@ -120,7 +115,7 @@ class CopySource:
         if begins is None:
             return torch.zeros(len(self.every))
         mass = [sum(begins[p] for p in self.places[token]) for token in self.every.tolist()]
-        return _place_costs(mass, costs).masked_fill(self._is_free, 0.0)
+        return _place_costs(mass, costs)
 
     def next_costs(self, places: Sequence[int], costs: CopyCosts) -> tuple[list[int], Tensor]:
         """Tokens that stand at places of `following`, and what each costs.
@@ -133,17 +128,14 @@ class CopySource:
             mass[self.ids[place]] = mass.get(self.ids[place], 0.0) + own
         if self.likely is None:
             return list(mass), torch.zeros(len(mass))
-        told = {self.ids[place] for place in places if place >= self._held}
-        is_free = torch.tensor([token in told for token in mass])
-        return list(mass), _place_costs(list(mass.values()), costs).masked_fill(is_free, 0.0)
+        return list(mass), _place_costs(list(mass.values()), costs)
 
     def end_cost(self, places: Sequence[int], costs: CopyCosts) -> float:
         """What it costs to end the answer before places of `following`.
 
-        It costs nothing where these are unlikely, and the tokens before them are not; nor where
-        one of them is in a text.
+        It costs nothing where these are unlikely, and the tokens before them are not.
         """
-        if self.likely is None or any(place >= self._held for place in places):
+        if self.likely is None:
             return 0.0
         before = sum(self.likely[place - 1] for place in places)
         lost = sum(max(0.0, self.likely[place - 1] - self.likely[place]) for place in places)

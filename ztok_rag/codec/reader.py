@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -32,18 +31,20 @@ from ztok_rag.codec.pointing import ZPlaces, spread
 from ztok_rag.codec.prompts import REPEAT_PROMPT
 from ztok_rag.codec.sequence import ZSequence, sequences_of
 from ztok_rag.codec.speculation import BOTH, HEAD, LOOKUP, Drafter, Speculate, drafts_by
+from ztok_rag.codec.told import Told, told_after
 from ztok_rag.errors import SequenceError, ZtokError
 from ztok_rag.inputs import as_list, repair_surrogates
 
 Segment = str | ZSequence
 Prompt = str | Sequence[Segment]
 Likely = Sequence[NDArray[np.floating[Any]]]
-"""Of each sequence of a prompt `[n]`, how likely each token that it holds is part of the answer."""
+"""Of each sequence of a prompt `[n]`, how likely each token that it holds is part of the answer.
+
+The text that `told_after` finds may come last, likewise.
+"""
 
 _NO_REPEAT = 8  # tokens
 _LONGEST_ASKED_FIRST = 256  # tokens
-_TURN = re.compile(r"^(?:question|answer|user|assistant):.*\n?", re.I | re.M)
-_LONGEST_QUESTION = 64  # tokens; a longer text after the Z-tokens may hold the answer
 
 
 @dataclass(frozen=True)
@@ -430,17 +431,15 @@ class ZReader:
         is_packed = any(z.codes.shape[1] > 1 and len(z.ids) > len(z) for z in sequences)
         if copy is None:
             copy = adapter == READ and is_packed
-        if likely is not None and list(map(len, likely)) != [len(z.ids) for z in sequences]:
-            raise ZtokError(
-                "how likely tokens are part of the answer must be told of each that each sequence "
-                "of the prompt holds."
-            )
+        told = None if likely is None else told_after(arranged, self.tokenizer)
+        _check_likely(likely, [len(z.ids) for z in sequences], told)
         source = None
         if copy and sequences:
             lines = [join_lines(z, self.tokenizer) for z in sequences]
             ids = [z.ids for z in sequences]
-            told = [] if likely is None else self._told_after(arranged, adapter)
-            source = CopySource(ids, likely, lines, told)
+            if told is not None and likely is not None and len(likely) > len(ids):
+                ids.append(told.tokens.ids)
+            source = CopySource(ids, likely, lines)
             known = [
                 run.tolist()
                 for z, own in zip(sequences, lines, strict=True)
@@ -452,20 +451,6 @@ class ZReader:
         known += [self._ids(text, adapter) for text in texts]
         costs = copy if isinstance(copy, CopyCosts) else None
         return _Read(inputs, source, known, costs, is_packed, ZPlaces.of(arranged, parts))
-
-    def _told_after(
-        self, arranged: Sequence[Segment | None], adapter: str | None
-    ) -> list[list[int]]:
-        """Token ids of texts after the Z-tokens that are too long to be a mere question.
-
-        What is asked may be about them, as where the Z-tokens are examples. Turns of a chat are
-        left out: former answers are seldom the next one.
-        """
-        at = [n for n, segment in enumerate(arranged) if isinstance(segment, ZSequence)]
-        after = arranged[at[-1] + 1 :] if at else []
-        texts = [_TURN.sub("", text) for text in after if isinstance(text, str)]
-        ids = [self._ids(text, adapter) for text in texts]
-        return [own for own in ids if len(own) > _LONGEST_QUESTION]
 
     def _answer(
         self,
@@ -568,3 +553,13 @@ class ZReader:
     def text(self, answer: Answer) -> str:
         """What is written of an answer."""
         return self.tokenizer.decode(answer.tokens, skip_special_tokens=True)  # type: ignore[no-any-return]
+
+
+def _check_likely(likely: Likely | None, held: list[int], told: Told | None) -> None:
+    """Raise `ZtokError` unless it tells of all tokens held, and of those told or of none."""
+    known = [held] if told is None else [held, [*held, len(told)]]
+    if likely is not None and list(map(len, likely)) not in known:
+        raise ZtokError(
+            "how likely tokens are part of the answer must be told of each that each sequence "
+            "of the prompt holds."
+        )

@@ -24,6 +24,8 @@ def find_likely(
     texts: Sequence[str],
     tokens: Sequence[CompressedText],
     scorer: SentenceScorer | None = None,
+    *,
+    beside: int = 0,
 ) -> list[FloatArray]:
     """Probability that each token of each text is part of the answer.
 
@@ -33,6 +35,7 @@ def find_likely(
         texts: the texts.
         tokens: the same texts, compressed, weighed or not.
         scorer: tells sentences apart, too; `None` leaves that out.
+        beside: how many of the last texts it says nothing of.
 
     Returns:
         `[n_tokens]` for each text. The sum over all texts is 1.
@@ -43,12 +46,17 @@ def find_likely(
     else:
         features = [PassageFeatures.of(t, own) for t, own in zip(texts, tokens, strict=True)]
         found = find_answers(model, question, features)
+    likely = [own.astype(np.float64) for own in found]
     if scorer is None:
-        return [own.astype(np.float64) for own in found]
+        return likely
+    last = len(texts) - beside
     sentences = [
-        owners(own.spans, split_sentences(t)) for t, own in zip(texts, tokens, strict=True)
+        owners(own.spans, split_sentences(t))
+        for t, own in zip(texts[:last], tokens[:last], strict=True)
     ]
-    return _combine(found, scorer.probabilities(question, texts), sentences)
+    told_apart = _combine(found[:last], scorer.probabilities(question, texts[:last]), sentences)
+    mass = sum(float(own.sum()) for own in likely[:last])
+    return [*(mass * own for own in told_apart), *likely[last:]]
 
 
 def _combine(

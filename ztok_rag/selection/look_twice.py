@@ -19,7 +19,7 @@ from ztok_rag.codec.reader import Segment, ZReader
 from ztok_rag.codec.sequence import ZSequence, sequences_of
 from ztok_rag.errors import ZtokError
 from ztok_rag.selection.evidence import find_likely
-from ztok_rag.selection.reading import Reading, asked_by, read_once, unpack
+from ztok_rag.selection.reading import Reading, asked_by, read_once, unpack, unpack_told
 from ztok_rag.selection.sentences import FloatArray, SentenceScorer
 from ztok_rag.selection.text_pieces import TextPieces, choose_pieces
 
@@ -84,7 +84,11 @@ class LookTwice:
         if model.selector is None and scorer is None and math.isinf(rate):
             return read_once(model, segments)
         texts, tokens = unpack([(z, slice(0, len(z.places))) for z in sequences], reader.tokenizer)
-        likely = find_likely(model, question, texts, tokens, scorer)
+        told, told_tokens = unpack_told(model, segments)
+        found = find_likely(
+            model, question, [*texts, *told], [*tokens, *told_tokens], scorer, beside=len(told)
+        )
+        likely, beside = found[: len(texts)], found[len(texts) :]
         looks: list[list[Segment]] = []
         if math.isfinite(rate):
             first = [s.at(rate) if isinstance(s, ZSequence) else s for s in segments]
@@ -92,12 +96,14 @@ class LookTwice:
             budget -= sum(map(len, sequences_of(first)))
             pointed = _pointed(reader, first, ask_first)
             likely = [a * b for a, b in zip(likely, pointed, strict=True)]
+            beside = [max(float(b.max()) for b in pointed) * own for own in beside]
         parts = [TextPieces(text, own) for text, own in zip(texts, tokens, strict=True)]
         scores = [part.scores(own) for part, own in zip(parts, likely, strict=True)]
         chosen = choose_pieces(parts, scores, budget, model.config.slots)
         pieces = iter(chosen)
         looks.append([next(pieces) if isinstance(s, ZSequence) else s for s in segments])
-        return Reading(looks, [own[z.places] for own, z in zip(likely, chosen, strict=True)])
+        held = [own[z.places] for own, z in zip(likely, chosen, strict=True)]
+        return Reading(looks, [*held, *beside])
 
     def _may_choose(self, sequences: Sequence[ZSequence]) -> bool:
         """Whether texts are long enough, and not read as text or chosen from already."""

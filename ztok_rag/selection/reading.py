@@ -10,7 +10,8 @@ import numpy as np
 
 from ztok_rag.codec.base import decode_exactly, tokenize_exactly
 from ztok_rag.codec.compressed_text import CompressedText
-from ztok_rag.codec.sequence import ZSequence, sequences_of
+from ztok_rag.codec.sequence import IntArray, ZSequence, sequences_of
+from ztok_rag.codec.told import told_after
 from ztok_rag.inputs import repair_surrogates
 from ztok_rag.selection.asked import find_question
 from ztok_rag.selection.evidence import find_likely
@@ -28,7 +29,8 @@ class Reading:
     Attributes:
         looks: the prompt as it is read in each look; the answer is read from the last.
         likely: of each sequence in the last look `[n]`, how likely each token that it holds is
-            part of the answer; `None` where nothing tells.
+            part of the answer, then of the text that `told_after` finds, if any; `None` where
+            nothing tells.
     """
 
     looks: list[list[Segment]]
@@ -62,8 +64,10 @@ def read_once(model: ZModel, segments: Sequence[Segment], *, copies_text: bool =
     runs = [z.runs for z in sequences]
     parts = [(z, run) for z, own in zip(sequences, runs, strict=True) for run in own]
     texts, tokens = unpack(parts, model.base.tokenizer)
-    found = iter(find_likely(model, question, texts, tokens))
-    return Reading([segments], [np.concatenate([next(found) for _ in own]) for own in runs])
+    told, told_tokens = unpack_told(model, segments)
+    found = iter(find_likely(model, question, [*texts, *told], [*tokens, *told_tokens]))
+    likely = [np.concatenate([next(found) for _ in own]) for own in runs]
+    return Reading([segments], [*likely, *found])
 
 
 def asked_by(segments: Sequence[Segment]) -> str | None:
@@ -88,18 +92,33 @@ def unpack(
     """
     ids = [z.ids[run] for z, run in parts]
     texts = [decode_exactly(tokenizer, own) for own in ids]
-    compressed = []
     alone = tokenize_exactly(tokenizer, texts)
-    for (z, run), own, text, tokens in zip(parts, ids, texts, alone, strict=True):
-        compressed.append(
-            CompressedText(
-                ids=own,
-                levels=np.zeros(len(own), np.uint8),
-                starts=z.run_starts(run, tokens),
-                characters=len(text),
-                fingerprint=z.fingerprint,
-                digest=z.digest,
-                code=z.code,
-            )
-        )
+    compressed = [
+        _unweighed(own, z.run_starts(run, tokens), text, z)
+        for (z, run), own, text, tokens in zip(parts, ids, texts, alone, strict=True)
+    ]
     return texts, compressed
+
+
+def unpack_told(
+    model: ZModel, segments: Sequence[Segment]
+) -> tuple[list[str], list[CompressedText]]:
+    """As `unpack`, the text that `told_after` finds in a prompt; none where it finds none."""
+    told = told_after(segments, model.base.tokenizer)
+    if told is None:
+        return [], []
+    (z, *_) = sequences_of(segments)
+    return [told.text], [_unweighed(told.tokens.ids, told.tokens.starts, told.text, z)]
+
+
+def _unweighed(ids: IntArray, starts: IntArray, text: str, z: ZSequence) -> CompressedText:
+    """Tokens of a text as of the checkpoint of `z`, which all weigh alike."""
+    return CompressedText(
+        ids=ids,
+        levels=np.zeros(len(ids), np.uint8),
+        starts=starts,
+        characters=len(text),
+        fingerprint=z.fingerprint,
+        digest=z.digest,
+        code=z.code,
+    )
