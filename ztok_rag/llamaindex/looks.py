@@ -71,13 +71,14 @@ def look(
     segments = split_prompt(prompt, secret, reader.fingerprint, reader.model.token_code)
     sequences = sequences_of(segments)
     ms = 1000 * (time.perf_counter() - started)
-    reading = Reading([segments])
+    reading, copies_text = Reading([segments]), bool(copying)
     if adapter == READ and look_twice:
         how = LookTwice() if isinstance(look_twice, bool) else look_twice
-        reading = how.read(reader, segments, ask_first=ask_first, scorer=scorer)
-    if adapter == READ and reading.likely is None and copying is not False:
-        once = read_once(reader.model, reading.last, copies_text=copying is not None)
-        reading = Reading(reading.looks, once.likely)
+        reading = how.read(
+            reader, segments, ask_first=ask_first, scorer=scorer, copies_text=copies_text
+        )
+    elif adapter == READ and copying is not False:
+        reading = read_once(reader.model, segments, copies_text=copies_text)
     counts = [reader.count_tokens(s, adapter=adapter, ask_first=ask_first) for s in reading.looks]
     if sequences:
         dispatcher.event(

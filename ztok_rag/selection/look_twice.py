@@ -62,6 +62,7 @@ class LookTwice:
         *,
         ask_first: bool = True,
         scorer: SentenceScorer | None = None,
+        copies_text: bool = False,
     ) -> Reading:
         """How a prompt is read, in one look or in two.
 
@@ -72,6 +73,7 @@ class LookTwice:
             segments: text and sequences in reading order.
             ask_first: read the question before the Z-tokens, too, in the first look.
             scorer: tells which sentences are about the question; `None` leaves that out.
+            copies_text: where it is read once, as `read_once`.
 
         Returns:
             Each look has the same segments, with other Z-tokens of the same texts.
@@ -79,10 +81,10 @@ class LookTwice:
         sequences, model = sequences_of(segments), reader.model
         question = asked_by(segments) if self._may_choose(sequences) else None
         if question is None:
-            return read_once(model, segments)
+            return read_once(model, segments, copies_text=copies_text)
         budget, rate = self._plan(sequences, can_point=model.pointer is not None)
         if model.selector is None and scorer is None and math.isinf(rate):
-            return read_once(model, segments)
+            return read_once(model, segments, copies_text=copies_text)
         texts, tokens = unpack([(z, slice(0, len(z.places))) for z in sequences], reader.tokenizer)
         told, told_tokens = unpack_told(model, segments)
         found = find_likely(
