@@ -9,14 +9,17 @@ from llama_index.core.chat_engine.condense_question import DEFAULT_TEMPLATE
 
 from ztok_rag import ZCompressor, ZTokenLLM
 from ztok_rag.errors import ZtokError
-from ztok_rag.llamaindex.follow_ups import FollowUp
+from ztok_rag.llamaindex.follow_ups import FollowUp, Turn
 from ztok_rag.selection.embedding import default_embedder
 
 HISTORY = (
     "user: When does the bakery open?\nassistant: At six.\n"
     "user: Who built the lighthouse on Brannock Point?\nassistant: Ada Merrow"
 )
-TURN = "Who built the lighthouse on Brannock Point? Ada Merrow."
+FIRST = Turn("When does the bakery open?", "When does the bakery open? At six.")
+BUILT = "Who built the lighthouse on Brannock Point?"
+TURN = f"{BUILT} Ada Merrow."
+TURNS = (FIRST, Turn(BUILT, TURN))
 TEMPLATES = (DEFAULT_CONDENSE_PROMPT_TEMPLATE, DEFAULT_TEMPLATE)
 
 
@@ -28,8 +31,8 @@ def llm(compressor: ZCompressor) -> ZTokenLLM:
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_takes_a_prompt_apart(template: str) -> None:
     prompt = template.format(chat_history=HISTORY, question="In which\n year?")
-    assert FollowUp.of(prompt) == FollowUp(TURN, "In which year?")
-    assert FollowUp.of(f"{prompt.rstrip()}\nAnswer:") == FollowUp(TURN, "In which year?")
+    assert FollowUp.of(prompt) == FollowUp(TURNS, "In which year?")
+    assert FollowUp.of(f"{prompt.rstrip()}\nAnswer:") == FollowUp(TURNS, "In which year?")
 
 
 @pytest.mark.parametrize(
@@ -47,18 +50,25 @@ def test_leaves_other_prompts_alone(prompt: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("history", "turn"),
+    ("history", "turns"),
     [
-        ("", ""),
-        ("assistant: How can I help?", "How can I help?"),
-        ("user: Who rowed?", "Who rowed?"),
-        ("user: Is it\nopen?\nassistant: Yes,\nuntil user: 6", "Is it open? Yes, until user: 6."),
-        ("user: \nassistant: ", ""),
+        ("", []),
+        ("user: \nassistant: ", []),
+        ("assistant: How can I help?", [("How can I help?", "How can I help?")]),
+        ("user: Who rowed?", [("Who rowed?", "Who rowed?")]),
+        (
+            "Human: When?\nAI: At six\nHuman: Who rowed?\nAI: Finch",
+            [("When?", "When? At six."), ("Who rowed?", "Who rowed? Finch.")],
+        ),
+        (
+            "user: Is it\nopen?\nassistant: Yes,\nuntil user: 6",
+            [("Is it open?", "Is it open? Yes, until user: 6.")],
+        ),
     ],
 )
-def test_the_last_turn_of_histories(history: str, turn: str) -> None:
+def test_the_turns_of_histories(history: str, turns: list[tuple[str, str]]) -> None:
     prompt = DEFAULT_TEMPLATE.format(chat_history=history, question="Why?")
-    assert FollowUp.of(prompt) == FollowUp(turn, "Why?")
+    assert FollowUp.of(prompt) == FollowUp(tuple(Turn(*turn) for turn in turns), "Why?")
 
 
 @pytest.mark.parametrize(
@@ -81,11 +91,17 @@ def test_a_question_goes_on_from_the_turn_before_or_stands_alone(
 
 def test_the_first_question_stands_alone(compressor: ZCompressor) -> None:
     rarity = compressor.model.token_code.rarity
-    asked = FollowUp("", "In which year?")
+    asked = FollowUp((), "In which year?")
     assert asked.standalone(default_embedder(), compressor.tokenizer, rarity) == asked.question
     alike = np.ones_like(rarity)
-    far = FollowUp(TURN, "What is photosynthesis in algae?")
+    far = FollowUp(TURNS, "What is photosynthesis in algae?")
     assert far.standalone(default_embedder(), compressor.tokenizer, alike) == far.question
+
+
+def test_a_chain_of_follow_ups_goes_back_to_its_subject(llm: ZTokenLLM) -> None:
+    history = f"{HISTORY}\nuser: In which year?\nassistant: 1871"
+    response = llm.complete(TEMPLATES[0].format(chat_history=history, question="And of what?"))
+    assert response.text == f"{TURN} In which year? 1871. And of what?"
 
 
 def test_streams_and_async_calls_say_the_same(llm: ZTokenLLM) -> None:
