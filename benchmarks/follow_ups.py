@@ -27,11 +27,20 @@ from llama_index.core.chat_engine.condense_plus_context import DEFAULT_CONDENSE_
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from common import Parser, names, positive, run_script
+from common import (
+    Parser,
+    add_model_options,
+    load_compressor,
+    names,
+    positive,
+    run_script,
+    write_measured,
+)
 from embed import embed_queries, embed_texts
+from ztok_rag.cli.console import shows_bars
 from ztok_rag.codec.compressor import ZCompressor
 from ztok_rag.errors import DataError
-from ztok_rag.evaluation import QUESTION_FIELDS, Row, bootstrap_ci, check_question, write_results
+from ztok_rag.evaluation import QUESTION_FIELDS, Row, bootstrap_ci, check_question
 from ztok_rag.jsonl import read_jsonl
 from ztok_rag.llamaindex.llm import ZTokenLLM
 
@@ -73,12 +82,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     records = read_jsonl(options.data, {**QUESTION_FIELDS, "id": str}, check_question)
     contexts = list(dict.fromkeys(r["context"] for r in records))
     asked = choose(records, options.limit, options.seed)
-    compressor = ZCompressor.from_pretrained()
+    compressor = load_compressor(options)
     vectors = embed_texts(contexts)
     own = np.array([contexts.index(a.record["context"]) for a in asked])
     rows = []
     for arm in options.arms:
-        texts = [ask(compressor, arm, a) for a in tqdm(asked, desc=arm, unit="question")]
+        texts = [ask(compressor, arm, a) for a in tqdm(asked, arm, disable=not shows_bars())]
         order = np.argsort(-(embed_queries(texts) @ vectors.T), axis=1, kind="stable")
         rows += score(arm, asked, order == own[:, None], options.seed)
     note = (
@@ -86,19 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"after the same turns, with the answers of the file; {len(contexts)} contexts by "
         "all-MiniLM-L6-v2. Percentages of questions whose context is found."
     )
-    write_results(
-        options.output,
-        rows,
-        seed=options.seed,
-        checkpoint="default",
-        device="cpu",
-        fingerprint=compressor.fingerprint,
-        benchmark="follow_ups",
-        note=note,
-    )
-    for row in rows:
-        print(f"{row.task:16} {row.arm:10} k={row.k}  {row.score:5.1f}  n={row.n}")
-    print(f"{note}\nWritten: {options.output}/results.json")
+    write_measured(options, rows, compressor, benchmark="follow_ups", note=note)
 
 
 def choose(records: Sequence[Record], limit: int, seed: int) -> list[Asked]:
@@ -161,8 +158,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, metavar="FILE")
     parser.add_argument("--arms", type=names, default=list(ARMS))
     parser.add_argument("--limit", type=positive, default=100, help="questions; default: 100")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--output", type=Path, default=None, metavar="DIR")
+    add_model_options(parser)
     options = parser.parse_args(arguments)
     if unknown := [arm for arm in options.arms if arm not in ARMS]:
         parser.error(f"unknown arm {unknown[0]!r}; the arms are {', '.join(ARMS)}")

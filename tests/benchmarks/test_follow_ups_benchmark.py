@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from conftest import BAKERY, PASSAGE
+from documents import filled
 
-import figures
 import follow_ups
 from ztok_rag import ZCompressor
 
@@ -30,7 +30,7 @@ def write(path: Path, turns: tuple[tuple[str, str, str, str], ...] = TURNS) -> s
 def test_follow_ups_find_the_context_of_the_turn_before(
     tmp_path: Path, compressor: ZCompressor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow_ups.ZCompressor, "from_pretrained", lambda **_: compressor)
+    monkeypatch.setattr(follow_ups, "load_compressor", lambda options: compressor)
     monkeypatch.setattr(follow_ups, "LONGEST", 4)
     output = tmp_path / "results" / "follow_ups"
     follow_ups.main(["--data", write(tmp_path / "data.jsonl"), "--output", str(output)])
@@ -39,15 +39,7 @@ def test_follow_ups_find_the_context_of_the_turn_before(
     assert found["goes on", "follow-up"] == 100
     assert found["another subject", "question"] == 100
     assert len(found) == len(follow_ups.ARMS) * 2 and {row["n"] for row in rows} == {2}
-    document = tmp_path / "made.md"
-    document.write_text("<!-- begin: follow_ups -->\n<!-- end: follow_ups -->\n")
-    options = {
-        "--results": tmp_path / "results",
-        "--documents": document,
-        "--pictures": tmp_path,
-    }
-    figures.main([str(part) for option in options.items() for part in option])
-    made = document.read_text()
+    made = filled(tmp_path / "results", tmp_path, "follow_ups")
     assert "| **what `ZTokenLLM` makes of it** | **100.0" in made
 
 

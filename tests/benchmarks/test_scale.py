@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from conftest import BAKERY, PASSAGE
+from documents import filled
 
 import determinism
-import figures
 import scale
 import scale_probe
 from ztok_rag import ZCompressor
@@ -19,15 +19,6 @@ from ztok_rag import ZCompressor
 def rows_of(output: Path) -> dict[tuple[str, int, str], dict[str, Any]]:
     rows = json.loads((output / "results.json").read_text())["rows"]
     return {(row["arm"], row.get("chunks", 0), row["metric"]): row for row in rows}
-
-
-def filled(results: Path, tmp_path: Path, *names: str) -> str:
-    """A document of some sections."""
-    document = tmp_path / "made.md"
-    document.write_text("".join(f"<!-- begin: {n} -->\n<!-- end: {n} -->\n" for n in names))
-    options = {"--results": results, "--documents": document, "--pictures": tmp_path}
-    figures.main([str(part) for option in options.items() for part in option])
-    return document.read_text()
 
 
 def test_an_index_grows_and_goes_on_where_it_stood(

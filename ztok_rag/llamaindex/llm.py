@@ -367,8 +367,8 @@ class ZTokenLLM(MadeAgain, CustomLLM):
         if self._server is not None:
             asked = self._formatted(prompt, formatted)
             return _of_server(self._server.complete(asked, self._sent(kwargs)))
-        if (standalone := self._standalone(prompt, formatted, kwargs)) is not None:
-            return standalone
+        if (follow_up := self._follow_up(prompt, formatted)) is not None:
+            return self._standalone(follow_up, kwargs)
         read, arguments = self._prepare(prompt, formatted, kwargs)
         (answer,) = self.reader.generate([read.segments], likely=[read.likely], **arguments)
         return self._whole(read, answer)
@@ -379,9 +379,8 @@ class ZTokenLLM(MadeAgain, CustomLLM):
         if self._server is not None:
             asked = self._formatted(prompt, formatted)
             return _of_server(await self._server.acomplete(asked, self._sent(kwargs)))
-        standalone = await in_thread(self._standalone, prompt, formatted, kwargs)
-        if standalone is not None:
-            return standalone
+        if (follow_up := self._follow_up(prompt, formatted)) is not None:
+            return await in_thread(self._standalone, follow_up, kwargs)
         read, arguments = await in_thread(self._prepare, prompt, formatted, kwargs)
         written = await self.reader.batcher.generate(read.segments, likely=read.likely, **arguments)
         return await in_thread(self._whole, read, written.text, written.ended)
@@ -400,8 +399,8 @@ class ZTokenLLM(MadeAgain, CustomLLM):
                     yield _of_server(reply, text)
 
             return respond_from_server()
-        if (standalone := self._standalone(prompt, formatted, kwargs)) is not None:
-            return _in_pieces(standalone)
+        if (follow_up := self._follow_up(prompt, formatted)) is not None:
+            return _in_pieces(self._standalone(follow_up, kwargs))
         read, arguments = self._prepare(prompt, formatted, kwargs)
         pieces = self.reader.stream(read.segments, likely=read.likely, **arguments)
 
@@ -433,9 +432,8 @@ class ZTokenLLM(MadeAgain, CustomLLM):
                         yield _of_server(reply, text)
 
             return respond_from_server()
-        standalone = await in_thread(self._standalone, prompt, formatted, kwargs)
-        if standalone is not None:
-            return _in_async_pieces(standalone)
+        if (follow_up := self._follow_up(prompt, formatted)) is not None:
+            return _in_async_pieces(await in_thread(self._standalone, follow_up, kwargs))
         read, arguments = await in_thread(self._prepare, prompt, formatted, kwargs)
 
         async def respond() -> CompletionResponseAsyncGen:
@@ -455,16 +453,12 @@ class ZTokenLLM(MadeAgain, CustomLLM):
 
         return respond()
 
-    def _standalone(
-        self, prompt: str, formatted: bool, kwargs: dict[str, Any]
-    ) -> CompletionResponse | None:
-        """A follow-up question that stands alone, where a chat engine asks for it.
+    def _follow_up(self, prompt: str, formatted: bool) -> FollowUp | None:
+        """The question that a chat engine wants rewritten, which the trained reader cannot do."""
+        return FollowUp.of(self._formatted(prompt, formatted)) if self.adapter == READ else None
 
-        The trained reader cannot write one, so no LLM runs. `None` for other prompts.
-        """
-        follow_up = FollowUp.of(self._formatted(prompt, formatted))
-        if follow_up is None or self.adapter != READ:
-            return None
+    def _standalone(self, follow_up: FollowUp, kwargs: dict[str, Any]) -> CompletionResponse:
+        """A follow-up question as one that stands alone; no LLM runs."""
         self._arguments(kwargs)  # says so if one is not known
         reader = self.reader
         question = follow_up.standalone(
