@@ -135,6 +135,6 @@ def test_the_selector_alone_is_trained_from_the_command_line(tmp_path: Path) -> 
     nothing = CliRunner().invoke(
         cli.app, [*arguments[:2], "--data", str(text_file), "--init", str(start)]
     )
-    assert nothing.exit_code == 1 and "nothing to train the selector" in str(nothing.exception)
+    assert nothing.exit_code == 1 and "nothing to train on" in str(nothing.exception)
     both = CliRunner().invoke(cli.app, [*arguments, "--write"])
     assert both.exit_code == 1 and "one of them" in str(both.exception)

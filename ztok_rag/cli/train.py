@@ -70,6 +70,17 @@ def train(
             "passages say the answer.",
         ),
     ] = False,
+    finder: Annotated[
+        bool,
+        typer.Option(
+            "--finder",
+            help="Train the finder of --init alone, for --finder-steps, likewise.",
+        ),
+    ] = False,
+    finder_steps: Annotated[int, typer.Option(help="Steps of the finder.")] = 3000,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="With --finder: start from an untrained one.")
+    ] = False,
     write: Annotated[
         bool,
         typer.Option(
@@ -102,14 +113,17 @@ def train(
     import torch
 
     from ztok_rag.codec.model import DEFAULT_CHECKPOINT
+    from ztok_rag.training.finder import FinderSettings
     from ztok_rag.training.loop import TrainSettings
     from ztok_rag.training.relevance import RelevanceSettings
     from ztok_rag.training.rows import RATES, RowSettings
-    from ztok_rag.training.run import parse_phases, run_selector, run_training, run_write
+    from ztok_rag.training.run import PartSettings, parse_phases, run_part, run_training
     from ztok_rag.training.write_states import WriteSettings
 
-    if selector and write:
-        raise DataError("--selector and --write each train one part alone; give one of them.")
+    if selector + finder + write > 1:
+        raise DataError(
+            "--selector, --finder and --write each train one part alone; give one of them."
+        )
     if not 0 <= before <= 1:
         raise DataError(f"--before is a share, 0 to 1, not {before}.")
     wanted = numbers(rates) if rates else RATES
@@ -133,18 +147,24 @@ def train(
     }
 
     relevance = RelevanceSettings(steps=selector_steps, seed=seed, save_minutes=save_minutes)
+    part: PartSettings | None = None
+    if selector:
+        part = relevance
+    elif finder:
+        part = FinderSettings(
+            steps=finder_steps, seed=seed, save_minutes=save_minutes, is_fresh=fresh
+        )
+    elif write:
+        part = WriteSettings(
+            positions=write_positions,
+            steps=steps if steps is not None else WriteSettings.steps,
+            seed=seed,
+            save_minutes=save_minutes,
+        )
 
     def run() -> Path:
-        if selector:
-            return run_selector(data or [], output, settings=relevance, **shared)
-        if write:
-            head = WriteSettings(
-                positions=write_positions,
-                steps=steps if steps is not None else WriteSettings.steps,
-                seed=seed,
-                save_minutes=save_minutes,
-            )
-            return run_write(data or [], output, settings=head, **shared)
+        if part is not None:
+            return run_part(part, data or [], output, **shared)
         return run_training(
             data or [],
             output,

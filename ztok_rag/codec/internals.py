@@ -22,6 +22,13 @@ def multiplies_bf16() -> bool:
     return bool(torch.cpu._is_amx_tile_supported())
 
 
+def is_fast_in_bf16(device: str) -> bool:
+    """Whether a type of device multiplies bf16 sooner than float32, mixed with it."""
+    if device != "cpu":
+        return True
+    return multiplies_bf16() or bool(torch.cpu._is_avx512_bf16_supported())
+
+
 def tuned_layers(decoder: nn.Module) -> list[BaseTunerLayer]:
     """The layers of a decoder that have adapters. peft gives them no public name."""
     return [module for module in decoder.modules() if isinstance(module, BaseTunerLayer)]

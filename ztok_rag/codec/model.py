@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakValueDictionary
@@ -23,6 +25,7 @@ from ztok_rag.codec.base import BaseLM
 from ztok_rag.codec.chains import Chains
 from ztok_rag.codec.compressed_text import LEVELS
 from ztok_rag.codec.config import ZConfig
+from ztok_rag.codec.finder import FINDER_FILE, AnswerFinder, default_encoder_path
 from ztok_rag.codec.packer import Packer, Pointer
 from ztok_rag.codec.relevance import RelevanceModel
 from ztok_rag.codec.sequence import ZSequence
@@ -33,6 +36,8 @@ from ztok_rag.errors import CheckpointError, ZtokError
 from ztok_rag.files import check_digests, write_digests
 from ztok_rag.forks import ForkSafeLock
 from ztok_rag.inputs import absolute_path
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "default"
 
@@ -70,6 +75,8 @@ class ZModel(nn.Module):
         pointer: where the reader's next token stands; `None` without one.
         selector: what a question is about in a text's tokens; `None` without one.
         writer: writes several tokens from one state; `None` without one.
+        finder: reads questions beside text; see there.
+        finder_folder: of the checkpoint that it is loaded from; `None` for one made here.
         token_code: entropy code of the vocabulary.
     """
 
@@ -90,13 +97,18 @@ class ZModel(nn.Module):
         base.add_adapter(READ, rank=config.rank)
         self.to(base.device)
         self.to(base.dtype if base.device.type != "cpu" else torch.float32)
+        self._finder: AnswerFinder | None = None
+        self.finder_folder: Path | None = None
         self._short: nn.Module | None = None
         self._chains: Chains | None = None
         self._origin: Origin | None = None
 
     @classmethod
     def create(cls, base: BaseLM, **settings: object) -> ZModel:
-        """An untrained model on `base`; `settings` are fields of `ZConfig`."""
+        """An untrained model on `base`; `settings` are fields of `ZConfig`.
+
+        It has the shipped finder, which suits every base.
+        """
         scale = float(base.embeddings.weight[:4096].float().std())
         defaults: dict[str, object] = {
             "embedding_scale": round(scale, 4),
@@ -107,7 +119,9 @@ class ZModel(nn.Module):
             base_fingerprint=base.fingerprint(),
             **{**defaults, **settings},  # type: ignore[arg-type]
         )
-        return cls(base, config)
+        model = cls(base, config)
+        model.finder_folder = _with_finder(DEFAULT_CHECKPOINT)
+        return model
 
     @classmethod
     def from_pretrained(
@@ -149,6 +163,7 @@ class ZModel(nn.Module):
             raise _damaged(folder, error) from error
         if (folder / WRITE_FILE).exists():
             model.set_writer(WriteHead.load(folder, base.hidden_size, base.vocab_size))
+        model.finder_folder = _with_finder(folder)
         if origin is not None:
             model._origin = origin
             _alive[origin.mark] = model
@@ -181,6 +196,36 @@ class ZModel(nn.Module):
             writer = writer.to(self.base.device, torch.float32 if on_cpu else self.base.dtype)
         object.__setattr__(self, "writer", writer)
         self._chains = None
+
+    def set_finder(self, finder: AnswerFinder | None) -> None:
+        """Give the model a finder, or none."""
+        self.finder_folder = None
+        if finder is not None:
+            on_cpu = self.base.device.type == "cpu"
+            finder = finder.to(self.base.device, torch.float32 if on_cpu else self.base.dtype)
+        object.__setattr__(self, "_finder", finder)
+
+    @property
+    def finder(self) -> AnswerFinder | None:
+        """Reads questions beside text; it is loaded when first asked for.
+
+        `None` where the checkpoint has none, or its encoder is not installed, of which a warning
+        tells.
+
+        Raises:
+            CheckpointError: its file is damaged.
+        """
+        with _loading:
+            if self._finder is None and self.finder_folder is not None and _has_encoder():
+                folder = self.finder_folder
+                self.set_finder(AnswerFinder.load(folder).merge())
+                self.finder_folder = folder
+            return self._finder
+
+    @property
+    def tells_places(self) -> bool:
+        """Whether something tells, without the LLM, where in a text an answer may stand."""
+        return self.selector is not None or self.finder is not None
 
     @property
     def chains(self) -> Chains:
@@ -230,6 +275,10 @@ class ZModel(nn.Module):
         save_file(quantize(selector), temporary / "selector.safetensors")
         if self.writer is not None:
             self.writer.save(temporary)
+        if self.finder_folder is not None:
+            shutil.copyfile(self.finder_folder / FINDER_FILE, temporary / FINDER_FILE)
+        elif self._finder is not None:
+            self._finder.save(temporary)
         code = self.token_code
         arrays = {"costs": code.costs, "leaders": code.leaders, "levels": code.levels}
         save_file(
@@ -340,6 +389,22 @@ def codes_fingerprint(config: ZConfig, code: TokenCode) -> str:
     for array in (code.costs, code.leaders, code.levels):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _with_finder(folder: Path) -> Path | None:
+    """A checkpoint's folder, if it has a finder."""
+    return folder if (folder / FINDER_FILE).is_file() else None
+
+
+@lru_cache
+def _has_encoder() -> bool:
+    """Whether the encoder of the finder is installed; a warning tells if not."""
+    try:
+        default_encoder_path()
+    except ZtokError as error:
+        logger.warning("answers are found less well without the finder: %s", error)
+        return False
+    return True
 
 
 def _damaged(folder: Path, error: Exception) -> CheckpointError:

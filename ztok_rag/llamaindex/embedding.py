@@ -9,6 +9,7 @@ from typing import Any
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.embeddings import BaseEmbedding
 
+from ztok_rag.codec.finder import default_encoder_path
 from ztok_rag.errors import ZtokError
 from ztok_rag.llamaindex.arguments import refuse_unknown_fields
 from ztok_rag.llamaindex.threads import in_thread
@@ -16,7 +17,6 @@ from ztok_rag.selection.embedding import (
     DEFAULT_EMBEDDING,
     SentenceEmbedder,
     default_embedder,
-    default_embedding_path,
 )
 
 
@@ -81,7 +81,7 @@ def embedding_name(embed_model: BaseEmbedding) -> str:
     if not Path(name).is_dir():
         return name
     try:
-        shipped = Path(name) == default_embedding_path()
+        shipped = Path(name) == default_encoder_path()
     except ZtokError:
         shipped = False
     return DEFAULT_EMBEDDING if shipped else Path(name).name

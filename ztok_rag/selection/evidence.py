@@ -1,4 +1,9 @@
-"""Where in some texts an answer may stand, by all that says so without running the LLM."""
+"""Where in some texts an answer may stand, by all that says so without running the LLM.
+
+The relevance model, and the embeddings of sentences where a scorer is given, look at everything
+and cost little. The checkpoint's finder reads the question beside the text, errs less and costs
+more, so of long texts it reads the likely parts alone.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +15,22 @@ from numpy.typing import NDArray
 
 from ztok_rag.codec.compressed_text import CompressedText
 from ztok_rag.codec.sequence import IntArray
+from ztok_rag.selection.finder import find_chances
 from ztok_rag.selection.relevance import PassageFeatures, find_answers
 from ztok_rag.selection.sentences import FloatArray, SentenceScorer, split_sentences
 from ztok_rag.selection.text_pieces import owners
 
 if TYPE_CHECKING:
+    from ztok_rag.codec.finder import AnswerFinder
     from ztok_rag.codec.model import ZModel
+
+MOST_READ = 2048
+"""Tokens that the finder reads of all texts together."""
+
+_PART = 128  # tokens of a long text that are read or not
+_LEAST = 1e-12  # probability
+_FIRST = 0.5  # exponent of what is known before the finder reads
+_FOUND = 0.8  # and of what it says; both were fitted on dev data
 
 
 def find_likely(
@@ -30,7 +45,7 @@ def find_likely(
     """Probability that each token of each text is part of the answer.
 
     Args:
-        model: whose relevance model tells; without one, all tokens are alike.
+        model: whose relevance model and finder tell; without them, all tokens are alike.
         question: the question.
         texts: the texts.
         tokens: the same texts, compressed, weighed or not.
@@ -47,16 +62,19 @@ def find_likely(
         features = [PassageFeatures.of(t, own) for t, own in zip(texts, tokens, strict=True)]
         found = find_answers(model, question, features)
     likely = [own.astype(np.float64) for own in found]
-    if scorer is None:
+    if scorer is not None:
+        last = len(texts) - beside
+        sentences = [
+            owners(own.spans, split_sentences(t))
+            for t, own in zip(texts[:last], tokens[:last], strict=True)
+        ]
+        by_sentence = scorer.probabilities(question, texts[:last])
+        mass = sum(float(own.sum()) for own in likely[:last])
+        told_apart = _combine(found[:last], by_sentence, sentences)
+        likely = [*(mass * own for own in told_apart), *likely[last:]]
+    if model.finder is None:
         return likely
-    last = len(texts) - beside
-    sentences = [
-        owners(own.spans, split_sentences(t))
-        for t, own in zip(texts[:last], tokens[:last], strict=True)
-    ]
-    told_apart = _combine(found[:last], scorer.probabilities(question, texts[:last]), sentences)
-    mass = sum(float(own.sum()) for own in likely[:last])
-    return [*(mass * own for own in told_apart), *likely[last:]]
+    return _read(model.finder, question, texts, [own.spans for own in tokens], likely)
 
 
 def _combine(
@@ -82,3 +100,62 @@ def _combine(
         found.append(token.astype(np.float64) * each[own])
     mass = sum(float(own.sum()) for own in found) or 1.0
     return [own / mass for own in found]
+
+
+def _read(
+    finder: AnswerFinder,
+    question: str,
+    texts: Sequence[str],
+    spans: Sequence[IntArray],
+    likely: Sequence[FloatArray],
+) -> list[FloatArray]:
+    """What the finder and what was known before say together; see `find_likely`.
+
+    Args:
+        finder: that reads.
+        question: the question.
+        texts: the texts.
+        spans: `[n_tokens, 2]` characters of the tokens of each.
+        likely: what is known before, `[n_tokens]` for each text.
+    """
+    stretches = likely_stretches(likely, MOST_READ)
+    parts = [
+        texts[number][spans[number][a, 0] : spans[number][b - 1, 1]] for number, a, b in stretches
+    ]
+    inside = [spans[number][a:b] - spans[number][a, 0] for number, a, b in stretches]
+    chances = find_chances(finder, question, parts, inside)
+    before = [likely[number][a:b] for number, a, b in stretches]
+    both = [a**_FIRST * b**_FOUND for a, b in zip(before, chances, strict=True)]
+    # What is not read stays as likely as it was.
+    scale = sum(float(own.sum()) for own in before) / sum(float(own.sum()) for own in both)
+    mixed = [own.copy() for own in likely]
+    for (number, a, b), own in zip(stretches, both, strict=True):
+        mixed[number][a:b] = scale * own
+    return mixed
+
+
+def likely_stretches(likely: Sequence[FloatArray], most: int) -> list[tuple[int, int, int]]:
+    """The likely parts of some texts.
+
+    Args:
+        likely: probability that each token of each text is part of the answer.
+        most: tokens of all parts, about; texts that have no more are taken whole.
+
+    Returns:
+        The number of a text, and its tokens `[start, end)`, in order; none of them is empty.
+    """
+    if sum(map(len, likely)) <= most:
+        return [(number, 0, len(own)) for number, own in enumerate(likely) if len(own)]
+    parts = [
+        (float(own[start : start + _PART].sum()), number, start)
+        for number, own in enumerate(likely)
+        for start in range(0, len(own), _PART)
+    ]
+    parts.sort(key=lambda part: -part[0])
+    stretches: list[tuple[int, int, int]] = []
+    for _, number, start in sorted(parts[: most // _PART], key=lambda part: part[1:]):
+        end = min(start + _PART, len(likely[number]))
+        if stretches and stretches[-1][0] == number and stretches[-1][2] == start:
+            start = stretches.pop()[1]
+        stretches.append((number, start, end))
+    return stretches

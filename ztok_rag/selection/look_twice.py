@@ -83,7 +83,7 @@ class LookTwice:
         if question is None:
             return read_once(model, segments, copies_text=copies_text)
         budget, rate = self._plan(sequences, can_point=model.pointer is not None)
-        if model.selector is None and scorer is None and math.isinf(rate):
+        if not model.tells_places and scorer is None and math.isinf(rate):
             return read_once(model, segments, copies_text=copies_text)
         texts, tokens = unpack([(z, slice(0, len(z.places))) for z in sequences], reader.tokenizer)
         told, told_tokens = unpack_told(model, segments)

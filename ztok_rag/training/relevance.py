@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ztok_rag.codec.model import ZModel
 from ztok_rag.errors import DataError
-from ztok_rag.selection.relevance import score_pairs
+from ztok_rag.selection.relevance import PassageFeatures, score_pairs
 from ztok_rag.training.optimizing import take_step, warmup_cosine
 from ztok_rag.training.questions import AskedPassage, PassageSet, Questions, find_asked
 from ztok_rag.training.run_state import claim_folder
@@ -105,7 +105,9 @@ class RelevanceTrainer(StepTrainer):
 
     name = "selector"
 
-    def __init__(self, model: ZModel, questions: Questions, settings: RelevanceSettings) -> None:
+    def __init__(
+        self, model: ZModel, questions: Questions[PassageFeatures], settings: RelevanceSettings
+    ) -> None:
         if model.selector is None:
             raise DataError("this checkpoint has no selector to train.")
         self.model = model
@@ -115,7 +117,7 @@ class RelevanceTrainer(StepTrainer):
         optimizer = torch.optim.AdamW(
             self.selector.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
-        super().__init__(self.selector, optimizer, settings)
+        super().__init__(dict(self.selector.named_parameters()), optimizer, settings)
         self._batches: Iterator[list[AskedPassage]] | None = None
 
     def train(self, output: Path, *, progress: bool = True) -> None:

@@ -17,6 +17,7 @@ from ztok_rag.jsonl import OddRecords
 from ztok_rag.training.batches import LENGTHS
 from ztok_rag.training.corpus import find_documents
 from ztok_rag.training.data import prepare_data
+from ztok_rag.training.finder import FinderSettings, train_finder
 from ztok_rag.training.loop import Trainer, TrainSettings
 from ztok_rag.training.passages import DataFile, find_data, read_all
 from ztok_rag.training.phrases import Phrases
@@ -29,8 +30,13 @@ from ztok_rag.training.write_states import WriteSettings
 
 logger = logging.getLogger(__name__)
 
+FINDER = "finder"
+"""Folder of the finder's training in that of a run."""
+
 SELECTOR = "selector"
 """Folder of the selector's training in that of a run."""
+
+PartSettings = RelevanceSettings | FinderSettings | WriteSettings
 
 _ROOM = 0.7  # share of the longest row that a passage may fill
 
@@ -152,7 +158,8 @@ def run_training(
     return folder
 
 
-def run_write(
+def run_part(
+    part: PartSettings,
     data: Sequence[str],
     output: str | Path,
     *,
@@ -160,55 +167,38 @@ def run_write(
     base: str | None = None,
     init: str | Path | None = None,
     device: str | None = None,
-    settings: WriteSettings | None = None,
     progress: bool = True,
     odd: OddRecords | None = None,
 ) -> Path:
-    """Train the write head of a checkpoint, or go on with the run in `output`.
+    """Train one part of a checkpoint alone, or go on with the run in `output`.
 
-    Nothing else of the checkpoint changes. Arguments and errors as `run_training`; `init` is the
-    checkpoint, by default the one shipped.
+    Nothing else of the checkpoint changes. Other arguments and errors as `run_training`; `init` is
+    the checkpoint, by default the one shipped.
 
-    Returns:
-        The folder of the checkpoint with the head.
-    """
-    settings, output = settings or WriteSettings(), Path(output)
-    files = _read(data, corpus, odd)
-    model = ZModel.from_pretrained(init, base=base, device=device)
-    prepared = prepare_data(files, model.base.tokenizer, output / "data", progress=progress)
-    train_write(model, prepared, output / "write", settings, progress=progress)
-    model.save_pretrained(output / "checkpoint")
-    return output / "checkpoint"
-
-
-def run_selector(
-    data: Sequence[str],
-    output: str | Path,
-    *,
-    corpus: Sequence[str | Path] = (),
-    base: str | None = None,
-    init: str | Path | None = None,
-    device: str | None = None,
-    settings: RelevanceSettings | None = None,
-    progress: bool = True,
-    odd: OddRecords | None = None,
-) -> Path:
-    """Train the selector of a checkpoint, or go on with the run in `output`.
-
-    Nothing else of the checkpoint changes. Arguments and errors as `run_training`; `init` is the
-    checkpoint, by default the one shipped.
+    Args:
+        part: how the part is trained, which says which one it is.
 
     Returns:
-        The folder of the checkpoint with the selector.
+        The folder of the checkpoint with the new part.
     """
     output = Path(output)
     files = _read(data, corpus, odd)
     model = ZModel.from_pretrained(init, base=base, device=device)
-    if not train_relevance(model, _asked(files), output / SELECTOR, settings, progress=progress):
-        raise DataError(
-            "no passage says the answer to a question, so there is nothing to train the selector "
-            "on; give --data of {context, question, answers}."
-        )
+    if isinstance(part, WriteSettings):
+        prepared = prepare_data(files, model.base.tokenizer, output / "data", progress=progress)
+        train_write(model, prepared, output / "write", part, progress=progress)
+    else:
+        if isinstance(part, FinderSettings):
+            count = train_finder(model, _asked(files), output / FINDER, part, progress=progress)
+        else:
+            count = train_relevance(
+                model, _asked(files), output / SELECTOR, part, progress=progress
+            )
+        if not count:
+            raise DataError(
+                "no passage says the answer to a question, so there is nothing to train on; give "
+                "--data of {context, question, answers}."
+            )
     model.save_pretrained(output / "checkpoint")
     return output / "checkpoint"
 

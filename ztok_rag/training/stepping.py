@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,11 +30,11 @@ class StepSettings(Protocol):
 
 
 class StepTrainer(ABC):
-    """Trains one module, and can be stopped at any moment.
+    """Trains some weights, and can be stopped at any moment.
 
     Attributes:
-        module: what is trained.
-        optimizer: of its parameters.
+        parameters: what is trained, by name.
+        optimizer: of these.
         step: steps that were taken.
         seconds: that they took.
     """
@@ -41,8 +42,10 @@ class StepTrainer(ABC):
     name: str
     """What the progress bar calls it."""
 
-    def __init__(self, module: nn.Module, optimizer: Optimizer, settings: StepSettings) -> None:
-        self.module = module
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer, settings: StepSettings
+    ) -> None:
+        self.parameters = dict(parameters)
         self.optimizer = optimizer
         self.step = 0
         self.seconds = 0.0
@@ -58,7 +61,7 @@ class StepTrainer(ABC):
 
     def train(self, output: Path, *, progress: bool = True) -> None:
         """Go on to the last step. An interruption saves, and is then passed on."""
-        plan, parameters = self._plan, list(self.module.named_parameters())
+        plan, parameters = self._plan, list(self.parameters.items())
         self.step, self.seconds = load_state(output, parameters, self.optimizer)
         log = open_log(output / "log.jsonl", self.step)
         bar = tqdm(

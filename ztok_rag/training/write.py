@@ -96,7 +96,7 @@ class WriteTrainer(StepTrainer):
         optimizer = torch.optim.AdamW(
             self.head.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=settings.decay
         )
-        super().__init__(self.head, optimizer, settings)
+        super().__init__(dict(self.head.named_parameters()), optimizer, settings)
         self._epoch = -1
         self._order = np.empty(0, np.int64)  # of the states in that epoch
 
