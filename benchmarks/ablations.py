@@ -130,6 +130,25 @@ def _without(part: str, compressor: ZCompressor) -> Iterator[None]:
         setattr(model, part, kept)
 
 
+@contextmanager
+def _without_finder(compressor: ZCompressor) -> Iterator[None]:
+    """The model has no finder."""
+    model = compressor.model
+    kept = model.finder
+    model.set_finder(None)
+    try:
+        yield
+    finally:
+        model.set_finder(kept)
+
+
+@contextmanager
+def _pointer_alone(compressor: ZCompressor) -> Iterator[None]:
+    """The model has neither finder nor selector."""
+    with _without_finder(compressor), _WITHOUT_SELECTOR(compressor):
+        yield
+
+
 _WITHOUT_POINTER, _WITHOUT_SELECTOR = (partial(_without, part) for part in ("pointer", "selector"))
 
 _TWICE = LookTwice(from_tokens=1)
@@ -154,27 +173,45 @@ VARIANTS = {
         "nothing tells copying which places are likely",
         arguments={"copy": CopyCosts(place=0.0, end=0.0)},
     ),
-    "copying-relevance": Variant(
-        "the relevance model alone tells copying which places are likely", around=_WITHOUT_POINTER
+    "copying-no-finder": Variant(
+        "the finder does not tell copying which places are likely", around=_without_finder
+    ),
+    "copying-no-pointer": Variant(
+        "the pointer does not tell copying which places are likely", around=_WITHOUT_POINTER
     ),
     "two-looks": Variant(
-        "two looks: pointer, relevance model and sentences choose what is read",
+        "two looks: pointer, finder, relevance model and sentences choose what is read",
         look=_TWICE,
         scores_sentences=True,
     ),
-    "two-looks-no-sentences": Variant(
-        "two looks: the pointer and the relevance model choose", look=_TWICE
+    "two-looks-no-finder": Variant(
+        "two looks, without the finder",
+        look=_TWICE,
+        scores_sentences=True,
+        around=_without_finder,
     ),
+    "two-looks-no-relevance": Variant(
+        "two looks, without the relevance model",
+        look=_TWICE,
+        scores_sentences=True,
+        around=_WITHOUT_SELECTOR,
+    ),
+    "two-looks-no-sentences": Variant("two looks, without the sentences", look=_TWICE),
     "two-looks-pointer": Variant(
-        "two looks: the pointer alone chooses", look=_TWICE, around=_WITHOUT_SELECTOR
+        "two looks: the pointer alone chooses", look=_TWICE, around=_pointer_alone
     ),
-    "relevance": Variant(
-        "the relevance model alone chooses, without a first look",
+    "no-first-look": Variant(
+        "finder, relevance model and sentences choose, without a first look",
         look=LookTwice(first_rate=math.inf, from_tokens=1),
+        scores_sentences=True,
     ),
     "focused": Variant(
-        "the question chooses: relevance model and sentences, without a first look",
+        "the question chooses: finder, relevance model and sentences", is_focused=True
+    ),
+    "focused-no-finder": Variant(
+        "the question chooses: relevance model and sentences",
         is_focused=True,
+        around=_without_finder,
     ),
 }
 """Ways of reading, by name; all but the first change one part of it."""

@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from ztok_rag.codec import internals
+from ztok_rag.codec.adapters import Adapters
 from ztok_rag.errors import CheckpointError, ZtokError
 from ztok_rag.forks import ForkSafeLock, in_forked_processes
 from ztok_rag.inputs import absolute_path
@@ -242,7 +243,7 @@ class BaseLM:
         self.embeddings: nn.Embedding = model.get_input_embeddings()
         self.lock = ForkSafeLock()
         self.peft: PeftModel | None = None
-        self._tuned: list[Any] = []
+        self._adapters: Adapters | None = None
 
     @classmethod
     def load(
@@ -388,7 +389,7 @@ class BaseLM:
                 self.peft.add_adapter(name, config, autocast_adapter_dtype=False)
         for parameter in self.adapter_parameters(name).values():
             parameter.requires_grad_(False)
-        self._tuned = internals.tuned_layers(self.decoder)
+        self._adapters = Adapters(self.decoder)
 
     def adapter_parameters(self, name: str) -> dict[str, nn.Parameter]:
         """The weights of one adapter by their module path, without the adapter's name."""
@@ -403,5 +404,12 @@ class BaseLM:
     def adapter(self, name: str | None) -> Iterator[None]:
         """Run the body with one adapter on, or with the plain base when `name` is `None`."""
         with self.lock:
-            internals.use_adapter(self._tuned, name)
-            yield
+            if self._adapters is None:
+                yield
+                return
+            before = self._adapters.active
+            self._adapters.use(name)
+            try:
+                yield
+            finally:
+                self._adapters.use(before)

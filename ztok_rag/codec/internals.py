@@ -45,6 +45,20 @@ def use_adapter(layers: Iterable[BaseTunerLayer], name: str | None) -> None:
         layer._active_adapter = [] if name is None else [name]
 
 
+def use_weights(layers: Iterable[BaseTunerLayer], weights: Iterable[nn.Parameter]) -> None:
+    """Give some layers other weights than those beside which their adapters stand.
+
+    `nn.Module`'s own way checks each name, which is slow beside one step of generation.
+    """
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.base_layer._parameters["weight"] = weight
+
+
+def version(tensor: Tensor) -> int:
+    """A number that grows with each change in place; -1 of tensors that are not tracked."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
 def first_layers(decoder: Any, n: int) -> nn.Module:
     """A decoder cut after its first `n` layers, sharing the weights; no final norm.
 

@@ -130,12 +130,14 @@ def digest(value: Any) -> str:
 
 def weights_digest(compressor: ZCompressor) -> str:
     """A digest of all weights of a checkpoint, 16 hex digits."""
-    reader, parts = compressor.model.state()
+    model = compressor.model
+    reader, parts = model.state()
+    finder = {} if model.finder is None else model.finder.trained()
     total = hashlib.blake2b(digest_size=8)
-    for name, tensors in (("reader", reader), ("parts", parts)):
+    for name, tensors in (("reader", reader), ("parts", parts), ("finder", finder)):
         for path in sorted(tensors):
             total.update(f"{name}.{path}".encode())
-            total.update(tensors[path].float().cpu().contiguous().numpy().tobytes())
+            total.update(tensors[path].detach().float().cpu().contiguous().numpy().tobytes())
     return total.hexdigest()
 
 
