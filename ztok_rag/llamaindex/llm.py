@@ -35,7 +35,14 @@ from ztok_rag.llamaindex.chats import messages_to_prompt
 from ztok_rag.llamaindex.cleaning import Cleaner
 from ztok_rag.llamaindex.follow_ups import FollowUp
 from ztok_rag.llamaindex.looks import Looks, look
-from ztok_rag.llamaindex.remote import RemoteLLM, Reply
+from ztok_rag.llamaindex.remote import RemoteLLM
+from ztok_rag.llamaindex.responses import (
+    in_async_pieces,
+    in_pieces,
+    of_server,
+    of_server_astream,
+    of_server_stream,
+)
 from ztok_rag.llamaindex.sending import MadeAgain
 from ztok_rag.llamaindex.settings import user_embedding
 from ztok_rag.llamaindex.threads import in_thread
@@ -366,7 +373,7 @@ class ZTokenLLM(MadeAgain, CustomLLM):
     def _complete(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> CompletionResponse:
         if self._server is not None:
             asked = self._formatted(prompt, formatted)
-            return _of_server(self._server.complete(asked, self._sent(kwargs)))
+            return of_server(self._server.complete(asked, self._sent(kwargs)))
         if (follow_up := self._follow_up(prompt, formatted)) is not None:
             return self._standalone(follow_up, kwargs)
         read, arguments = self._prepare(prompt, formatted, kwargs)
@@ -378,7 +385,7 @@ class ZTokenLLM(MadeAgain, CustomLLM):
     ) -> CompletionResponse:
         if self._server is not None:
             asked = self._formatted(prompt, formatted)
-            return _of_server(await self._server.acomplete(asked, self._sent(kwargs)))
+            return of_server(await self._server.acomplete(asked, self._sent(kwargs)))
         if (follow_up := self._follow_up(prompt, formatted)) is not None:
             return await in_thread(self._standalone, follow_up, kwargs)
         read, arguments = await in_thread(self._prepare, prompt, formatted, kwargs)
@@ -390,17 +397,9 @@ class ZTokenLLM(MadeAgain, CustomLLM):
     ) -> CompletionResponseGen:
         if self._server is not None:
             asked = self._formatted(prompt, formatted)
-            replies = self._server.stream(asked, self._sent(kwargs))
-
-            def respond_from_server() -> CompletionResponseGen:
-                text = ""
-                for reply in replies:
-                    text += reply.text
-                    yield _of_server(reply, text)
-
-            return respond_from_server()
+            return of_server_stream(self._server.stream(asked, self._sent(kwargs)))
         if (follow_up := self._follow_up(prompt, formatted)) is not None:
-            return _in_pieces(self._standalone(follow_up, kwargs))
+            return in_pieces(self._standalone(follow_up, kwargs))
         read, arguments = self._prepare(prompt, formatted, kwargs)
         pieces = self.reader.stream(read.segments, likely=read.likely, **arguments)
 
@@ -422,18 +421,9 @@ class ZTokenLLM(MadeAgain, CustomLLM):
     ) -> CompletionResponseAsyncGen:
         if self._server is not None:
             asked = self._formatted(prompt, formatted)
-            replies = self._server.astream(asked, self._sent(kwargs))
-
-            async def respond_from_server() -> CompletionResponseAsyncGen:
-                text = ""
-                async with aclosing(replies):
-                    async for reply in replies:
-                        text += reply.text
-                        yield _of_server(reply, text)
-
-            return respond_from_server()
+            return of_server_astream(self._server.astream(asked, self._sent(kwargs)))
         if (follow_up := self._follow_up(prompt, formatted)) is not None:
-            return _in_async_pieces(await in_thread(self._standalone, follow_up, kwargs))
+            return in_async_pieces(await in_thread(self._standalone, follow_up, kwargs))
         read, arguments = await in_thread(self._prepare, prompt, formatted, kwargs)
 
         async def respond() -> CompletionResponseAsyncGen:
@@ -564,25 +554,3 @@ class ZTokenLLM(MadeAgain, CustomLLM):
                 f"with api_base, a server answers, and {changed[0]!r} is its own to choose; leave "
                 "it out."
             )
-
-
-def _in_pieces(response: CompletionResponse) -> CompletionResponseGen:
-    """A whole response as a stream has it."""
-    yield response.model_copy(update={"delta": response.text})
-    yield response.model_copy(update={"delta": ""})
-
-
-async def _in_async_pieces(response: CompletionResponse) -> CompletionResponseAsyncGen:
-    for piece in _in_pieces(response):
-        yield piece
-
-
-def _of_server(reply: Reply, text: str | None = None) -> CompletionResponse:
-    """A server's reply as a response; in a stream, `text` is the answer so far."""
-    final = reply.finish_reason is not None
-    return CompletionResponse(
-        text=reply.text if text is None else text,
-        delta=None if text is None else reply.text,
-        additional_kwargs={"sources": reply.sources} if final else {},
-        raw={"usage": reply.usage, "finish_reason": reply.finish_reason},
-    )
