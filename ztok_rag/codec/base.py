@@ -204,6 +204,14 @@ def tokenize_exactly(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
     ]
 
 
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without the warning of an attribute's renaming, for which peft asks transformers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
 def _is_default(base: str | Path | None) -> bool:
     return base is None or str(base) == DEFAULT_BASE
 
@@ -378,9 +386,7 @@ class BaseLM:
         config = LoraConfig(
             r=rank, lora_alpha=2 * rank, target_modules=sorted(linear), task_type="CAUSAL_LM"
         )
-        with warnings.catch_warnings():
-            # peft asks transformers for an attribute that warns of its renaming.
-            warnings.simplefilter("ignore", FutureWarning)
+        with quiet_peft():
             if self.peft is None:
                 self.peft = get_peft_model(
                     self.model, config, adapter_name=name, autocast_adapter_dtype=False

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
-from ztok_rag.codec.base import quiet_transformers
+from ztok_rag.codec.base import quiet_peft, quiet_transformers
 from ztok_rag.errors import CheckpointError, ZtokError
 
 FINDER_FILE = "finder.safetensors"
@@ -86,7 +86,8 @@ class AnswerFinder(nn.Module):
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
             plain = AutoModel.from_pretrained(path, add_pooling_layer=False)
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_TUNED)
-        self.encoder: Any = get_peft_model(plain, config, autocast_adapter_dtype=False)
+        with quiet_peft():
+            self.encoder: Any = get_peft_model(plain, config, autocast_adapter_dtype=False)
         self.score = nn.Linear(plain.config.hidden_size, 2)
         nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.score.bias)

@@ -214,7 +214,12 @@ class FinderTrainer(StepTrainer):
         start = int(rng.integers(len(ids) - size + 1))
         if rng.random() >= _AWAY:
             a, b = places[int(rng.integers(len(places)))]
+            b = min(b, a + size)  # of a longer answer the beginning
             low, high = max(0, b - size), min(a, len(ids) - size)
-            start = int(rng.integers(low, high + 1)) if low <= high else low
-        inside = [(a - start, b - start) for a, b in places if start <= a and b <= start + size]
+            start = int(rng.integers(low, high + 1))
+        inside = [
+            (a - start, min(b, start + size) - start)
+            for a, b in places
+            if start <= a and min(b, a + size) <= start + size
+        ]
         return ids[start : start + size], inside

@@ -178,7 +178,8 @@ def _paraphrased(
     """The first place where one of the texts says nearly what is answered."""
     for number, text in enumerate(texts, start=first):
         if span := find_paraphrase(text, answers):
-            return [(number, np.flatnonzero(_covered(sources[number], *span)))]
+            tokens = np.flatnonzero(_covered(sources[number], *span))
+            return [(number, tokens)] if len(tokens) else []
     return []
 
 
@@ -187,6 +188,7 @@ def find_places(text: str, answers: Sequence[str], source: Source) -> NDArray[np
     places = {
         tuple(_covered(source, start, end).tolist()) for start, end in find_matches(text, answers)
     }
+    places = {own for own in places if any(own)}  # some tokenizers drop characters
     return np.array(sorted(places), dtype=np.bool_).reshape(len(places), len(source.ids))
 
 
