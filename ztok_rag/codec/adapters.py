@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ztok_rag.codec import internals
 
@@ -17,9 +17,10 @@ MOST_MERGED = 2**30
 
 @dataclass(frozen=True)
 class _Merged:
-    """Weights with an adapter added, and the versions of the adapter's that they are of."""
+    """Weights with an adapter added, the adapter's, and the versions of these."""
 
     weights: list[nn.Parameter]
+    parts: list[Tensor]
     versions: list[int]
 
 
@@ -35,32 +36,33 @@ class Adapters:
         """Find the layers; no adapter is on."""
         self._layers: list[Any] = internals.tuned_layers(decoder)
         self._plain = [layer.base_layer.weight for layer in self._layers]
+        self._bytes = sum(weight.nbytes for weight in self._plain)
         self._merged: dict[str, _Merged] = {}
         self.active: str | None = None
+        self._beside: str | None = None
         internals.use_adapter(self._layers, None)
 
     @property
     def merges(self) -> bool:
         """Whether the layers are small enough for a second copy."""
-        return bool(sum(weight.nbytes for weight in self._plain) <= MOST_MERGED)
+        return bool(self._bytes <= MOST_MERGED)
 
     def use(self, name: str | None) -> None:
         """Switch one adapter on, and all others off; `None` is the plain base."""
-        if name is not None and self.merges:
-            internals.use_adapter(self._layers, None)
-            internals.use_weights(self._layers, self._with(name))
-        else:
-            internals.use_adapter(self._layers, name)
-            internals.use_weights(self._layers, self._plain)
-        self.active = name
+        merges = name is not None and self.merges
+        weights = self._with(name) if name is not None and merges else self._plain
+        internals.use_weights(self._layers, weights)
+        beside = None if merges else name
+        if beside != self._beside:
+            internals.use_adapter(self._layers, beside)
+        self._beside, self.active = beside, name
 
     def _with(self, name: str) -> list[nn.Parameter]:
         """The layers' weights with an adapter added."""
-        parts = [part for layer in self._layers for part in _parts(layer, name)]
-        versions = [internals.version(part) for part in parts]
         known = self._merged.get(name)
-        if known is None or known.versions != versions:
-            known = _Merged(self._add(name), versions)
+        if known is None or known.versions != list(map(internals.version, known.parts)):
+            parts = [part for layer in self._layers for part in _parts(layer, name)]
+            known = _Merged(self._add(name), parts, list(map(internals.version, parts)))
             self._merged[name] = known
         return known.weights
 
@@ -75,7 +77,7 @@ class Adapters:
             ]
 
 
-def _parts(layer: Any, name: str) -> Sequence[torch.Tensor]:
+def _parts(layer: Any, name: str) -> Sequence[Tensor]:
     """The two matrices of an adapter in a layer; none where it is not in that layer."""
     if name not in layer.lora_A:
         return ()
