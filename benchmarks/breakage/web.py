@@ -88,7 +88,8 @@ class _EchoCompressor(TableCompressor):
             embeddings=lambda ids: torch.zeros(*ids.shape, 1),
         )
         self.model.selector = _WordWeights()
-        self.model.pointer = None
+        self.model.tells_places = True
+        self.model.finder = self.model.pointer = None
 
     @property
     def reader(self) -> ZReader:

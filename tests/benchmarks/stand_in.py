@@ -43,7 +43,7 @@ class StandInReader:
     """Answers with the last word before the question, and records what it was asked."""
 
     max_positions = 400
-    model = SimpleNamespace(selector=None)
+    model = SimpleNamespace(selector=None, finder=None, tells_places=False)
 
     def __init__(self) -> None:
         self.calls: list[tuple[str | None, list[Any]]] = []
@@ -87,7 +87,7 @@ class StandInCompressor:
 
     def __init__(self) -> None:
         self.reader = StandInReader()
-        self.model = SimpleNamespace(state=lambda: ({}, {}))
+        self.model = SimpleNamespace(state=lambda: ({}, {}), finder=None)
         self.tokenizer = WordTokenizer()
         self.texts: list[str] = []
 
