@@ -107,7 +107,7 @@ class ZModel(nn.Module):
     def create(cls, base: BaseLM, **settings: object) -> ZModel:
         """An untrained model on `base`; `settings` are fields of `ZConfig`.
 
-        It has the shipped finder, which suits every base.
+        It has the finder of the shipped checkpoint, if any, which suits every base.
         """
         scale = float(base.embeddings.weight[:4096].float().std())
         defaults: dict[str, object] = {
