@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_base import SETTINGS, passages, tiny_base, tiny_model, write_questions
+from tiny_base import SETTINGS, interrupted, passages, tiny_base, tiny_model, write_questions
 from typer.testing import CliRunner
 
 from ztok_rag import cli
@@ -46,22 +45,11 @@ def test_the_loss_falls_on_texts_that_are_held_out(tmp_path: Path) -> None:
     )
 
 
-def test_an_interrupted_run_resumes_exactly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_resumes_exactly(tmp_path: Path) -> None:
     whole = tiny_model()
     train_relevance(whole, sets(), tmp_path / "whole", SMALL, progress=False)
-    step = RelevanceTrainer.train_step
-
-    def stop(trainer: RelevanceTrainer) -> dict[str, Any]:
-        if trainer.step == 5:
-            raise KeyboardInterrupt
-        return step(trainer)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RelevanceTrainer, "train_step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train_relevance(tiny_model(), sets(), tmp_path / "cut", SMALL, progress=False)
+    with interrupted(RelevanceTrainer, after=5):
+        train_relevance(tiny_model(), sets(), tmp_path / "cut", SMALL, progress=False)
     resumed = tiny_model()
     train_relevance(resumed, sets(), tmp_path / "cut", SMALL, progress=False)
     for name, value in weights(whole).items():

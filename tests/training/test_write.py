@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from tiny_base import SETTINGS, passages, tiny_base, tiny_model, write_questions
+from tiny_base import SETTINGS, interrupted, passages, tiny_base, tiny_model, write_questions
 from typer.testing import CliRunner
 
 from ztok_rag import ZGenerator, cli
@@ -85,17 +84,8 @@ def test_an_interrupted_run_resumes_exactly(
 ) -> None:
     whole = tiny_model()
     train_write(whole, data, tmp_path / "whole", SMALL, progress=False)
-    step = WriteTrainer.train_step
-
-    def stop(trainer: WriteTrainer) -> dict[str, Any]:
-        if trainer.step == 5:
-            raise KeyboardInterrupt
-        return step(trainer)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(WriteTrainer, "train_step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train_write(tiny_model(), data, tmp_path / "cut", SMALL, progress=False)
+    with interrupted(WriteTrainer, after=5):
+        train_write(tiny_model(), data, tmp_path / "cut", SMALL, progress=False)
     with monkeypatch.context() as patch:  # the states are there already
         patch.setattr("ztok_rag.training.write_states._read_windows", None)
         resumed = tiny_model()

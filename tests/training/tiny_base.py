@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -25,6 +28,7 @@ from ztok_rag.training.data import prepare_data
 from ztok_rag.training.passages import find_data
 from ztok_rag.training.phrases import Phrases
 from ztok_rag.training.rows import Rows, RowSettings
+from ztok_rag.training.stepping import StepTrainer
 from ztok_rag.training.surprisal import fit_code, weigh_passages
 
 SHAPE = {
@@ -120,3 +124,18 @@ def make_rows(
     phrases = Phrases.of(tokenizer, model.start_token)
     slots = model.config.slots
     return Rows(data, surprisal, model.token_code, phrases, slots, settings or RowSettings())
+
+
+@contextmanager
+def interrupted(trainer: type[StepTrainer[Any]], after: int) -> Iterator[None]:
+    """A run in the body is interrupted after so many steps."""
+    step = trainer.train_step
+
+    def stop(running: StepTrainer[Any]) -> dict[str, Any]:
+        if running.step == after:
+            raise KeyboardInterrupt
+        return step(running)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer, "train_step", stop)
+        yield

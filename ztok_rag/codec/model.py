@@ -200,6 +200,9 @@ class ZModel(nn.Module):
     def set_finder(self, finder: AnswerFinder | None) -> None:
         """Give the model a finder, or none."""
         self.finder_folder = None
+        self._hold(finder)
+
+    def _hold(self, finder: AnswerFinder | None) -> None:
         if finder is not None:
             on_cpu = self.base.device.type == "cpu"
             finder = finder.to(self.base.device, torch.float32 if on_cpu else self.base.dtype)
@@ -215,12 +218,11 @@ class ZModel(nn.Module):
         Raises:
             CheckpointError: its file is damaged.
         """
-        with _loading:
-            if self._finder is None and self.finder_folder is not None and _has_encoder():
-                folder = self.finder_folder
-                self.set_finder(AnswerFinder.load(folder).merge())
-                self.finder_folder = folder
-            return self._finder
+        if self._finder is None and self.finder_folder is not None and _has_encoder():
+            with _loading:
+                if self._finder is None:
+                    self._hold(AnswerFinder.load(self.finder_folder).merge())
+        return self._finder
 
     @property
     def tells_places(self) -> bool:

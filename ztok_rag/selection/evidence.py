@@ -124,7 +124,7 @@ def _read(
     ]
     inside = [spans[number][a:b] - spans[number][a, 0] for number, a, b in stretches]
     chances = find_chances(finder, question, parts, inside)
-    before = [likely[number][a:b] for number, a, b in stretches]
+    before = [likely[number][a:b] + _LEAST for number, a, b in stretches]
     both = [a**_FIRST * b**_FOUND for a, b in zip(before, chances, strict=True)]
     # What is not read stays as likely as it was.
     scale = sum(float(own.sum()) for own in before) / sum(float(own.sum()) for own in both)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
@@ -19,10 +18,9 @@ from ztok_rag.codec.finder import WINDOW, AnswerFinder
 from ztok_rag.codec.internals import is_fast_in_bf16
 from ztok_rag.codec.model import ZModel
 from ztok_rag.selection.finder import IntArray, encode_questions
-from ztok_rag.training.optimizing import take_step, warmup_cosine
 from ztok_rag.training.questions import AskedPassage, PassageSet, Questions, find_asked_whole
 from ztok_rag.training.run_state import claim_folder
-from ztok_rag.training.stepping import StepTrainer
+from ztok_rag.training.stepping import StepSettings, StepTrainer
 
 _NEAR = 3  # texts to each side
 _ELSEWHERE = 0.12  # share of questions that are read beside a text that does not answer
@@ -36,17 +34,11 @@ Row = tuple[IntArray, IntArray, list[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
-class FinderSettings:
-    """How to train it.
+class FinderSettings(StepSettings):
+    """How to train it; a step is on questions.
 
     Attributes:
-        steps: optimizer steps.
-        batch: questions per step.
-        lr: peak learning rate, after `warmup` steps; then a cosine to zero.
         weight_decay: of AdamW.
-        seed: of the order of questions and of the windows.
-        evaluate_every: steps between scores on the questions of passages that are held out.
-        save_minutes: between states to resume from.
         is_fresh: start from an untrained one, not from that of the checkpoint.
     """
 
@@ -55,14 +47,7 @@ class FinderSettings:
     lr: float = 8e-4
     warmup: int = 150
     weight_decay: float = 0.01
-    seed: int = 0
-    evaluate_every: int = 200
-    save_minutes: float = 5.0
     is_fresh: bool = False
-
-    def learning_rate(self, step: int) -> float:
-        """Of the step after `step` others."""
-        return self.lr * warmup_cosine(step, steps=self.steps, warmup=self.warmup, floor=0.0)
 
 
 def train_finder(
@@ -100,16 +85,15 @@ def train_finder(
     questions = find_asked_whole(finder.tokenizer, sets, progress=progress)
     if not len(questions):
         return 0
-    described = dataclasses.asdict(settings)
-    described.pop("save_minutes")
-    claim_folder(output, described | {"rank": finder.rank, "questions": questions.digest()})
+    own = {"rank": finder.rank, "questions": questions.digest()}
+    claim_folder(output, settings.described() | own)
     trainer = FinderTrainer(finder.to(model.base.device), questions, settings)
     trainer.train(output, progress=progress)
     model.set_finder(finder.merge())
     return len(questions)
 
 
-class FinderTrainer(StepTrainer):
+class FinderTrainer(StepTrainer[list[Row]]):
     """Trains a finder in place."""
 
     name = "finder"
@@ -124,31 +108,16 @@ class FinderTrainer(StepTrainer):
         optimizer = torch.optim.AdamW(
             trained.values(), lr=settings.lr, weight_decay=settings.weight_decay
         )
-        super().__init__(trained, optimizer, settings)
-        self._batches: Iterator[list[Row]] | None = None
+        super().__init__(finder, trained, optimizer, settings)
 
-    def train(self, output: Path, *, progress: bool = True) -> None:
-        """Go on to the last step. An interruption saves, and is then passed on."""
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(True)
-        try:
-            super().train(output, progress=progress)
-        finally:
-            self.finder.requires_grad_(False).eval()
+    def batches(self, first: int) -> Iterator[list[Row]]:
+        """Rows of the steps from `first` on."""
+        return islice(self._draw(), first, None)
 
-    def train_step(self) -> dict[str, Any]:
-        """One optimizer step; returns its line of the log."""
-        settings = self.settings
-        if self._batches is None:  # a run that goes on has drawn some before
-            self._batches = islice(self._draw(), self.step, None)
-        torch.manual_seed(settings.seed * 1_000_003 + self.step)  # of dropout, as when resumed
-        self.finder.train()
-        nats = self.answer_nats(next(self._batches)).mean()
-        torch.autograd.backward(nats)
-        lr = settings.learning_rate(self.step)
-        take_step(self.optimizer, self.parameters.values(), lr=lr, clip=1.0, step=self.step)
-        self.step += 1
-        return {"step": self.step, "lr": round(lr, 8), "nats": round(float(nats.detach()), 5)}
+    def loss(self, batch: list[Row]) -> tuple[Tensor, dict[str, Any]]:
+        """How unlikely the answers of a batch are."""
+        nats = self.answer_nats(batch).mean()
+        return nats, {"nats": round(float(nats.detach()), 5)}
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:

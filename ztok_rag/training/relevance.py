@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
@@ -17,45 +16,31 @@ from torch import Tensor
 from ztok_rag.codec.model import ZModel
 from ztok_rag.errors import DataError
 from ztok_rag.selection.relevance import PassageFeatures, score_pairs
-from ztok_rag.training.optimizing import take_step, warmup_cosine
 from ztok_rag.training.questions import AskedPassage, PassageSet, Questions, find_asked
 from ztok_rag.training.run_state import claim_folder
-from ztok_rag.training.stepping import StepTrainer
+from ztok_rag.training.stepping import StepSettings, StepTrainer
 
 _NEAR = 6  # texts to each side
 _FAR = 0.15  # share of questions that one text from anywhere stands beside
 
 
 @dataclass(frozen=True)
-class RelevanceSettings:
-    """How to train it.
+class RelevanceSettings(StepSettings):
+    """How to train it; a step is on questions, and 0 steps leave it as it is.
 
     Attributes:
-        steps: optimizer steps; 0 leaves it as it is.
-        batch: questions per step.
         distractors: texts from near the right one in the data, beside which it is found.
         max_tokens: longer passages are cut into texts of at most so many.
-        lr: peak learning rate, after `warmup` steps; then a cosine to zero.
         weight_decay: of AdamW.
-        seed: of the order of questions and the choice of distractors.
-        evaluate_every: steps between scores on the questions of passages that are held out.
-        save_minutes: between states to resume from.
     """
 
     steps: int = 1600
     batch: int = 24
-    distractors: int = 3
-    max_tokens: int = 256
     lr: float = 6e-4
     warmup: int = 100
+    distractors: int = 3
+    max_tokens: int = 256
     weight_decay: float = 0.02
-    seed: int = 0
-    evaluate_every: int = 200
-    save_minutes: float = 5.0
-
-    def learning_rate(self, step: int) -> float:
-        """Of the step after `step` others."""
-        return self.lr * warmup_cosine(step, steps=self.steps, warmup=self.warmup, floor=0.0)
 
 
 def train_relevance(
@@ -91,16 +76,14 @@ def train_relevance(
     questions = find_asked(model, sets, settings.max_tokens, progress=progress)
     if not len(questions):
         return 0
-    described = dataclasses.asdict(settings)
-    described.pop("save_minutes")
-    described |= {"model": model.fingerprint, "questions": questions.digest()}
-    claim_folder(output, described)
+    own = {"model": model.fingerprint, "questions": questions.digest()}
+    claim_folder(output, settings.described() | own)
     trainer = RelevanceTrainer(model, questions, settings)
     trainer.train(output, progress=progress)
     return len(questions)
 
 
-class RelevanceTrainer(StepTrainer):
+class RelevanceTrainer(StepTrainer[list[AskedPassage]]):
     """Trains the selector of a model in place."""
 
     name = "selector"
@@ -117,32 +100,17 @@ class RelevanceTrainer(StepTrainer):
         optimizer = torch.optim.AdamW(
             self.selector.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
-        super().__init__(dict(self.selector.named_parameters()), optimizer, settings)
-        self._batches: Iterator[list[AskedPassage]] | None = None
+        parameters = dict(self.selector.named_parameters())
+        super().__init__(self.selector, parameters, optimizer, settings)
 
-    def train(self, output: Path, *, progress: bool = True) -> None:
-        """Go on to the last step. An interruption saves, and is then passed on."""
-        self.selector.requires_grad_(True)
-        try:
-            super().train(output, progress=progress)
-        finally:
-            self.selector.requires_grad_(False).eval()
+    def batches(self, first: int) -> Iterator[list[AskedPassage]]:
+        """Questions of the steps from `first` on."""
+        return islice(self._draw(), first, None)
 
-    def train_step(self) -> dict[str, Any]:
-        """One optimizer step; returns its line of the log."""
-        settings = self.settings
-        if self._batches is None:  # a run that goes on has drawn some before
-            self._batches = islice(self._draw(), self.step, None)
-        batch = next(self._batches)
-        seed = settings.seed * 1_000_003 + self.step
-        torch.manual_seed(seed)  # of dropout, as when resumed
-        self.selector.train()
-        nats = self.answer_nats(batch, np.random.default_rng([2, seed])).mean()
-        torch.autograd.backward(nats)
-        lr = settings.learning_rate(self.step)
-        take_step(self.optimizer, self.selector.parameters(), lr=lr, clip=1.0, step=self.step)
-        self.step += 1
-        return {"step": self.step, "lr": round(lr, 8), "nats": round(float(nats.detach()), 5)}
+    def loss(self, batch: list[AskedPassage]) -> tuple[Tensor, dict[str, Any]]:
+        """How unlikely the answers of a batch are."""
+        nats = self.answer_nats(batch, np.random.default_rng([2, self.step_seed])).mean()
+        return nats, {"nats": round(float(nats.detach()), 5)}
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:

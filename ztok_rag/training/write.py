@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ztok_rag.codec.model import ZModel
 from ztok_rag.codec.write_head import BINS, WriteHead
 from ztok_rag.training.data import TrainingData
-from ztok_rag.training.optimizing import take_step
 from ztok_rag.training.run_state import claim_folder
 from ztok_rag.training.stepping import StepTrainer
 from ztok_rag.training.write_states import States, WriteSettings, collect_states
@@ -48,19 +47,14 @@ def train_write(
         DataError: the data have too few tokens.
     """
     settings = settings or WriteSettings()
-    claim_folder(output, _described(model, data, settings))
+    own = {"model": model.fingerprint, "data": data.folder.name}
+    claim_folder(output, settings.described() | own)
     states = collect_states(model, data, output / "states", settings, progress=progress)
     trainer = WriteTrainer(model, common_tokens(model, data, settings.vocabulary), states, settings)
     trainer.train(output, progress=progress)
     trainer.calibrate()
-    model.set_writer(trainer.head.requires_grad_(False).eval())
+    model.set_writer(trainer.head)
     return trainer.head
-
-
-def _described(model: ZModel, data: TrainingData, settings: WriteSettings) -> dict[str, Any]:
-    own = dataclasses.asdict(settings)
-    own.pop("save_minutes")
-    return {**own, "model": model.fingerprint, "data": data.folder.name}
 
 
 def common_tokens(model: ZModel, data: TrainingData, count: int) -> Tensor:
@@ -71,7 +65,7 @@ def common_tokens(model: ZModel, data: TrainingData, count: int) -> Tensor:
     return torch.from_numpy(np.sort(order[counts[order] > 0]))
 
 
-class WriteTrainer(StepTrainer):
+class WriteTrainer(StepTrainer[Tensor]):
     """Trains a head on states, so that it gives each next token the chance that the LLM gives it.
 
     Learning from the LLM's own distribution rather than from the text (Hinton et al. 2015, arXiv
@@ -96,7 +90,7 @@ class WriteTrainer(StepTrainer):
         optimizer = torch.optim.AdamW(
             self.head.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=settings.decay
         )
-        super().__init__(dict(self.head.named_parameters()), optimizer, settings)
+        super().__init__(self.head, dict(self.head.named_parameters()), optimizer, settings)
         self._epoch = -1
         self._order = np.empty(0, np.int64)  # of the states in that epoch
 
@@ -134,28 +128,23 @@ class WriteTrainer(StepTrainer):
             self._epoch, self._order = epoch, rng.permutation(len(starts))
         return starts[torch.from_numpy(self._order[within * size : (within + 1) * size])]
 
-    def train_step(self) -> dict[str, Any]:
-        """One optimizer step; returns its line of the log."""
-        settings = self.settings
-        torch.manual_seed(settings.seed * 1_000_003 + self.step)  # of dropout, as when resumed
-        self.head.train()
+    def batches(self, first: int) -> Iterator[Tensor]:
+        """Places of the steps from `first` on."""
+        return (self.batch(step) for step in count(first))
+
+    def loss(self, batch: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """The mean loss of the tokens after each place, the nearer ones weighing more."""
         total = torch.zeros((), device=self.device)
         nats, agreed, weight, weights = [], [], 1.0, 0.0
-        for teacher, own, best in self.chain(self.batch(self.step)):
+        for teacher, own, best in self.chain(batch):
             each = -(teacher * own).sum(1).mean()
             total = total + weight * each
             nats.append(float(each.detach()))
             agreed.append(float(self._agrees(own, best).float().mean()))
             weights += weight
             weight *= _DECAY
-        torch.autograd.backward(total / weights)
-        lr = settings.learning_rate(self.step)
-        take_step(self.optimizer, self.head.parameters(), lr=lr, clip=1.0, step=self.step)
-        self.step += 1
-        return {
-            "step": self.step,
-            "positions": self.step * settings.batch,
-            "lr": round(lr, 8),
+        return total / weights, {
+            "positions": (self.step + 1) * self.settings.batch,
             "nats": round(sum(nats) / len(nats), 5),
             "agreement": [round(share, 4) for share in agreed],
         }

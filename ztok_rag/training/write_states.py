@@ -21,7 +21,7 @@ from ztok_rag.codec.model import READ, ZModel
 from ztok_rag.codec.prompts import REPEAT_PROMPT
 from ztok_rag.errors import CheckpointError, DataError
 from ztok_rag.training.data import TrainingData
-from ztok_rag.training.optimizing import warmup_cosine
+from ztok_rag.training.stepping import StepSettings
 
 HELD_OUT = 20
 """One of so many windows is never trained on."""
@@ -32,44 +32,33 @@ _LARGEST_PACKED = 8
 
 
 @dataclass(frozen=True)
-class WriteSettings:
-    """How to train the write head.
+class WriteSettings(StepSettings):
+    """How to train the write head; a step is on states.
 
     Attributes:
         positions: states of the LLM to train on. Each takes two bytes per hidden unit on disk and
             in memory.
         window: most tokens of a text that are read at once.
-        steps: optimizer steps.
-        batch: states of a step.
         depth: tokens written from each, after the LLM's own.
         width: of the head's memory.
         vocabulary: tokens that it can write: the commonest of the data.
-        lr: peak learning rate, after `warmup` steps; then a cosine to zero.
         decay: weight decay of AdamW.
         dropout: of the head.
-        seed: of weights, windows and batches.
-        evaluate_every: steps between scores on the windows that are held out.
-        save_minutes: between states to resume from.
     """
 
-    positions: int = 40_000
-    window: int = 192
     steps: int = 1000
     batch: int = 256
+    lr: float = 2e-3
+    warmup: int = 50
+    evaluate_every: int = 50
+    save_minutes: float = 2.0
+    positions: int = 40_000
+    window: int = 192
     depth: int = 3
     width: int = 448
     vocabulary: int = 8192
-    lr: float = 2e-3
-    warmup: int = 50
     decay: float = 0.05
     dropout: float = 0.25
-    seed: int = 0
-    evaluate_every: int = 50
-    save_minutes: float = 2.0
-
-    def learning_rate(self, step: int) -> float:
-        """Of the step after `step` others."""
-        return self.lr * warmup_cosine(step, steps=self.steps, warmup=self.warmup, floor=0.0)
 
 
 @dataclass
