@@ -173,9 +173,6 @@ VARIANTS = {
         "nothing tells copying which places are likely",
         arguments={"copy": CopyCosts(place=0.0, end=0.0)},
     ),
-    "copying-no-finder": Variant(
-        "the finder does not tell copying which places are likely", around=_without_finder
-    ),
     "copying-no-pointer": Variant(
         "the pointer does not tell copying which places are likely", around=_WITHOUT_POINTER
     ),

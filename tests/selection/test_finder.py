@@ -18,7 +18,7 @@ from ztok_rag.codec.finder import FINDER_FILE, WINDOW, AnswerFinder
 from ztok_rag.codec.model import DEFAULT_CHECKPOINT, ZModel
 from ztok_rag.errors import CheckpointError, ZtokError
 from ztok_rag.files import write_digests
-from ztok_rag.selection.evidence import MOST_READ, find_likely, likely_stretches
+from ztok_rag.selection.evidence import MOST_READ, find_likely, likely_stretches, read_closely
 from ztok_rag.selection.finder import find_chances, find_odds
 
 QUESTION = "Who was the last keeper?"
@@ -114,10 +114,9 @@ def test_what_is_not_read_stays_as_likely(
     texts = [" ".join([BAKERY] * 44), f"{BAKERY} {PASSAGE}"]
     tokens = compressor.tokenize(texts)
     assert sum(map(len, tokens)) > MOST_READ
-    monkeypatch.setattr(ZModel, "finder", None)
-    before = find_likely(model, QUESTION, texts, tokens)
     monkeypatch.setattr(ZModel, "finder", drawn)
-    after = find_likely(model, QUESTION, texts, tokens)
+    before = find_likely(model, QUESTION, texts, tokens)
+    after = read_closely(model, QUESTION, texts, tokens, before)
     assert sum(float(own.sum()) for own in after) == pytest.approx(1, abs=1e-4)
     read = [np.zeros(len(own), bool) for own in tokens]
     for number, start, end in likely_stretches(before, MOST_READ):

@@ -2,7 +2,9 @@
 
 The relevance model, and the embeddings of sentences where a scorer is given, look at everything
 and cost little. The checkpoint's finder reads the question beside the text, errs less and costs
-more, so of long texts it reads the likely parts alone.
+more, so of long texts it reads the likely parts alone. It says which pieces are read; answers are
+drawn to places by the others alone, as a place of which the finder is sure keeps the LLM, which
+sees more, from another.
 """
 
 from __future__ import annotations
@@ -21,10 +23,9 @@ from ztok_rag.selection.sentences import FloatArray, SentenceScorer, split_sente
 from ztok_rag.selection.text_pieces import owners
 
 if TYPE_CHECKING:
-    from ztok_rag.codec.finder import AnswerFinder
     from ztok_rag.codec.model import ZModel
 
-MOST_READ = 2048
+MOST_READ = 768
 """Tokens that the finder reads of all texts together."""
 
 _PART = 128  # tokens of a long text that are read or not
@@ -45,7 +46,7 @@ def find_likely(
     """Probability that each token of each text is part of the answer.
 
     Args:
-        model: whose relevance model and finder tell; without them, all tokens are alike.
+        model: whose relevance model tells; without it, all tokens are alike.
         question: the question.
         texts: the texts.
         tokens: the same texts, compressed, weighed or not.
@@ -72,9 +73,46 @@ def find_likely(
         mass = sum(float(own.sum()) for own in likely[:last])
         told_apart = _combine(found[:last], by_sentence, sentences)
         likely = [*(mass * own for own in told_apart), *likely[last:]]
+    return likely
+
+
+def read_closely(
+    model: ZModel,
+    question: str,
+    texts: Sequence[str],
+    tokens: Sequence[CompressedText],
+    likely: Sequence[FloatArray],
+) -> list[FloatArray]:
+    """What `find_likely` says, together with what the checkpoint's finder reads.
+
+    Args:
+        model: whose finder reads; without one, nothing changes.
+        question: the question.
+        texts: the texts.
+        tokens: the same texts, compressed, weighed or not.
+        likely: of `find_likely`, `[n_tokens]` for each text.
+
+    Returns:
+        `[n_tokens]` for each text. The sum over all texts is that of `likely`.
+    """
     if model.finder is None:
-        return likely
-    return _read(model.finder, question, texts, [own.spans for own in tokens], likely)
+        return list(likely)
+    stretches = likely_stretches(likely, MOST_READ)
+    parts = [(texts[number], tokens[number].spans[a:b]) for number, a, b in stretches]
+    chances = find_chances(
+        model.finder,
+        question,
+        [text[own[0, 0] : own[-1, 1]] for text, own in parts],
+        [own - own[0, 0] for _, own in parts],
+    )
+    before = [likely[number][a:b] + _LEAST for number, a, b in stretches]
+    both = [a**_FIRST * b**_FOUND for a, b in zip(before, chances, strict=True)]
+    # What is not read stays as likely as it was.
+    scale = sum(float(own.sum()) for own in before) / sum(float(own.sum()) for own in both)
+    mixed = [own.copy() for own in likely]
+    for (number, a, b), own in zip(stretches, both, strict=True):
+        mixed[number][a:b] = scale * own
+    return mixed
 
 
 def _combine(
@@ -100,38 +138,6 @@ def _combine(
         found.append(token.astype(np.float64) * each[own])
     mass = sum(float(own.sum()) for own in found) or 1.0
     return [own / mass for own in found]
-
-
-def _read(
-    finder: AnswerFinder,
-    question: str,
-    texts: Sequence[str],
-    spans: Sequence[IntArray],
-    likely: Sequence[FloatArray],
-) -> list[FloatArray]:
-    """What the finder and what was known before say together; see `find_likely`.
-
-    Args:
-        finder: that reads.
-        question: the question.
-        texts: the texts.
-        spans: `[n_tokens, 2]` characters of the tokens of each.
-        likely: what is known before, `[n_tokens]` for each text.
-    """
-    stretches = likely_stretches(likely, MOST_READ)
-    parts = [
-        texts[number][spans[number][a, 0] : spans[number][b - 1, 1]] for number, a, b in stretches
-    ]
-    inside = [spans[number][a:b] - spans[number][a, 0] for number, a, b in stretches]
-    chances = find_chances(finder, question, parts, inside)
-    before = [likely[number][a:b] + _LEAST for number, a, b in stretches]
-    both = [a**_FIRST * b**_FOUND for a, b in zip(before, chances, strict=True)]
-    # What is not read stays as likely as it was.
-    scale = sum(float(own.sum()) for own in before) / sum(float(own.sum()) for own in both)
-    mixed = [own.copy() for own in likely]
-    for (number, a, b), own in zip(stretches, both, strict=True):
-        mixed[number][a:b] = scale * own
-    return mixed
 
 
 def likely_stretches(likely: Sequence[FloatArray], most: int) -> list[tuple[int, int, int]]:

@@ -18,7 +18,7 @@ from ztok_rag.codec.pointing import spread
 from ztok_rag.codec.reader import Segment, ZReader
 from ztok_rag.codec.sequence import ZSequence, sequences_of
 from ztok_rag.errors import ZtokError
-from ztok_rag.selection.evidence import find_likely
+from ztok_rag.selection.evidence import find_likely, read_closely
 from ztok_rag.selection.reading import Reading, asked_by, read_once, unpack, unpack_told
 from ztok_rag.selection.sentences import FloatArray, SentenceScorer
 from ztok_rag.selection.text_pieces import TextPieces, choose_pieces
@@ -91,6 +91,7 @@ class LookTwice:
             model, question, [*texts, *told], [*tokens, *told_tokens], scorer, beside=len(told)
         )
         likely, beside = found[: len(texts)], found[len(texts) :]
+        closely = read_closely(model, question, texts, tokens, likely)
         looks: list[list[Segment]] = []
         if math.isfinite(rate):
             first = [s.at(rate) if isinstance(s, ZSequence) else s for s in segments]
@@ -98,9 +99,10 @@ class LookTwice:
             budget -= sum(map(len, sequences_of(first)))
             pointed = _pointed(reader, first, ask_first)
             likely = [a * b for a, b in zip(likely, pointed, strict=True)]
+            closely = [a * b for a, b in zip(closely, pointed, strict=True)]
             beside = [max(float(b.max()) for b in pointed) * own for own in beside]
         parts = [TextPieces(text, own) for text, own in zip(texts, tokens, strict=True)]
-        scores = [part.scores(own) for part, own in zip(parts, likely, strict=True)]
+        scores = [part.scores(own) for part, own in zip(parts, closely, strict=True)]
         chosen = choose_pieces(parts, scores, budget, model.config.slots)
         pieces = iter(chosen)
         looks.append([next(pieces) if isinstance(s, ZSequence) else s for s in segments])

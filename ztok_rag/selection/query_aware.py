@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ztok_rag.codec.compressed_text import CompressedText
 from ztok_rag.codec.sequence import ZSequence
 from ztok_rag.inputs import as_list, repair_surrogates
-from ztok_rag.selection.evidence import find_likely
+from ztok_rag.selection.evidence import find_likely, read_closely
 from ztok_rag.selection.sentences import FloatArray, SentenceScorer
 from ztok_rag.selection.text_pieces import TextPieces, choose_pieces
 
@@ -126,7 +126,9 @@ class QueryAwareSelector:
         self, question: str, texts: Sequence[str], parts: Sequence[TextPieces]
     ) -> list[FloatArray]:
         tokens = [part.tokens for part in parts]
-        likely = find_likely(self.compressor.model, question, texts, tokens, self.scorer)
+        model = self.compressor.model
+        likely = find_likely(model, question, texts, tokens, self.scorer)
+        likely = read_closely(model, question, texts, tokens, likely)
         return [part.scores(own) for part, own in zip(parts, likely, strict=True)]
 
 

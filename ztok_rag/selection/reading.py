@@ -51,7 +51,7 @@ def read_once(model: ZModel, segments: Sequence[Segment], *, copies_text: bool =
     """A prompt as it is, and where its answer may stand if it asks a question.
 
     Args:
-        model: whose relevance model and finder tell.
+        model: whose relevance model tells.
         segments: text and sequences in reading order.
         copies_text: tell it of sequences at rate 1, too, to which answers are not drawn unless
             that is asked for.
@@ -59,7 +59,7 @@ def read_once(model: ZModel, segments: Sequence[Segment], *, copies_text: bool =
     segments, sequences = list(segments), sequences_of(segments)
     is_packed = sum(len(z.places) for z in sequences) > sum(map(len, sequences))
     question = asked_by(segments) if is_packed or (sequences and copies_text) else None
-    if question is None or not model.tells_places:
+    if question is None or model.selector is None:
         return Reading([segments])
     runs = [z.runs for z in sequences]
     parts = [(z, run) for z, own in zip(sequences, runs, strict=True) for run in own]
