@@ -16,10 +16,13 @@ from ztok_rag.codec import model as model_module
 from ztok_rag.codec.base import tokenize_exactly
 from ztok_rag.codec.finder import FINDER_FILE, WINDOW, AnswerFinder
 from ztok_rag.codec.model import DEFAULT_CHECKPOINT, ZModel
+from ztok_rag.codec.sequence import sequences_of
 from ztok_rag.errors import CheckpointError, ZtokError
 from ztok_rag.files import write_digests
+from ztok_rag.selection import evidence
 from ztok_rag.selection.evidence import MOST_READ, find_likely, likely_stretches, read_closely
 from ztok_rag.selection.finder import find_chances, find_odds
+from ztok_rag.selection.look_twice import LookTwice
 
 QUESTION = "Who was the last keeper?"
 
@@ -125,6 +128,29 @@ def test_what_is_not_read_stays_as_likely(
     for one, other, own in zip(before, after, read, strict=True):
         assert np.array_equal(one[~own], other[~own])
         assert own.sum() == 0 or not np.allclose(one[own], other[own])
+
+
+def test_the_finder_chooses_what_is_read_and_not_what_is_copied(
+    compressor: ZCompressor, drawn: AnswerFinder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_the_end(*arguments: list[np.ndarray]) -> list[np.ndarray]:
+        (spans,) = arguments[-1]
+        return [np.where(np.arange(len(spans)) < len(spans) - 6, 0.003, 0.1)]
+
+    monkeypatch.setattr(evidence, "find_chances", at_the_end)
+    (z,) = compressor.compress([f"{PASSAGE}\n\n{BAKERY}"], 8)
+    found = []
+    for finder in (None, drawn):
+        monkeypatch.setattr(ZModel, "finder", finder)
+        reading = LookTwice().read(compressor.reader, [z, f"\n\nQuestion: {QUESTION}"])
+        (again,) = sequences_of(reading.last)
+        assert len(reading.looks) == 1 and reading.likely is not None
+        found.append(dict(zip(again.places.tolist(), reading.likely[0].tolist(), strict=True)))
+    without, chosen = found
+    last = len(z.places) - 1
+    assert last in chosen and last not in without
+    both = without.keys() & chosen.keys()
+    assert both and all(without[place] == chosen[place] for place in both)
 
 
 def test_a_checkpoint_keeps_its_finder(tmp_path: Path, drawn: AnswerFinder) -> None:
