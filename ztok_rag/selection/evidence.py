@@ -2,9 +2,8 @@
 
 The relevance model, and the embeddings of sentences where a scorer is given, look at everything
 and cost little. The checkpoint's finder reads the question beside the text, errs less and costs
-more, so of long texts it reads the likely parts alone. It says which pieces are read; answers are
-drawn to places by the others alone, as a place of which the finder is sure keeps the LLM, which
-sees more, from another.
+more, so of long texts it reads the likely parts alone. It helps to choose the pieces that are
+read. Answers are not drawn to where it looks, as that makes right answers no likelier.
 """
 
 from __future__ import annotations
