@@ -140,6 +140,7 @@ def test_info_and_help() -> None:
     done = ztok("info")
     assert done.returncode == 0 and "SmolLM2-135M-Instruct" in done.stdout
     assert "up to 16 tokens" in done.stdout and "after 20 layers" in done.stdout
+    assert "LoRA adapter on all-MiniLM-L6-v2" in done.stdout
     done = ztok("info", ZTOK_DTYPE="float32")
     assert "(float32)" in done.stdout
     done = ztok("info", ZTOK_DTYPE="float8")

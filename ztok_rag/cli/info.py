@@ -19,11 +19,13 @@ def info(
 
     from ztok_rag.codec.base import cache_dir, default_dtype, dtype_name
     from ztok_rag.codec.config import ZConfig
+    from ztok_rag.codec.finder import ENCODER, FINDER_FILE
     from ztok_rag.codec.model import DEFAULT_CHECKPOINT, codes_fingerprint, read_token_code
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = checkpoint or DEFAULT_CHECKPOINT
     config = ZConfig.load(folder)
+    has_finder = (folder / FINDER_FILE).is_file()
     packages = ("ztok-rag", "torch", "transformers", "peft", "llama-index-core")
     rows = {
         "python": platform.python_version(),
@@ -35,6 +37,7 @@ def info(
         "Z-token": f"up to {config.slots} tokens",
         "reader": f"LoRA adapter of rank {config.rank}",
         "pointer": f"after {config.pointer_layer} layers" if config.pointer_layer else "none",
+        "finder": f"LoRA adapter on {ENCODER}" if has_finder else "none",
         "fingerprint": codes_fingerprint(config, read_token_code(folder)),
     }
     for name, value in rows.items():
