@@ -14,7 +14,7 @@ from tests.conftest import BAKERY, PASSAGE
 from ztok_rag import ZCompressor
 from ztok_rag.codec import model as model_module
 from ztok_rag.codec.base import tokenize_exactly
-from ztok_rag.codec.finder import FINDER_FILE, WINDOW, AnswerFinder
+from ztok_rag.codec.finder import FINDER_FILE, LONGEST_QUESTION, WINDOW, AnswerFinder
 from ztok_rag.codec.model import DEFAULT_CHECKPOINT, ZModel
 from ztok_rag.codec.sequence import sequences_of
 from ztok_rag.errors import CheckpointError, ZtokError
@@ -128,6 +128,18 @@ def test_what_is_not_read_stays_as_likely(
     for one, other, own in zip(before, after, read, strict=True):
         assert np.array_equal(one[~own], other[~own])
         assert own.sum() == 0 or not np.allclose(one[own], other[own])
+
+
+def test_a_question_that_is_too_long_is_not_read(
+    compressor: ZCompressor, drawn: AnswerFinder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ZModel, "finder", drawn)
+    tokens = compressor.tokenize([PASSAGE])
+    likely = find_likely(compressor.model, QUESTION, [PASSAGE], tokens)
+    for question, is_read in ((QUESTION, True), (f"{BAKERY} {QUESTION}", False)):
+        assert len(drawn.tokenizer(question).input_ids) > LONGEST_QUESTION or is_read
+        (own,) = read_closely(compressor.model, question, [PASSAGE], tokens, likely)
+        assert np.array_equal(own, likely[0]) != is_read
 
 
 def test_the_finder_chooses_what_is_read_and_not_what_is_copied(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ztok_rag.codec.compressed_text import CompressedText
 from ztok_rag.codec.sequence import IntArray
-from ztok_rag.selection.finder import find_chances
+from ztok_rag.selection.finder import can_ask, find_chances
 from ztok_rag.selection.relevance import PassageFeatures, find_answers
 from ztok_rag.selection.sentences import FloatArray, SentenceScorer, split_sentences
 from ztok_rag.selection.text_pieces import owners
@@ -86,7 +86,7 @@ def read_closely(
 
     Args:
         model: whose finder reads; without one, nothing changes.
-        question: the question.
+        question: the question; where it is longer than the finder reads, nothing changes.
         texts: the texts.
         tokens: the same texts, compressed, weighed or not.
         likely: of `find_likely`, `[n_tokens]` for each text.
@@ -94,7 +94,7 @@ def read_closely(
     Returns:
         `[n_tokens]` for each text. The sum over all texts is that of `likely`.
     """
-    if model.finder is None:
+    if model.finder is None or not can_ask(model.finder, question):
         return list(likely)
     stretches = likely_stretches(likely, MOST_READ)
     parts = [(texts[number], tokens[number].spans[a:b]) for number, a, b in stretches]

@@ -27,6 +27,15 @@ def encode_questions(tokenizer: Any, questions: Sequence[str]) -> list[IntArray]
     return [own.ids[:LONGEST_QUESTION] for own in tokenize_exactly(tokenizer, questions)]
 
 
+def can_ask(finder: AnswerFinder, question: str) -> bool:
+    """Whether a question is of at most `LONGEST_QUESTION` tokens, as those of the training are.
+
+    What is longer is seldom one question, but a passage to be found or a prompt with examples.
+    """
+    (asked,) = tokenize_exactly(finder.tokenizer, [question])
+    return len(asked.ids) <= LONGEST_QUESTION
+
+
 @torch.inference_mode()
 def find_odds(
     finder: AnswerFinder, question: str, texts: Sequence[str]
