@@ -207,6 +207,14 @@ def test_an_owner_deletes_what_nobody_else_needs(make: Make) -> None:
     assert list(store._cache.pinned("one")) and not list(store._cache.pinned("two"))
 
 
+def test_to_unpin_what_is_not_pinned_is_no_use_of_it(make: Make) -> None:
+    store = make(size_limit=12)
+    fill(store, "ab")
+    store.unpin("one", "a")
+    fill(store, "c")
+    assert held(store, "abc") == "bc"
+
+
 @pytest.mark.parametrize("limit", [0, -1, True])
 def test_a_limit_is_a_number_of_bytes(tmp_path: Path, limit: int) -> None:
     with pytest.raises(ZtokError, match="at least 1 byte"):

@@ -164,7 +164,9 @@ class EmbeddedBackend(BytesCache):
                     [(bytes.fromhex(content), owner) for content in part],
                 )
                 free = set(part) - self._pinned_by_others(part, "")
-                self._set_time(self._tick(), self._rows_of(free))
+                rows = self._rows_of(free, "rowid, filename, key, access_time")
+                # Those that were pinned have no time; to unpin others is no use of them.
+                self._set_time(self._tick(), [row for row in rows if row[3] is None])
 
     def pinned(self, owner: str) -> Iterator[list[str]]:
         select = (
