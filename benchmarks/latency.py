@@ -150,8 +150,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--max-new-tokens", type=positive, default=32, metavar="N", help="length of an answer"
     )
     parser.add_argument(
-        "--batch-tokens", type=positive, default=4096, metavar="N",
-        help="padded tokens per pass, of compressor and base alike (default: 4096)",
+        "--batch-tokens", type=positive, default=None, metavar="N",
+        help="padded tokens per pass, of compressor and base alike (default: the compressor's own)",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=None, metavar="DIR")
     add_model_options(parser)

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from costs.bench import Bench, in_turns
 from ztok_rag.codec.base import BaseLM
-from ztok_rag.codec.compressor import batches_by_size
+from ztok_rag.codec.compressor import batches_by_size, best_batch_tokens
 from ztok_rag.evaluation import Row
 
 
@@ -20,7 +20,7 @@ def measure_compression(bench: Bench, bar: tqdm[Any]) -> list[Row]:
     """Source tokens per second of compression, and of the plain base LLM over the same batches."""
     base, compressor = bench.base, bench.compressor
     texts = bench.corpus.chunks[: bench.options.windows]
-    batch_tokens = bench.options.batch_tokens
+    batch_tokens = bench.options.batch_tokens or best_batch_tokens(base.device)
     ids: list[list[int]] = compressor.tokenizer(texts, add_special_tokens=False)["input_ids"]
     batches = [
         padded([ids[i] for i in batch], base.device)

@@ -86,7 +86,7 @@ class ZCompressor:
         return len(tokens.ids)
 
     def compress(
-        self, texts: Sequence[str], rate: float = 4.0, *, batch_tokens: int = 4096
+        self, texts: Sequence[str], rate: float = 4.0, *, batch_tokens: int | None = None
     ) -> list[ZSequence]:
         """Compress texts.
 
@@ -94,8 +94,8 @@ class ZCompressor:
             texts: any number, of any length. Half surrogate pairs are replaced by U+FFFD, with a
                 warning.
             rate: source tokens per Z-token, 1 to 64.
-            batch_tokens: padded source tokens per forward pass; 1 reads each window of a text in a
-                pass of its own.
+            batch_tokens: padded source tokens per forward pass; `None` is what suits the device,
+                and 1 reads each window of a text in a pass of its own.
 
         Raises:
             ZtokError: the rate is out of range, or a text is not a string or is empty.
@@ -108,11 +108,13 @@ class ZCompressor:
         return [text.at(rate, self.slots) for text in compressed]
 
     def compress_all_rates(
-        self, texts: Sequence[str], *, batch_tokens: int = 4096
+        self, texts: Sequence[str], *, batch_tokens: int | None = None
     ) -> list[CompressedText]:
         """Compress texts once for all rates; `at` of each gives what `compress` gives."""
         texts = self._checked(texts)
         tokens = tokenize_exactly(self.tokenizer, texts)
+        if batch_tokens is None:
+            batch_tokens = best_batch_tokens(self.model.base.device)
         return self._join(texts, tokens, self._weigh([t.ids for t in tokens], batch_tokens))
 
     def tokenize(self, texts: Sequence[str]) -> list[CompressedText]:
@@ -272,6 +274,14 @@ def reads_alone(base: BaseLM) -> bool:
     cost in time.
     """
     return base.dtype != torch.float32 and base.device.type == "cpu"
+
+
+def best_batch_tokens(device: torch.device) -> int:
+    """Padded tokens per pass at which a device weighs texts soonest.
+
+    A CPU gains nothing from more rows than fill its units, and loses what its caches cannot hold.
+    """
+    return 512 if device.type == "cpu" else 4096
 
 
 def batches_by_size(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:

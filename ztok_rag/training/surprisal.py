@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ztok_rag.codec.compressed_text import levels_of
-from ztok_rag.codec.compressor import batches_by_size, surprisal
+from ztok_rag.codec.compressor import batches_by_size, best_batch_tokens, surprisal
 from ztok_rag.codec.model import ZModel
 from ztok_rag.codec.serialization import write_atomic
 from ztok_rag.codec.token_code import TokenCode
@@ -58,7 +58,8 @@ def weigh_passages(
         with FileLock(folder / "lock"):
             if not (folder / "whole").exists():
                 if batch_tokens is None:
-                    batch_tokens = 65536 if model.base.device.type == "cuda" else 4096
+                    device = model.base.device
+                    batch_tokens = 65536 if device.type == "cuda" else best_batch_tokens(device)
                 _weigh(model, data, folder, batch_tokens, progress)
     nats = np.memmap(folder / "nats", np.float16, "r", shape=(tokens,))
     predicted = np.memmap(folder / "predicted", np.bool_, "r", shape=(tokens,))
