@@ -281,7 +281,7 @@ def best_batch_tokens(device: torch.device) -> int:
 
     A CPU gains nothing from more rows than fill its units, and loses what its caches cannot hold.
     """
-    return 512 if device.type == "cpu" else 4096
+    return 1024 if device.type == "cpu" else 4096
 
 
 def batches_by_size(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
