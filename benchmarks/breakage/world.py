@@ -59,7 +59,7 @@ class TableCompressor(ZCompressor):
         return TableCompressor, ()
 
     def _weigh(
-        self, rows: Iterable[NDArray[np.int64]], batch_tokens: int
+        self, rows: Iterable[NDArray[np.int64]], batch_tokens: int | None
     ) -> list[NDArray[np.uint8]]:
         return [(row * 2654435761 // 97 % LEVELS).astype(np.uint8) for row in rows]
 

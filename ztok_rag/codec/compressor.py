@@ -113,8 +113,6 @@ class ZCompressor:
         """Compress texts once for all rates; `at` of each gives what `compress` gives."""
         texts = self._checked(texts)
         tokens = tokenize_exactly(self.tokenizer, texts)
-        if batch_tokens is None:
-            batch_tokens = best_batch_tokens(self.model.base.device)
         return self._join(texts, tokens, self._weigh([t.ids for t in tokens], batch_tokens))
 
     def tokenize(self, texts: Sequence[str]) -> list[CompressedText]:
@@ -182,13 +180,15 @@ class ZCompressor:
             for text, own, level in zip(texts, tokens, levels, strict=True)
         ]
 
-    def _weigh(self, rows: Sequence[IntArray], batch_tokens: int) -> list[NDArray[np.uint8]]:
+    def _weigh(self, rows: Sequence[IntArray], batch_tokens: int | None) -> list[NDArray[np.uint8]]:
         """Levels of the tokens of texts (`levels_of`), in one pass of the plain base."""
         window = self.model.config.window
         cuts = [range(0, len(row), window) for row in rows]
         windows = [row[a : a + window] for row, own in zip(rows, cuts, strict=True) for a in own]
         if reads_alone(self.model.base):
             batch_tokens = 1
+        elif batch_tokens is None:
+            batch_tokens = best_batch_tokens(self.model.base.device)
         levels: dict[int, NDArray[np.uint8]] = {}
         for batch in batches_by_size([len(w) + 1 for w in windows], batch_tokens):
             found, sure = self._weigh_batch([windows[i] for i in batch])
