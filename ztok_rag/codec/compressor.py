@@ -279,7 +279,7 @@ def reads_alone(base: BaseLM) -> bool:
 def best_batch_tokens(device: torch.device) -> int:
     """Padded tokens per pass at which a device weighs texts soonest.
 
-    A CPU gains nothing from more rows than fill its units, and loses what its caches cannot hold.
+    Larger batches hold more padding where lengths differ, and a CPU gains nothing by them.
     """
     return 1024 if device.type == "cpu" else 4096
 
